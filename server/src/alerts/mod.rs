@@ -1,0 +1,1 @@
+//! Alerts: rows opened by rules, acknowledged and resolved by people.

@@ -1,0 +1,1 @@
+//! Devices: registry, claims, certificates, tokens, the in-memory directory.

@@ -1,0 +1,1 @@
+//! The MQTT front: identify, authorise, limit, append, acknowledge after the fsync.

@@ -1,0 +1,1 @@
+//! Joins the slices' routes into one router with one OpenAPI document.

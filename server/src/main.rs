@@ -1,0 +1,2 @@
+//! `muster-server`: command line of the fleet server.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The embedded read-only page at `/`, until the console comes.

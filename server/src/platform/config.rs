@@ -1,0 +1,1 @@
+//! Configuration: file, environment and flags, in that order of growing priority.

@@ -1,0 +1,304 @@
+//! The embedded database: one writer thread with group commit, a few reader threads, WAL.
+//!
+//! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this.
+//! Promise: a write returned `Ok` is on disk (`synchronous=FULL`); a failed closure leaves no trace
+//! (its savepoint is rolled back) and disturbs no other closure of the same group.
+//! Bounds: [`QUEUE_MAX`] waiting closures a lane (callers wait beyond), [`GROUP_MAX`] closures a commit.
+//!
+//! Closures are synchronous: they run on a thread of the database's own, so SQL never blocks the async
+//! runtime, and nothing but SQL can be awaited inside a transaction.
+
+mod tx;
+
+pub use rusqlite::types::{FromSql, ToSql, Value as SqlValue};
+pub use tx::{Row, Tx};
+
+use rusqlite::{Connection, OpenFlags};
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Closures that may wait for a lane; more make their callers wait.
+pub const QUEUE_MAX: usize = 1024;
+/// Closures that share one commit.
+pub const GROUP_MAX: usize = 256;
+
+/// Why a database call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// The file cannot be opened.
+    #[error("cannot open database {path}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// The engine's reason.
+        #[source]
+        source: rusqlite::Error,
+    },
+    /// A migration failed, or the schema is newer than this build.
+    #[error("cannot migrate database {path}: {why}")]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// The reason.
+        why: String,
+    },
+    /// A statement failed.
+    #[error("statement failed")]
+    Sql(#[from] rusqlite::Error),
+    /// The group's commit failed; nothing of it is stored.
+    #[error("commit failed: {0}")]
+    Commit(String),
+    /// The database is shut down, or the closure panicked.
+    #[error("the database is closed")]
+    Closed,
+    /// A row holds what its type cannot be.
+    #[error("column {column} holds an unexpected value")]
+    Column {
+        /// The column.
+        column: String,
+    },
+}
+
+impl DbError {
+    /// Whether a UNIQUE or PRIMARY KEY constraint refused the row.
+    #[must_use]
+    pub fn is_unique_violation(&self) -> bool {
+        matches!(self, Self::Sql(rusqlite::Error::SqliteFailure(failure, _))
+            if matches!(failure.extended_code, rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY))
+    }
+}
+
+/// Whose rows a store function may touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One tenant's.
+    Tenant(muster_wire::TenantId),
+    /// Every tenant's, for a named reason; `xtask tidy` holds the list of reasons.
+    System(&'static str),
+}
+
+/// Runs inside the writer: does the work, and answers once the outcome is known.
+type WriteJob = Box<dyn FnOnce(&mut Tx<'_>) -> Done + Send>;
+/// Told whether the commit succeeded.
+type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
+type ReadJob = Box<dyn FnOnce(&mut Tx<'_>) + Send>;
+
+/// A handle to the database; clones share it. The threads end when the last handle is dropped.
+#[derive(Clone)]
+pub struct Db {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    writes: mpsc::Sender<WriteJob>,
+    reads: mpsc::Sender<ReadJob>,
+}
+
+impl Db {
+    /// Opens or creates the file, migrates it and starts the threads.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or a migration fails.
+    pub fn open(path: &Path, migrations: refinery::Runner, readers: usize) -> Result<Self, DbError> {
+        let mut writer = connect(path)?;
+        migrate(&mut writer, migrations, path)?;
+        let (writes, write_jobs) = mpsc::channel(QUEUE_MAX);
+        let (reads, read_jobs) = mpsc::channel(QUEUE_MAX);
+        let read_jobs = Arc::new(std::sync::Mutex::new(read_jobs));
+        spawn("db-writer", move || write_loop(&writer, write_jobs));
+        for _ in 0..readers.max(1) {
+            let (connection, jobs) = (connect(path)?, read_jobs.clone());
+            connection.pragma_update(None, "query_only", true)?;
+            spawn("db-reader", move || read_loop(&connection, &jobs));
+        }
+        Ok(Self { inner: Arc::new(Inner { writes, reads }) })
+    }
+
+    /// Runs a closure in a transaction and returns after its commit is on disk.
+    ///
+    /// # Errors
+    /// The closure's own, or the database's.
+    pub async fn write<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let (job, answer) = write_job(work);
+        self.inner.writes.send(job).await.map_err(|_| DbError::Closed)?;
+        answer.await.map_err(|_| DbError::Closed)?
+    }
+
+    /// As [`Self::write`], for threads outside the async runtime.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn write_blocking<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let (job, answer) = write_job(work);
+        self.inner.writes.blocking_send(job).map_err(|_| DbError::Closed)?;
+        answer.blocking_recv().map_err(|_| DbError::Closed)?
+    }
+
+    /// Runs a closure on one snapshot; it cannot write.
+    ///
+    /// # Errors
+    /// The closure's own, or the database's.
+    pub async fn read<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let (job, answer) = read_job(work);
+        self.inner.reads.send(job).await.map_err(|_| DbError::Closed)?;
+        answer.await.map_err(|_| DbError::Closed)?
+    }
+
+    /// As [`Self::read`], for threads outside the async runtime.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_blocking<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let (job, answer) = read_job(work);
+        self.inner.reads.blocking_send(job).map_err(|_| DbError::Closed)?;
+        answer.blocking_recv().map_err(|_| DbError::Closed)?
+    }
+}
+
+fn write_job<T, E>(
+    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+) -> (WriteJob, oneshot::Receiver<Result<T, E>>)
+where
+    T: Send + 'static,
+    E: From<DbError> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    let job: WriteJob = Box::new(move |tx| {
+        let outcome = in_savepoint(tx, work);
+        Box::new(move |commit| {
+            let outcome = match (outcome, commit) {
+                (Ok(_), Err(why)) => Err(DbError::Commit(why).into()),
+                (outcome, _) => outcome,
+            };
+            // The caller may have gone away; the row stays either way.
+            let _ = reply.send(outcome);
+        })
+    });
+    (job, answer)
+}
+
+fn read_job<T, E>(
+    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+) -> (ReadJob, oneshot::Receiver<Result<T, E>>)
+where
+    T: Send + 'static,
+    E: From<DbError> + Send + 'static,
+{
+    let (reply, answer) = oneshot::channel();
+    let job: ReadJob = Box::new(move |tx| {
+        let outcome = tx.batch("BEGIN").map_err(E::from).and_then(|()| work(tx));
+        let _ = tx.batch("ROLLBACK");
+        let _ = reply.send(outcome);
+    });
+    (job, answer)
+}
+
+fn in_savepoint<T, E: From<DbError>>(
+    tx: &mut Tx<'_>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    tx.batch("SAVEPOINT job")?;
+    let outcome = work(tx);
+    if outcome.is_err() {
+        tx.batch("ROLLBACK TO job")?;
+    }
+    tx.batch("RELEASE job")?;
+    outcome
+}
+
+fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {
+    while let Some(first) = jobs.blocking_recv() {
+        let mut waiting = Vec::new();
+        let mut tx = Tx::new(connection);
+        let mut commit = tx.batch("BEGIN IMMEDIATE").map_err(|error| error.to_string());
+        let mut next = Some(first);
+        while let Some(job) = next {
+            // A panicking closure loses its own answer only: its savepoint is undone below.
+            match std::panic::catch_unwind(AssertUnwindSafe(|| job(&mut tx))) {
+                Ok(done) => waiting.push(done),
+                Err(_) => {
+                    let _ = tx.batch("ROLLBACK TO job");
+                    let _ = tx.batch("RELEASE job");
+                }
+            }
+            next = if waiting.len() < GROUP_MAX { jobs.try_recv().ok() } else { None };
+        }
+        if commit.is_ok() {
+            commit = tx.batch("COMMIT").map_err(|error| error.to_string());
+        }
+        if commit.is_err() {
+            let _ = tx.batch("ROLLBACK");
+        }
+        for done in waiting {
+            done(commit.clone());
+        }
+    }
+}
+
+fn read_loop(connection: &Connection, jobs: &std::sync::Mutex<mpsc::Receiver<ReadJob>>) {
+    loop {
+        let job = match jobs.lock() {
+            Ok(mut jobs) => jobs.blocking_recv(),
+            Err(_) => return,
+        };
+        let Some(job) = job else { return };
+        let mut tx = Tx::new(connection);
+        if std::panic::catch_unwind(AssertUnwindSafe(|| job(&mut tx))).is_err() {
+            let _ = tx.batch("ROLLBACK");
+        }
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, DbError> {
+    let open = |source| DbError::Open { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(open)?;
+    // auto_vacuum only takes effect on an empty file, so it comes before journal_mode writes the header.
+    connection
+        .execute_batch(
+            "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;
+             PRAGMA busy_timeout=5000; PRAGMA temp_store=MEMORY;",
+        )
+        .map_err(open)?;
+    connection.set_prepared_statement_cache_capacity(128);
+    Ok(connection)
+}
+
+fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Path) -> Result<(), DbError> {
+    let newest = migrations.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
+    let fail = |why: String| DbError::Migrate { path: path.to_owned(), why };
+    let applied = migrations.get_last_applied_migration(connection).ok().flatten().map_or(0, |last| last.version());
+    if applied > newest {
+        return Err(fail(format!("its schema is version {applied}, this build knows {newest}: use a newer build")));
+    }
+    migrations.set_abort_missing(true).run(connection).map_err(|error| fail(error.to_string()))?;
+    Ok(())
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("a thread can be started at start-up");
+}
+
+#[cfg(test)]
+mod tests;

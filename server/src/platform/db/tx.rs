@@ -1,0 +1,97 @@
+//! Statements inside a transaction, with `$1` parameters as PostgreSQL writes them.
+
+use super::{DbError, FromSql, ToSql};
+use rusqlite::Connection;
+use std::borrow::Cow;
+
+/// An open transaction.
+pub struct Tx<'a> {
+    connection: &'a Connection,
+}
+
+/// One row of an answer; columns by position, from 0.
+pub struct Row<'a>(&'a rusqlite::Row<'a>);
+
+impl Row<'_> {
+    /// The column's value.
+    ///
+    /// # Errors
+    /// The column is of another type, or absent.
+    pub fn get<T: FromSql>(&self, column: usize) -> Result<T, DbError> {
+        Ok(self.0.get(column)?)
+    }
+}
+
+impl<'a> Tx<'a> {
+    pub(super) fn new(connection: &'a Connection) -> Self {
+        Self { connection }
+    }
+
+    pub(super) fn batch(&mut self, sql: &str) -> Result<(), DbError> {
+        Ok(self.connection.execute_batch(sql)?)
+    }
+
+    /// Runs a statement; returns how many rows it changed.
+    ///
+    /// # Errors
+    /// The statement's.
+    pub fn execute(&mut self, sql: &str, args: &[&dyn ToSql]) -> Result<usize, DbError> {
+        Ok(self.connection.prepare_cached(&numbered(sql))?.execute(args)?)
+    }
+
+    /// Runs a query and maps every row.
+    ///
+    /// # Errors
+    /// The statement's, or the mapping's.
+    pub fn query<T, E: From<DbError>>(
+        &mut self,
+        sql: &str,
+        args: &[&dyn ToSql],
+        mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<Vec<T>, E> {
+        let mut statement = self.connection.prepare_cached(&numbered(sql)).map_err(DbError::from)?;
+        let mut rows = statement.query(args).map_err(DbError::from)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(DbError::from)? {
+            all.push(map(&Row(row))?);
+        }
+        Ok(all)
+    }
+
+    /// Runs a query and maps its first row.
+    ///
+    /// # Errors
+    /// The statement's, or the mapping's.
+    pub fn query_opt<T, E: From<DbError>>(
+        &mut self,
+        sql: &str,
+        args: &[&dyn ToSql],
+        map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        Ok(self.query(sql, args, map)?.into_iter().next())
+    }
+}
+
+/// SQLite numbers `$n` by first appearance, so arguments would change places in silence: `$n` becomes `?n`.
+/// Text in quotes stays as it is.
+pub(super) fn numbered(sql: &str) -> Cow<'_, str> {
+    if !sql.contains('$') {
+        return Cow::Borrowed(sql);
+    }
+    let mut out = String::with_capacity(sql.len());
+    let mut quote = None;
+    let mut rest = sql.chars().peekable();
+    while let Some(c) = rest.next() {
+        match quote {
+            Some(open) if c == open => quote = None,
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if c == '$' && rest.peek().is_some_and(char::is_ascii_digit) => {
+                out.push('?');
+                continue;
+            }
+            _ => {}
+        }
+        out.push(c);
+    }
+    Cow::Owned(out)
+}

@@ -1,0 +1,1 @@
+//! The event log between gateway and consumers: records on `muster-journal`.

@@ -1,0 +1,1 @@
+//! The CEL kit: compile with limits, evaluate in inner scopes.

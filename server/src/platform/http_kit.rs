@@ -1,0 +1,1 @@
+//! HTTP kit: errors, request ids, extractors, paging.

@@ -1,0 +1,1 @@
+//! The bounded live bus behind the SSE stream.

@@ -1,0 +1,12 @@
+//! Rank 1: what every slice stands on. Uses the shared crates only.
+
+pub mod clock;
+pub mod config;
+pub mod db;
+pub mod event_log;
+pub mod expr;
+pub mod http_kit;
+pub mod live;
+pub mod observability;
+pub mod secret;
+pub mod telemetry;

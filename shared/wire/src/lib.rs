@@ -1,0 +1,27 @@
+//! Topics, messages, ids and error codes of the wire between a device and the server.
+//!
+//! Who calls this: `muster-agent` (formats), `muster-server` (parses), `muster-loadtest` (both).
+//! It calls nothing of ours. No IO, no async, no clock: callers pass bytes and times in.
+//!
+//! Promise: what one version formats, every later version parses (golden bytes per version in
+//! `tests/golden.rs`); decoding untrusted bytes never panics and never allocates more than the
+//! input's size suggests, since every decoder checks the byte limit beside its type first.
+
+mod envelope;
+mod error;
+mod ids;
+mod message;
+
+mod topic;
+mod value;
+
+pub use envelope::{ENVELOPE_BYTES_MAX, Envelope, PUBLISH_BYTES_MAX, WIRE_VERSION, WireError};
+pub use error::ErrorCode;
+pub use ids::{DeviceId, IdError, QueueId, TenantId};
+pub use message::{
+    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, Death, DropRange, EVENT_BYTES_MAX, Event, EventKind,
+    METRIC_NAME_BYTES_MAX, METRICS_PER_DEVICE_MAX, QUEUES_MAX, DROPS_MAX, QueueState, READINGS_MAX, STATE_BYTES_MAX, State,
+    TELEMETRY_BYTES_MAX, Telemetry, Reading, check_metric_name, DropReason,
+};
+pub use topic::{DownClass, Leg, Topic, TopicError, UpClass};
+pub use value::{TEXT_BYTES_MAX, Value, ValueError};
