@@ -1,1 +1,1 @@
-//! The composition root: builds every part from the configuration and runs it.
+//! The composition root.
