@@ -122,3 +122,6 @@ fn panicked(panic: Box<dyn Any + Send>) -> Response<axum::body::Body> {
     let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
     ApiError::internal(format!("panic: {text}")).into_response()
 }
+
+#[cfg(test)]
+mod tests;

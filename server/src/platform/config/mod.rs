@@ -174,6 +174,16 @@ fn everywhere(port: u16) -> SocketAddr {
     SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
 }
 
+impl Config {
+    /// The configuration as a file would hold it.
+    ///
+    /// # Errors
+    /// Never in practice: every value has a TOML form.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {
