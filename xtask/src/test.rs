@@ -40,11 +40,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     std::fs::write(&skips_file, "").with_context(|| format!("cannot write {}", skips_file.display()))?;
 
     let runner = if arguments.plain { Runner::Cargo } else { Runner::installed() };
-    let mut command = runner.command();
-    command
-        .args(&arguments.rest)
-        .env(SKIPS_VARIABLE, &skips_file)
-        .env(BINARIES_VARIABLE, cargo::dev_binaries());
+    let mut command = runner.command(&arguments.rest);
+    command.env(SKIPS_VARIABLE, &skips_file).env(BINARIES_VARIABLE, cargo::dev_binaries());
     let (passed, summary) = watch(command, runner)?;
 
     let skips_held = report_skips(&skips_file, arguments.ci)?;
@@ -71,12 +68,16 @@ impl Runner {
         if answers { Self::Nextest } else { Self::Cargo }
     }
 
-    fn command(self) -> Command {
+    fn command(self, rest: &[String]) -> Command {
         let mut command = cargo::cargo();
         match self {
-            Self::Nextest => command.args(["nextest", "run", "--locked", "--workspace", "--no-fail-fast"]),
-            Self::Cargo => command.args(["test", "--locked", "--workspace", "--no-fail-fast"]),
+            Self::Nextest => command.args(["nextest", "run", "--locked", "--no-fail-fast"]),
+            Self::Cargo => command.args(["test", "--locked", "--no-fail-fast"]),
         };
+        if !rest.iter().any(|argument| argument == "-p" || argument.starts_with("--package")) {
+            command.arg("--workspace");
+        }
+        command.args(rest);
         command
     }
 
