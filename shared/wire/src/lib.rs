@@ -11,11 +11,11 @@ mod envelope;
 mod error;
 mod ids;
 mod message;
-
+pub mod senml;
 mod topic;
 mod value;
 
-pub use envelope::{ENVELOPE_BYTES_MAX, Envelope, PUBLISH_BYTES_MAX, WIRE_VERSION, WireError};
+pub use envelope::{ENVELOPE_BYTES_MAX, Envelope, PUBLISH_BYTES_MAX, SEQ_MAX, WIRE_VERSION, WireError};
 pub use error::ErrorCode;
 pub use ids::{DeviceId, IdError, QueueId, TenantId};
 pub use message::{

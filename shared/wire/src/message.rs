@@ -4,7 +4,7 @@
 //! and `Death` describe the queue and are no records of it (envelope `seq` 0).
 
 use crate::envelope::malformed;
-use crate::{QueueId, UpClass, Value, WireError};
+use crate::{QueueId, SEQ_MAX, UpClass, Value, WireError};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -412,17 +412,14 @@ fn check_queues(what: &'static str, queues: &[QueueState], drops: &[DropRange]) 
         return Err(rule(what, "drops", "must hold at most 256"));
     }
     for (at, queue) in queues.iter().enumerate() {
-        if queue.first == 0
-            || queue.first > queue.released
-            || queue.released > queue.next
-            || queue.queue_id.0 == 0
-        {
+        let ordered = 1 <= queue.first && queue.first <= queue.released && queue.released <= queue.next;
+        if !ordered || queue.next > SEQ_MAX || queue.queue_id.0 == 0 {
             let rules = "must have 1 <= first <= released <= next and a queue_id";
             return Err(rule(what, format!("queues[{at}]"), rules));
         }
     }
     for (at, range) in drops.iter().enumerate() {
-        if range.first == 0 || range.first > range.last || range.last == u64::MAX || range.queue_id.0 == 0 {
+        if range.first == 0 || range.first > range.last || range.last >= SEQ_MAX || range.queue_id.0 == 0 {
             return Err(rule(what, format!("drops[{at}]"), "must have 1 <= first <= last and a queue_id"));
         }
     }
