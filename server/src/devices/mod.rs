@@ -1,1 +1,3 @@
 //! Devices: registry, claims, certificates, tokens, the in-memory directory.
+
+pub mod directory;
