@@ -65,7 +65,10 @@ impl Process {
     pub fn terminate(&mut self) -> ExitStatus {
         self.signal(libc::SIGTERM);
         crate::wait_for(&format!("{} to stop after SIGTERM", self.name), || {
-            self.child.try_wait().map_err(|error| error.to_string())?.ok_or_else(|| "still running".to_owned())
+            self.child
+                .try_wait()
+                .map_err(|error| error.to_string())?
+                .ok_or_else(|| "still running".to_owned())
         })
     }
 

@@ -32,11 +32,16 @@ impl Server {
     pub fn start_with(dir: &Path, extra: &str) -> Self {
         std::fs::create_dir_all(dir).expect("the server's directory can be made");
         let api = Api { addr: ([127, 0, 0, 1], 0).into(), token: String::new() };
-        let mut server = Self { dir: dir.to_owned(), extra: extra.to_owned(), process: None, api, ready: Value::Null };
+        let mut server =
+            Self { dir: dir.to_owned(), extra: extra.to_owned(), process: None, api, ready: Value::Null };
         server.start_again();
-        let bootstrap = std::fs::read_to_string(dir.join("bootstrap.json")).expect("first start writes the bootstrap");
+        let bootstrap =
+            std::fs::read_to_string(dir.join("bootstrap.json")).expect("first start writes the bootstrap");
         let bootstrap: Value = serde_json::from_str(&bootstrap).expect("the bootstrap file is JSON");
-        bootstrap["api_token"].as_str().expect("the bootstrap holds an API token").clone_into(&mut server.api.token);
+        bootstrap["api_token"]
+            .as_str()
+            .expect("the bootstrap holds an API token")
+            .clone_into(&mut server.api.token);
         server
     }
 
@@ -53,7 +58,11 @@ impl Server {
         command.arg("run").arg("--config").arg(&config).arg("--data-dir").arg(self.dir.join("data"));
         command.args(["--mqtt-tls-listen", "127.0.0.1:0", "--mqtt-plain-listen", "127.0.0.1:0"]);
         command.args(["--http-listen", "127.0.0.1:0", "--enroll-listen", "127.0.0.1:0"]);
-        command.arg("--ready-file").arg(&ready_file).arg("--bootstrap-file").arg(self.dir.join("bootstrap.json"));
+        command
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .arg("--bootstrap-file")
+            .arg(self.dir.join("bootstrap.json"));
         let mut process = Process::start("muster-server", &mut command, &self.dir.join("server.log"));
         self.ready = crate::wait_for("muster-server to be ready", || {
             if let Some(status) = process.ended() {
@@ -72,7 +81,8 @@ impl Server {
     /// When the ready file does not hold it.
     #[must_use]
     pub fn address(&self, name: &str) -> SocketAddr {
-        let text = self.ready[name].as_str().unwrap_or_else(|| panic!("ready file has no {name}: {}", self.ready));
+        let text =
+            self.ready[name].as_str().unwrap_or_else(|| panic!("ready file has no {name}: {}", self.ready));
         text.parse().expect("the ready file holds socket addresses")
     }
 
