@@ -4,7 +4,9 @@
 //! its handle is dropped; every wait is for an observable state with a deadline that names what it
 //! waited for; every address is an ephemeral port on 127.0.0.1; every file is in a temporary directory.
 
+pub mod agent;
 pub mod http;
+pub mod oracle;
 pub mod process;
 pub mod proxy;
 pub mod server;
