@@ -14,7 +14,7 @@ use crate::source::{self, SAMPLES_WAITING_MAX, SourceContext};
 use crate::supervisor::{Exit, Notifier, RestartDelay, Stop, StopSender, Supervisor, chain, stop_pair};
 use crate::tls;
 use crate::uplink::{Settings, Uplink};
-use muster_wire::{Birth, DeviceId, NAME_BYTES_MAX, TenantId};
+use muster_wire::{Birth, DeviceId, TenantId};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +29,8 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 const PIPELINES_STOP_MAX: Duration = Duration::from_secs(5);
 /// The longest that the uplink may take to leave.
 const UPLINK_STOP_MAX: Duration = Duration::from_secs(8);
+/// The longest short text on the wire, in bytes.
+const NAME_BYTES_MAX: usize = 128;
 /// The first and the longest wait between two tries to enrol.
 const ENROLL_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 

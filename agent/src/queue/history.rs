@@ -48,8 +48,9 @@ pub(super) struct History {
     bytes: u64,
 }
 
-fn fail(path: &Path) -> impl Fn(std::io::Error) -> QueueError {
-    move |source| QueueError::History { path: path.to_owned(), source }
+fn fail(path: &Path) -> impl Fn(std::io::Error) -> QueueError + use<> {
+    let path = path.to_owned();
+    move |source| QueueError::History { path: path.clone(), source }
 }
 
 impl History {

@@ -103,7 +103,7 @@ fn inspect_class(queue: &Queue, class: QueueClass, lines: &[Line]) -> ClassInspe
         class: class.up().as_str(),
         accepted: openings.iter().map(|range| range.last - range.first + 1).sum(),
         dropped: drops.iter().map(|drop| drop.last - drop.first + 1).sum(),
-        released: stats.released,
+        released: queue.mark(class),
         next: stats.durable_next,
         openings: sorted(openings),
         drops: drops

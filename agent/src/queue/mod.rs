@@ -184,6 +184,8 @@ impl<F: Fs> Queue<F> {
             if !opened.corrupt.is_empty() || opened.control_lost {
                 tracing::error!(ranges = opened.corrupt.len(), "queue was damaged, the ranges are listed as dropped");
             }
+            // Registered before the first record, so that nothing is freed that it has not seen.
+            journal.reader(UPLINK_READER, 0, Pin::Pins).map_err(class_error(class))?;
             let wake = Arc::clone(&wake);
             journal.on_durable(Box::new(move |_| wake.notify_one()));
             Ok(journal)
@@ -260,7 +262,12 @@ impl<F: Fs> Queue<F> {
     /// All below was released in this or an earlier opening, per class.
     #[must_use]
     pub fn released(&self) -> [Seq; 2] {
-        QueueClass::ALL.map(|class| self.journal(class).stats().released)
+        QueueClass::ALL.map(|class| self.mark(class))
+    }
+
+    fn mark(&self, class: QueueClass) -> Seq {
+        let journal = self.journal(class);
+        journal.released(UPLINK_READER).unwrap_or_else(|| journal.first_seq())
     }
 
     /// Why a journal stopped, if one did.

@@ -74,7 +74,7 @@ impl<F: Fs> Queue<F> {
         for class in QueueClass::ALL {
             let journal = self.journal(class);
             // The mark before the drops: a drop is recorded before the mark passes it.
-            let mut released = journal.stats().released;
+            let mut released = self.mark(class);
             let mut drops = journal.drops();
             drops.sort_unstable_by_key(|drop| drop.first);
             let room = DROPS_MAX / QueueClass::ALL.len();
