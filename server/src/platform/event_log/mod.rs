@@ -192,7 +192,7 @@ impl<F: Fs> EventLog<F> {
                 |error| match error {
                     muster_journal::AppendError::Full { .. } => AppendError::Full,
                     muster_journal::AppendError::TooLarge { .. } => AppendError::TooLarge,
-                    muster_journal::AppendError::Failed { .. } => AppendError::Failed,
+                    muster_journal::AppendError::Failed => AppendError::Failed,
                 },
             )?;
         *stamp = received_at_us;
