@@ -1,1 +1,19 @@
-//! Placeholder until the crate's first part lands.
+//! The durable segmented log: the agent's queue and the server's event log stand on it.
+
+mod codec;
+mod control;
+pub mod fs;
+mod journal;
+mod ranges;
+mod reader;
+mod recover;
+mod retain;
+mod scan;
+mod state;
+mod types;
+mod writer;
+
+pub use fs::{Fs, FsFile, RealFs};
+pub use journal::Journal;
+pub use reader::Reader;
+pub use types::*;
