@@ -282,7 +282,7 @@ pub(crate) fn first_packet(buffer: &mut BytesMut) -> Result<Option<Connect>, Con
         Version::Three => !connect.clean_session,
         Version::Five => properties.as_ref().is_some_and(|each| each.session_expiry_interval.unwrap_or(0) > 0),
     };
-    let receive_maximum = properties.as_ref().and_then(|each| each.receive_max).unwrap_or(u16::MAX);
+    let receive_maximum = properties.as_ref().and_then(|each| each.receive_maximum).unwrap_or(u16::MAX);
     let packet_bytes_max = properties.as_ref().and_then(|each| each.max_packet_size);
     if receive_maximum == 0 || packet_bytes_max == Some(0) {
         return Err(FrameError::PacketType(CONNECT).into());

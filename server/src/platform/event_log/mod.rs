@@ -285,7 +285,7 @@ impl<F: Fs> LogReader<F> {
             .reader
             .next_batch(bytes_max, |record| match LogRecord::decode(record.seq, record.payload) {
                 Ok(decoded) => {
-                    records += 1;
+                    records += 1_u64;
                     each(decoded);
                 }
                 Err(error) => {
@@ -294,7 +294,7 @@ impl<F: Fs> LogReader<F> {
                 }
             })
             .map_err(|source| EventLogError::Journal { step: "cannot be read", source })?;
-        unreadable.extend(batch.skipped);
+        unreadable.extend(batch.skipped.into_iter().map(|range| range.first..range.next));
         unreadable.sort_by_key(|range| range.start);
         Ok(LogBatch { from: batch.from, next: batch.next, records, skipped: unreadable })
     }
