@@ -53,6 +53,9 @@ pub enum DbError {
     /// The database is shut down, or the closure panicked.
     #[error("the database is closed")]
     Closed,
+    /// A statement of one tenant was given a system scope.
+    #[error("scope {0:?} names no tenant")]
+    Scope(&'static str),
     /// A row holds what its type cannot be.
     #[error("column {column} holds an unexpected value")]
     Column {
@@ -77,6 +80,19 @@ pub enum Scope {
     Tenant(muster_wire::TenantId),
     /// Every tenant's, for a named reason; `xtask tidy` holds the list of reasons.
     System(&'static str),
+}
+
+impl Scope {
+    /// The tenant for a WHERE.
+    ///
+    /// # Errors
+    /// A system scope has none: the statement was given the wrong scope.
+    pub fn tenant(&self) -> Result<&str, DbError> {
+        match self {
+            Self::Tenant(tenant) => Ok(tenant.as_str()),
+            Self::System(why) => Err(DbError::Scope(why)),
+        }
+    }
 }
 
 /// How a database is opened.
