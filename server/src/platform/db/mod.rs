@@ -53,6 +53,9 @@ pub enum DbError {
     /// The database is shut down, or the closure panicked.
     #[error("the database is closed")]
     Closed,
+    /// A statement of one tenant was given a system scope.
+    #[error("scope {0:?} names no tenant")]
+    Scope(&'static str),
     /// A row holds what its type cannot be.
     #[error("column {column} holds an unexpected value")]
     Column {
@@ -77,6 +80,19 @@ pub enum Scope {
     Tenant(muster_wire::TenantId),
     /// Every tenant's, for a named reason; `xtask tidy` holds the list of reasons.
     System(&'static str),
+}
+
+impl Scope {
+    /// The tenant for a WHERE.
+    ///
+    /// # Errors
+    /// A system scope has none: the statement was given the wrong scope.
+    pub fn tenant(&self) -> Result<&str, DbError> {
+        match self {
+            Self::Tenant(tenant) => Ok(tenant.as_str()),
+            Self::System(why) => Err(DbError::Scope(why)),
+        }
+    }
 }
 
 /// How a database is opened.
@@ -157,7 +173,10 @@ impl Db {
     ///
     /// # Errors
     /// The closure's own, or the database's.
-    pub async fn write<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub async fn write<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
@@ -188,7 +207,10 @@ impl Db {
     ///
     /// # Errors
     /// The closure's own, or the database's.
-    pub async fn read<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub async fn read<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
@@ -202,7 +224,10 @@ impl Db {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn read_blocking<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub fn read_blocking<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
@@ -292,7 +317,11 @@ fn run_group(connection: &Connection, tx: &mut Tx<'_>, first: WriteJob, jobs: &m
         }
         // A full disk (and a few other faults) rolls the whole transaction back: another savepoint now would
         // be a transaction of its own. COMMIT fails below, and every closure of the group is told.
-        next = if waiting.len() < GROUP_MAX && !connection.is_autocommit() { jobs.try_recv().ok() } else { None };
+        next = if waiting.len() < GROUP_MAX && !connection.is_autocommit() {
+            jobs.try_recv().ok()
+        } else {
+            None
+        };
     }
     let commit = tx.batch("COMMIT").map_err(|error| error.to_string());
     if commit.is_err() {
@@ -319,7 +348,8 @@ fn read_loop(connection: &Connection, jobs: &std::sync::Mutex<mpsc::Receiver<Rea
 
 fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
     let open = |source| DbError::Open { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(open)?;
     // auto_vacuum only takes effect on an empty file, so it comes before journal_mode writes the header.
     connection
@@ -341,16 +371,22 @@ fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
 fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Path) -> Result<(), DbError> {
     let newest = migrations.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
     let fail = |why: String| DbError::Migrate { path: path.to_owned(), why };
-    let applied = migrations.get_last_applied_migration(connection).ok().flatten().map_or(0, |last| last.version());
+    let applied =
+        migrations.get_last_applied_migration(connection).ok().flatten().map_or(0, |last| last.version());
     if applied > newest {
-        return Err(fail(format!("its schema is version {applied}, this build knows {newest}: use a newer build")));
+        return Err(fail(format!(
+            "its schema is version {applied}, this build knows {newest}: use a newer build"
+        )));
     }
     migrations.set_abort_missing(true).run(connection).map_err(|error| fail(error.to_string()))?;
     Ok(())
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("a thread can be started at start-up");
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .expect("a thread can be started at start-up");
 }
 
 #[cfg(test)]

@@ -61,6 +61,34 @@ impl<'a> Tx<'a> {
         row.ok_or_else(|| DbError::from(rusqlite::Error::QueryReturnedNoRows).into())
     }
 
+    /// As [`Self::query`], for a text that is made for this call: it is not kept prepared.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn query_once<T, E: From<DbError>>(
+        &mut self,
+        sql: &str,
+        args: &[&dyn ToSql],
+        mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<Vec<T>, E> {
+        let mut statement = self.connection.prepare(&numbered(sql)).map_err(DbError::from)?;
+        let mut rows = statement.query(args).map_err(DbError::from)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(DbError::from)? {
+            all.push(map(&Row(row))?);
+        }
+        Ok(all)
+    }
+
+    /// Gives free pages at the file's end back to the file system; returns how many are left.
+    ///
+    /// # Errors
+    /// The statement's.
+    pub fn give_pages_back(&mut self, pages: u32) -> Result<u64, DbError> {
+        self.batch(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        self.query_one("PRAGMA freelist_count", &[], |row| row.get(0))
+    }
+
     /// Runs a query and maps every row.
     ///
     /// # Errors

@@ -167,7 +167,14 @@ impl NewRecord<'_> {
 
     pub(super) fn encode(&self, received_at_us: i64, out: &mut Vec<u8>) {
         let origin = u8::from(matches!(self.origin, Origin::Queue { .. }));
-        out.extend_from_slice(&[CODEC_VERSION, self.kind.number(), self.kind.argument(), self.class, origin, self.qos]);
+        out.extend_from_slice(&[
+            CODEC_VERSION,
+            self.kind.number(),
+            self.kind.argument(),
+            self.class,
+            origin,
+            self.qos,
+        ]);
         out.extend_from_slice(&received_at_us.to_le_bytes());
         out.extend_from_slice(&self.measured_at_us.to_le_bytes());
         if let Origin::Queue { queue_id, seq } = self.origin {
@@ -175,7 +182,8 @@ impl NewRecord<'_> {
             out.extend_from_slice(&seq.to_le_bytes());
         }
         for name in [self.tenant, self.device] {
-            let bytes = u8::try_from(name.len()).expect("tenant and device ids are at most 64 bytes, parsed at the edge");
+            let bytes = u8::try_from(name.len())
+                .expect("tenant and device ids are at most 64 bytes, parsed at the edge");
             out.push(bytes);
             out.extend_from_slice(name.as_bytes());
         }

@@ -115,17 +115,32 @@ impl<F: Fs> EventLog<F> {
     /// # Errors
     /// As [`EventLog::open`].
     pub fn open_on(fs: F, options: &Options, clock: SharedClock) -> Result<Self, EventLogError> {
-        let journal_clock = clock.clone();
-        let journal_options = muster_journal::Options {
+        let options = muster_journal::Options {
             dir: options.dir.clone(),
-            epoch: EpochPolicy::PerLog,
             segment_bytes: options.segment_bytes,
             bytes_max: options.bytes_max,
-            record_bytes_max: RECORD_BYTES_MAX,
-            when_full: WhenFull::Refuse,
             ..muster_journal::Options::default()
         };
-        let (journal, opened) = Journal::open(fs, journal_options, move || journal_clock.now_us())
+        Self::open_journal(fs, options, clock)
+    }
+
+    /// Opens the log with options of the journal's own, for trials; what makes it an event log is set here.
+    ///
+    /// # Errors
+    /// As [`EventLog::open`].
+    pub fn open_journal(
+        fs: F,
+        options: muster_journal::Options,
+        clock: SharedClock,
+    ) -> Result<Self, EventLogError> {
+        let journal_clock = clock.clone();
+        let options = muster_journal::Options {
+            epoch: EpochPolicy::PerLog,
+            record_bytes_max: RECORD_BYTES_MAX,
+            when_full: WhenFull::Refuse,
+            ..options
+        };
+        let (journal, opened) = Journal::open(fs, options, move || journal_clock.now_us())
             .map_err(|source| EventLogError::Journal { step: "cannot be opened", source })?;
         let log = Self { shared: Arc::new(Shared { journal, clock, stamp_us: Mutex::new(i64::MIN) }) };
         log.restore_stamp(opened.first_seq, opened.next_seq)?;
@@ -172,15 +187,14 @@ impl<F: Fs> EventLog<F> {
         }
         let received_at_us = self.shared.clock.now_us().max(*stamp);
         let class = record.kind.number();
-        let position = self
-            .shared
-            .journal
-            .append_with(class, bytes, |out| record.encode(received_at_us, out))
-            .map_err(|error| match error {
-                muster_journal::AppendError::Full { .. } => AppendError::Full,
-                muster_journal::AppendError::TooLarge { .. } => AppendError::TooLarge,
-                muster_journal::AppendError::Failed { .. } => AppendError::Failed,
-            })?;
+        let position =
+            self.shared.journal.append_with(class, bytes, |out| record.encode(received_at_us, out)).map_err(
+                |error| match error {
+                    muster_journal::AppendError::Full { .. } => AppendError::Full,
+                    muster_journal::AppendError::TooLarge { .. } => AppendError::TooLarge,
+                    muster_journal::AppendError::Failed => AppendError::Failed,
+                },
+            )?;
         *stamp = received_at_us;
         Ok(position)
     }
@@ -203,8 +217,8 @@ impl<F: Fs> EventLog<F> {
         self.shared.journal.durable_next()
     }
 
-    /// Sets the callback that is told each new [`Self::durable_next`], from the journal's writer thread:
-    /// it must not block. Set once, by the gateway.
+    /// Adds a callback (at most 8) that is told each new [`Self::durable_next`], from the journal's writer
+    /// thread: it must not block.
     pub fn on_durable(&self, callback: Box<dyn Fn(u64) + Send + Sync>) {
         self.shared.journal.on_durable(callback);
     }
@@ -216,6 +230,24 @@ impl<F: Fs> EventLog<F> {
     pub fn wait_durable(&self, position: u64) -> Result<(), EventLogError> {
         let waited = self.shared.journal.wait_durable(position);
         waited.map_err(|source| EventLogError::Journal { step: "did not reach the disk", source })
+    }
+
+    /// Blocks until everything appended so far is on disk, and returns the next position.
+    ///
+    /// # Errors
+    /// The journal stopped before.
+    pub fn commit(&self) -> Result<u64, EventLogError> {
+        let done = self.shared.journal.commit();
+        done.map_err(|source| EventLogError::Journal { step: "did not reach the disk", source })
+    }
+
+    /// Flushes, fsyncs and gives the directory free; other handles stop working.
+    ///
+    /// # Errors
+    /// What was appended last could not be made durable.
+    pub fn close(&self) -> Result<(), EventLogError> {
+        let closed = self.shared.journal.clone().close();
+        closed.map_err(|source| EventLogError::Journal { step: "cannot be closed", source })
     }
 
     /// Random bits made with the log: another epoch means another log.
@@ -242,6 +274,12 @@ impl<F: Fs> EventLog<F> {
     pub fn release(&self, name: &str, upto: u64) -> Result<(), EventLogError> {
         let released = self.shared.journal.release(name, upto);
         released.map_err(|source| EventLogError::Journal { step: "cannot be released", source })
+    }
+
+    /// The oldest position held.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.shared.journal.first_seq()
     }
 
     /// The journal's counters: bytes on disk, first and next position.

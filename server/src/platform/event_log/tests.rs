@@ -71,7 +71,9 @@ proptest! {
 fn read_all(log: &EventLog, from: u64) -> Vec<(u64, i64, Kind)> {
     let mut reader = log.reader("test", from, Pin::Follows).unwrap();
     let mut all = Vec::new();
-    while reader.next_batch(1 << 20, |r| all.push((r.position, r.received_at_us, r.kind))).unwrap().records > 0 {}
+    while reader.next_batch(1 << 20, |r| all.push((r.position, r.received_at_us, r.kind))).unwrap().records
+        > 0
+    {}
     all
 }
 

@@ -1,0 +1,83 @@
+"""Writes and reads bundles: model.toml beside model.onnx, and runs models in ONNX Runtime."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+BUNDLE_BYTES_MAX = 1_000_000
+# Largest loss of accuracy or AUC by quantization, one point.
+LOSS_MAX = 0.01
+
+
+def session(model_bytes):
+    """An ONNX Runtime session on one thread, so that outputs do not depend on the machine's cores."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model_bytes, options, providers=["CPUExecutionProvider"])
+
+
+def run(model_bytes, tensors):
+    """Runs each tensor [1, ...] on its own and stacks the outputs."""
+    runtime = session(model_bytes)
+    name = runtime.get_inputs()[0].name
+    return np.concatenate([runtime.run(None, {name: x[None].astype(np.float32)})[0] for x in tensors])
+
+
+def toml_value(value):
+    """One TOML value; JSON's scalars and arrays are TOML's too."""
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (list, tuple)):
+        return "[\n" + "".join(f"  {json.dumps(row)},\n" for row in value) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def write(directory, sections, golden, model_bytes):
+    """Writes model.toml (sections: name -> keys; "" is the top) and model.onnx."""
+    directory.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name, keys in sections.items():
+        lines += [f"\n[{name}]"] if name else []
+        lines += [f"{key} = {toml_value(value)}" for key, value in keys.items()]
+    for sample in golden:
+        lines += ["\n[[golden]]"] + [f"{key} = {toml_value(value)}" for key, value in sample.items()]
+    (directory / "model.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (directory / "model.onnx").write_bytes(model_bytes)
+
+
+def read(directory):
+    """The parsed model.toml and the model's bytes."""
+    manifest = tomllib.loads((directory / "model.toml").read_text(encoding="utf-8"))
+    return manifest, (directory / "model.onnx").read_bytes()
+
+
+def floats(values, digits=7):
+    """Numbers short enough to read, exact enough to compare."""
+    return [float(f"{v:.{digits}g}") for v in np.ravel(values)]
+
+
+def report(title, metric, before, after, model_bytes, float_bytes):
+    """Prints accuracy and size before and after quantization; raises when too much is lost."""
+    print(f"{title}: {metric} on the held-back split: float {before:.4f}, int8 weights {after:.4f} "
+          f"({100 * (after - before):+.2f} points); model.onnx {len(float_bytes)} -> {len(model_bytes)} bytes")
+    if before - after > LOSS_MAX:
+        raise SystemExit(f"{title}: quantization lost more than {100 * LOSS_MAX:.0f} point of {metric}")
+
+
+def check_golden(directory, tensors):
+    """Runs the bundle's golden tensors in ONNX Runtime and compares."""
+    manifest, model_bytes = read(directory)
+    outputs = run(model_bytes, tensors).reshape(len(tensors), -1)
+    for sample, output in zip(manifest["golden"], outputs, strict=True):
+        difference = float(np.abs(output - np.array(sample["expected"], np.float32)).max())
+        if not difference <= sample["tolerance"]:
+            raise SystemExit(f"{directory.name}: golden sample {sample['name']} differs by {difference}")
+    size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
+    if size > BUNDLE_BYTES_MAX:
+        raise SystemExit(f"{directory.name}: {size} bytes, expected at most {BUNDLE_BYTES_MAX}")
+    print(f"{directory.name}: {len(outputs)} golden samples agree, {size} bytes in the bundle's directory")

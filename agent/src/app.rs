@@ -1,0 +1,467 @@
+//! The composition root: makes every channel, hands each stage its next stage's sender, and takes it all down.
+//!
+//! Called by `main`. Order of the start: queue, uplink, models, pipelines, sources (sink first). Order of the stop:
+//! sources, pipelines (they drain), uplink (it sends on for a moment, then DISCONNECT), queue. A queue whose journal
+//! stopped (the disk failed for good) takes the whole agent down and up again after a wait.
+
+use crate::clock::{AgentClock, SharedClock};
+use crate::config::{Config, SourceConfig, Transport};
+use crate::identity::{self, Claim, EnrollError, Identity, StoreError};
+use crate::metrics::{self, Listen, Metrics};
+use crate::pipeline::{self, Feed, Inbox, MetricNames, ModelError, Pipeline, Scorer};
+use crate::queue::{Bounds, Queue, QueueError};
+use crate::source::{self, SAMPLES_WAITING_MAX, SourceContext};
+use crate::supervisor::{Exit, Notifier, RestartDelay, Stop, StopSender, Supervisor, chain, stop_pair};
+use crate::tls;
+use crate::uplink::{Settings, Uplink};
+use muster_wire::{Birth, DeviceId, TenantId};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// How often the queue's health is looked at.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
+/// The longest that pipelines may take to drain at the end.
+const PIPELINES_STOP_MAX: Duration = Duration::from_secs(5);
+/// The longest that the uplink may take to leave.
+const UPLINK_STOP_MAX: Duration = Duration::from_secs(8);
+/// The longest short text on the wire, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+/// The first and the longest wait between two tries to enrol.
+const ENROLL_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The queue cannot be opened.
+    #[error("queue")]
+    Queue(#[from] QueueError),
+    /// A journal stopped while the agent ran.
+    #[error("the queue stopped: {0}")]
+    QueueStopped(String),
+    /// A model is of no use.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// Nothing says who this device is.
+    #[error("no identity: expected identity.claim, identity.claim_file or identity.token_file, or an earlier enrolment")]
+    NoIdentity,
+    /// The claim's file or the token's file.
+    #[error("cannot read {}", path.display())]
+    Secret {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The claim is malformed.
+    #[error("claim")]
+    Claim(#[from] identity::ClaimError),
+    /// The server refused the claim.
+    #[error("enrolment")]
+    Enroll(#[from] EnrollError),
+    /// The identity's files.
+    #[error("identity")]
+    Store(#[from] StoreError),
+    /// The TLS setup.
+    #[error("TLS")]
+    Tls(#[from] tls::TlsError),
+    /// A name in the configuration or the identity.
+    #[error("identity")]
+    Id(#[from] muster_wire::IdError),
+    /// The operating system refuses signals or threads.
+    #[error("cannot {what}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs until SIGTERM or SIGINT; starts anew where the queue's disk failed.
+///
+/// # Errors
+/// The agent cannot start.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    let system = |what| move |source| AppError::System { what, source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(system("listen for SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(system("listen for SIGINT"))?;
+    let (stopper, stop) = stop_pair();
+    let stopper = Arc::new(stopper);
+    let raise = Arc::clone(&stopper);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        raise.stop();
+    });
+    run_until(config, stop).await
+}
+
+/// Runs until `stop` is up.
+///
+/// # Errors
+/// The agent cannot start.
+pub async fn run_until(config: Config, mut stop: Stop) -> Result<(), AppError> {
+    let notifier = Notifier::from_env();
+    let metrics = Metrics::new();
+    let clock = Arc::new(AgentClock::default());
+    let mut delay = RestartDelay::default();
+    let mut started = Instant::now();
+    loop {
+        let agent = Agent::start(&config, &metrics, &clock, &stop).await?;
+        match agent.run(&notifier, &mut stop).await {
+            Err(AppError::QueueStopped(reason)) if !stop.is_up() => {
+                let wait = delay.next(started.elapsed());
+                tracing::error!(reason, wait_ms = wait.as_millis(), "the queue stopped, the agent starts anew");
+                metrics.restarts.inc();
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = stop.wait() => return Ok(()),
+                }
+                started = Instant::now();
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Everything that runs.
+struct Agent {
+    queue: Queue,
+    feeders: Vec<JoinHandle<()>>,
+    uplink: JoinHandle<()>,
+    metrics_server: Option<JoinHandle<()>>,
+    stop_sources: StopSender,
+    stop_uplink: StopSender,
+}
+
+impl Agent {
+    async fn start(
+        config: &Config,
+        metrics: &Metrics,
+        clock: &Arc<AgentClock>,
+        stop: &Stop,
+    ) -> Result<Self, AppError> {
+        who_am_i(config)?;
+        let shared: SharedClock = clock.clone();
+        let bounds = Bounds::from_config(&config.queue);
+        let queue = Queue::open_dir(&config.queue_dir(), bounds, shared)?;
+        queue.forget_empty_openings()?;
+        let supervisor = Supervisor::new(metrics.clone(), stop.clone());
+        let (stop_sources, sources_stop) = stop_pair();
+        let (stop_uplink, uplink_stop) = stop_pair();
+        let metrics_server = config.metrics.listen.as_deref().and_then(Listen::parse).map(|listen| {
+            let metrics = metrics.clone();
+            supervisor.spawn("metrics".into(), move || {
+                let serving = metrics::serve(listen.clone(), metrics.clone());
+                async move { serving.await.into() }
+            })
+        });
+        let uplink = spawn_uplink(&supervisor, config, &queue, metrics, clock, uplink_stop);
+        let scorers = load_models(config).await?;
+        let context = Feeding { supervisor: &supervisor, metrics, clock, stop: sources_stop };
+        let feeders = context.spawn(config, &queue, scorers);
+        Ok(Self { queue, feeders, uplink, metrics_server, stop_sources, stop_uplink })
+    }
+
+    async fn run(self, notifier: &Notifier, stop: &mut Stop) -> Result<(), AppError> {
+        notifier.ready();
+        let every = notifier.alive_interval().unwrap_or(HEALTH_INTERVAL).min(HEALTH_INTERVAL);
+        let mut beat = tokio::time::interval(every);
+        let failure = loop {
+            tokio::select! {
+                _ = beat.tick() => {
+                    notifier.alive();
+                    if let Some(reason) = self.queue.failure() {
+                        break Some(reason);
+                    }
+                }
+                () = stop.wait() => break None,
+            }
+        };
+        if failure.is_none() {
+            notifier.stopping();
+        }
+        let closed = self.take_down().await;
+        match failure {
+            Some(reason) => Err(AppError::QueueStopped(reason)),
+            None => closed,
+        }
+    }
+
+    async fn take_down(self) -> Result<(), AppError> {
+        self.stop_sources.stop();
+        let feeders = self.feeders;
+        let drained = async {
+            for feeder in feeders {
+                // A task that panicked has been logged by its supervisor.
+                let _ = feeder.await;
+            }
+        };
+        if tokio::time::timeout(PIPELINES_STOP_MAX, drained).await.is_err() {
+            tracing::warn!("pipelines did not drain in time");
+        }
+        self.stop_uplink.stop();
+        if tokio::time::timeout(UPLINK_STOP_MAX, self.uplink).await.is_err() {
+            tracing::warn!("the uplink did not leave in time");
+        }
+        if let Some(server) = self.metrics_server {
+            server.abort();
+        }
+        let queue = self.queue;
+        let closed = tokio::task::spawn_blocking(move || queue.close()).await;
+        closed.map_err(|error| AppError::QueueStopped(error.to_string()))?.map_err(AppError::Queue)
+    }
+}
+
+fn feed_of(source: Option<&SourceConfig>) -> Feed {
+    match source {
+        Some(SourceConfig::Images(_)) => Feed::Pictures,
+        _ => Feed::Rows,
+    }
+}
+
+/// Loads every model off the connection's thread; the order is that of the pipelines.
+async fn load_models(config: &Config) -> Result<Vec<Option<Scorer>>, AppError> {
+    let mut scorers = Vec::new();
+    for pipeline in &config.pipelines {
+        let source = config.sources.iter().find(|source| source.name() == pipeline.source);
+        let (pipeline, feed) = (pipeline.clone(), feed_of(source));
+        let loaded = tokio::task::spawn_blocking(move || pipeline::load(&pipeline, feed)).await;
+        let panicked = |_| AppError::QueueStopped("loading a model panicked".into());
+        scorers.push(loaded.map_err(panicked)??);
+    }
+    Ok(scorers)
+}
+
+/// Loads and self-tests every model, for `muster-agent check`; lines to print.
+///
+/// # Errors
+/// The first model that is of no use.
+pub fn check_models(config: &Config) -> Result<Vec<String>, ModelError> {
+    let mut lines = Vec::new();
+    for pipeline in &config.pipelines {
+        let source = config.sources.iter().find(|source| source.name() == pipeline.source);
+        if let Some(scorer) = pipeline::load(pipeline, feed_of(source))? {
+            let ((model, version), test) = (scorer.model(), scorer.self_test());
+            let (name, samples, difference) = (&pipeline.name, test.samples, test.difference_max);
+            lines.push(format!(
+                "pipeline {name}: model {model} {version}, {samples} golden samples pass (largest difference {difference:.2e})"
+            ));
+        }
+    }
+    Ok(lines)
+}
+
+struct Feeding<'a> {
+    supervisor: &'a Supervisor,
+    metrics: &'a Metrics,
+    clock: &'a Arc<AgentClock>,
+    stop: Stop,
+}
+
+impl Feeding<'_> {
+    /// Pipelines first, then the sources that feed them.
+    fn spawn(&self, config: &Config, queue: &Queue, scorers: Vec<Option<Scorer>>) -> Vec<JoinHandle<()>> {
+        let names = Arc::new(MetricNames::default());
+        let mut sinks: HashMap<&str, Vec<mpsc::Sender<source::Sample>>> = HashMap::new();
+        let mut tasks = Vec::new();
+        for (settings, scorer) in config.pipelines.iter().zip(scorers) {
+            let (sender, receiver) = mpsc::channel(SAMPLES_WAITING_MAX);
+            sinks.entry(&settings.source).or_default().push(sender);
+            let (metrics, names, stop) = (self.metrics.clone(), Arc::clone(&names), self.stop.clone());
+            let pipeline = Pipeline::new(settings.clone(), scorer, queue.clone(), metrics, names, stop);
+            tasks.push(self.spawn_pipeline(&settings.name, pipeline, receiver));
+        }
+        for source in &config.sources {
+            let Some(sinks) = sinks.remove(source.name()) else {
+                tracing::warn!(source = source.name(), "no pipeline reads this source, it stays off");
+                continue;
+            };
+            let clock: SharedClock = self.clock.clone();
+            let context = SourceContext { clock, metrics: self.metrics.clone(), stop: self.stop.clone(), sinks };
+            tasks.push(self.spawn_source(source, context));
+        }
+        tasks
+    }
+
+    fn spawn_pipeline(
+        &self,
+        name: &str,
+        pipeline: Pipeline,
+        receiver: mpsc::Receiver<source::Sample>,
+    ) -> JoinHandle<()> {
+        let pipeline = Arc::new(Mutex::new(pipeline));
+        let inbox: Inbox = Arc::new(Mutex::new(receiver));
+        self.supervisor.spawn(format!("pipeline {name}"), move || {
+            let (pipeline, inbox) = (Arc::clone(&pipeline), Arc::clone(&inbox));
+            let work = tokio::task::spawn_blocking(move || {
+                pipeline.lock().unwrap_or_else(PoisonError::into_inner).run(&inbox)
+            });
+            async move {
+                match work.await {
+                    Ok(result) => result.into(),
+                    Err(error) => Exit::Failed(error.to_string()),
+                }
+            }
+        })
+    }
+
+    /// A source that ends keeps its senders until its task is gone, so its pipelines end with it.
+    fn spawn_source(&self, source: &SourceConfig, context: SourceContext) -> JoinHandle<()> {
+        let config = source.clone();
+        self.supervisor.spawn(format!("source {}", source.name()), move || source::run(config.clone(), context.clone()))
+    }
+}
+
+enum Who {
+    Token { tenant: TenantId, device: DeviceId, token: String, ca_pem: String },
+    Enrolled(Box<Identity>),
+    Claim(Claim),
+}
+
+fn read_secret(path: &PathBuf) -> Result<String, AppError> {
+    let text = std::fs::read_to_string(path).map_err(|source| AppError::Secret { path: path.clone(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+fn who_am_i(config: &Config) -> Result<Who, AppError> {
+    let settings = &config.identity;
+    if let (Some(tenant), Some(device), Some(file)) = (&settings.tenant, &settings.device, &settings.token_file) {
+        let ca_pem = config.uplink.ca_file.as_ref().map(read_secret).transpose()?.unwrap_or_default();
+        let (tenant, device) = (TenantId::parse(tenant)?, DeviceId::parse(device)?);
+        return Ok(Who::Token { tenant, device, token: read_secret(file)?, ca_pem });
+    }
+    if let Some(identity) = identity::load(&config.identity_dir())? {
+        return Ok(Who::Enrolled(Box::new(identity)));
+    }
+    let claim = match (&settings.claim, &settings.claim_file) {
+        (Some(claim), _) => claim.clone(),
+        (None, Some(file)) => read_secret(file)?,
+        (None, None) => return Err(AppError::NoIdentity),
+    };
+    Ok(Who::Claim(Claim::parse(&claim)?))
+}
+
+/// Enrols with `claim`, as `muster-agent enroll` does.
+///
+/// # Errors
+/// The claim is malformed or refused, or there is no connection.
+pub async fn enroll(config: &Config, claim: &str) -> Result<Identity, AppError> {
+    let clock: SharedClock = Arc::new(AgentClock::default());
+    let claim = Claim::parse(claim)?;
+    let name = config.identity.device_name.as_deref();
+    Ok(identity::enroll(&config.identity_dir(), &claim, name, clock).await?)
+}
+
+async fn enroll_patiently(config: &Config, claim: &Claim, clock: &Arc<AgentClock>) -> Result<Identity, AppError> {
+    let mut wait = ENROLL_DELAY.0;
+    loop {
+        let name = config.identity.device_name.as_deref();
+        match identity::enroll(&config.identity_dir(), claim, name, clock.clone()).await {
+            Ok(identity) => {
+                tracing::info!(tenant = %identity.tenant, device = %identity.device, "enrolled");
+                return Ok(identity);
+            }
+            Err(error) if error.is_passing() => {
+                tracing::warn!(error = chain(&error), wait_ms = wait.as_millis(), "not enrolled, will try again");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(ENROLL_DELAY.1);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn spawn_uplink(
+    supervisor: &Supervisor,
+    config: &Config,
+    queue: &Queue,
+    metrics: &Metrics,
+    clock: &Arc<AgentClock>,
+    stop: Stop,
+) -> JoinHandle<()> {
+    let (config, queue, metrics, clock) = (config.clone(), queue.clone(), metrics.clone(), Arc::clone(clock));
+    supervisor.spawn("uplink".into(), move || {
+        let (config, queue, metrics, clock) = (config.clone(), queue.clone(), metrics.clone(), Arc::clone(&clock));
+        let mut stop = stop.clone();
+        async move {
+            let settings = tokio::select! {
+                settings = uplink_settings(&config, &clock) => settings,
+                () = stop.wait() => return Exit::Done,
+            };
+            match settings {
+                Ok(settings) => Uplink::new(queue, clock, metrics, stop, Arc::new(settings)).run().await.into(),
+                Err(error) => Exit::Failed(chain(&error)),
+            }
+        }
+    })
+}
+
+async fn uplink_settings(config: &Config, clock: &Arc<AgentClock>) -> Result<Settings, AppError> {
+    let own_key = || identity::load_or_create_key(&config.identity_dir());
+    let plain = config.uplink.transport == Transport::Plain;
+    let shared: SharedClock = clock.clone();
+    let identity = match who_am_i(config)? {
+        Who::Token { tenant, device, token, ca_pem } => {
+            let tls = if plain { None } else { Some(tls::client(&ca_pem, None, shared)?) };
+            let host = config.uplink.host.clone().unwrap_or_default();
+            let port = config.uplink.port.unwrap_or_default();
+            return Ok(settings(config, (host, port), (tenant, device), Some(token), tls));
+        }
+        Who::Enrolled(identity) => *identity,
+        Who::Claim(claim) => enroll_patiently(config, &claim, clock).await?,
+    };
+    clock.learn(identity.server_time_us);
+    let own = (identity.certificate_pem.as_str(), own_key()?);
+    let tls = if plain { None } else { Some(tls::client(&identity.ca_pem, Some((own.0, &own.1)), shared)?) };
+    let host = config.uplink.host.clone().unwrap_or(identity.mqtt_host);
+    let port = config.uplink.port.unwrap_or(identity.mqtt_port);
+    Ok(settings(config, (host, port), (identity.tenant, identity.device), None, tls))
+}
+
+fn settings(
+    config: &Config,
+    (host, port): (String, u16),
+    (tenant, device): (TenantId, DeviceId),
+    token: Option<String>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+) -> Settings {
+    let ms = |ms: u32| Duration::from_millis(ms.into());
+    let uplink = &config.uplink;
+    let short = |mut text: String| {
+        while text.len() > NAME_BYTES_MAX {
+            text.pop();
+        }
+        text
+    };
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Settings {
+        host,
+        port,
+        tls,
+        tenant,
+        device,
+        token,
+        keep_alive_s: uplink.keep_alive_s,
+        reconnect_delay: (ms(uplink.reconnect_delay_ms_min), ms(uplink.reconnect_delay_ms_max)),
+        state_interval: Duration::from_secs(uplink.state_interval_s.into()),
+        about: Birth {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            os: short(sysinfo::System::long_os_version().unwrap_or_default()),
+            arch: std::env::consts::ARCH.into(),
+            boot_id: short(boot_id.trim().to_owned()),
+            pipelines: config.pipelines.iter().map(|pipeline| pipeline.name.clone()).collect(),
+            ..Birth::default()
+        },
+    }
+}

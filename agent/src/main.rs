@@ -1,0 +1,158 @@
+//! `muster-agent`: run, enroll, check, queue inspect.
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use muster_agent::clock::AgentClock;
+use muster_agent::config::{Config, SourceConfig};
+use muster_agent::queue::{Bounds, inspect};
+use muster_agent::source::CsvReader;
+use muster_agent::app;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Threads for pipelines come on top of these (models loading, a look at the machine, closing the queue).
+const BLOCKING_THREADS: usize = 4;
+/// How long threads may go on after everything is taken down.
+const EXIT_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Muster's device agent: reads sources, scores them, and sends readings and events to the server.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs until SIGTERM.
+    Run {
+        /// The configuration file.
+        #[arg(long, short, default_value = "/etc/muster/agent.toml")]
+        config: PathBuf,
+    },
+    /// Enrols with a claim from the server and ends.
+    Enroll {
+        /// The configuration file.
+        #[arg(long, short, default_value = "/etc/muster/agent.toml")]
+        config: PathBuf,
+        /// `muster-claim:<host>:<port>:<token>:<sha256>`, shown once by the server.
+        claim: String,
+    },
+    /// Checks the configuration and self-tests the models.
+    Check {
+        /// The configuration file.
+        #[arg(long, short, default_value = "/etc/muster/agent.toml")]
+        config: PathBuf,
+    },
+    /// Looks into the durable queue of a stopped agent.
+    Queue {
+        #[command(subcommand)]
+        command: QueueCommand,
+    },
+}
+
+#[derive(Subcommand)]
+enum QueueCommand {
+    /// Prints accepted and dropped ranges per class and queue_id.
+    Inspect {
+        /// The configuration file.
+        #[arg(long, short, default_value = "/etc/muster/agent.toml")]
+        config: PathBuf,
+        /// One line of JSON instead of text.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    match command(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("muster-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command(command: Command) -> Result<()> {
+    match command {
+        Command::Run { config } => run(&config),
+        Command::Enroll { config, claim } => enroll(&config, &claim),
+        Command::Check { config } => check(&config),
+        Command::Queue { command: QueueCommand::Inspect { config, json } } => queue_inspect(&config, json),
+    }
+}
+
+fn start_log(config: &Config) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
+        .with_context(|| format!("log.filter {:?}", config.log.filter))?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr);
+    log.try_init().map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}
+
+fn runtime(pipelines: usize) -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(pipelines + BLOCKING_THREADS)
+        .thread_keep_alive(Duration::from_secs(1))
+        .build()
+        .context("cannot start the runtime")
+}
+
+fn run(file: &Path) -> Result<()> {
+    let config = Config::load(file)?;
+    start_log(&config)?;
+    let runtime = runtime(config.pipelines.len())?;
+    let ended = runtime.block_on(app::run(config));
+    runtime.shutdown_timeout(EXIT_TIME_MAX);
+    Ok(ended?)
+}
+
+fn enroll(file: &Path, claim: &str) -> Result<()> {
+    let config = Config::load(file)?;
+    start_log(&config)?;
+    let identity = runtime(0)?.block_on(app::enroll(&config, claim))?;
+    println!("enrolled as {}/{}, server {}:{}", identity.tenant, identity.device, identity.mqtt_host, identity.mqtt_port);
+    Ok(())
+}
+
+fn check(file: &Path) -> Result<()> {
+    let config = Config::load(file)?;
+    tracing_subscriber::EnvFilter::try_new(&config.log.filter)
+        .with_context(|| format!("log.filter {:?}", config.log.filter))?;
+    for source in &config.sources {
+        if let SourceConfig::Csv(csv) = source {
+            CsvReader::open(&csv.path, &csv.columns, csv.timestamp_column.as_deref())
+                .and_then(|mut rows| rows.next_row())
+                .with_context(|| format!("source {:?}", csv.name))?;
+        }
+    }
+    for line in app::check_models(&config)? {
+        println!("{line}");
+    }
+    println!("{}: {} sources, {} pipelines, ok", file.display(), config.sources.len(), config.pipelines.len());
+    Ok(())
+}
+
+fn queue_inspect(file: &Path, json: bool) -> Result<()> {
+    let config = Config::load(file)?;
+    let bounds = Bounds::from_config(&config.queue);
+    let inspection = inspect(&config.queue_dir(), bounds, Arc::new(AgentClock::default()))?;
+    if json {
+        println!("{}", serde_json::to_string(&inspection)?);
+        return Ok(());
+    }
+    for class in &inspection.classes {
+        println!("{}: accepted {}, dropped {}, released below {}, next {}", class.class, class.accepted, class.dropped, class.released, class.next);
+        for range in &class.openings {
+            println!("  accepted {} {}..={}", range.queue_id, range.first, range.last);
+        }
+        for range in &class.drops {
+            println!("  dropped  {} {}..={} {}", range.queue_id, range.first, range.last, range.reason.as_str());
+        }
+    }
+    Ok(())
+}

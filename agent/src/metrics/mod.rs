@@ -1,0 +1,192 @@
+//! The agent's own counters, as Prometheus text on a loopback port or a Unix socket.
+//!
+//! Every module counts through [`Metrics`]; [`serve`] answers `GET /metrics` and `GET /healthz`.
+//! Labels come from closed enums. Limits: one request a connection, 4 KiB of head, 5 s, 4 at a time.
+
+mod serve;
+
+pub use serve::{Listen, ServeError, serve};
+
+use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a value or a sample did not become a record. Closed: each is a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// NaN or an infinity.
+    NotFinite,
+    /// Text longer than the wire allows.
+    TextTooLong,
+    /// A name that is no metric name.
+    BadName,
+    /// The device has its 1,000 metrics already.
+    TooManyMetrics,
+    /// A model's input is missing or is no number.
+    BadInput,
+    /// A picture that cannot be read or decoded.
+    Undecodable,
+    /// The model failed on the input.
+    ModelFailed,
+    /// More bytes than a record may have.
+    TooLarge,
+}
+
+impl Refusal {
+    /// Every reason.
+    pub const ALL: [Self; 8] = [
+        Self::NotFinite, Self::TextTooLong, Self::BadName, Self::TooManyMetrics, Self::BadInput, Self::Undecodable,
+        Self::ModelFailed, Self::TooLarge,
+    ];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotFinite => "not_finite",
+            Self::TextTooLong => "text_too_long",
+            Self::BadName => "bad_name",
+            Self::TooManyMetrics => "too_many_metrics",
+            Self::BadInput => "bad_input",
+            Self::Undecodable => "undecodable",
+            Self::ModelFailed => "model_failed",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// How a publish ended. Closed: each is a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PublishEnd {
+    /// Stored by the server.
+    Released,
+    /// Refused for now, kept.
+    Kept,
+    /// Refused for good, dropped with a record.
+    Dropped,
+    /// The connection ended first.
+    Unanswered,
+}
+
+impl PublishEnd {
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Released => "released",
+            Self::Kept => "kept",
+            Self::Dropped => "dropped",
+            Self::Unanswered => "unanswered",
+        }
+    }
+}
+
+/// The counters; cheap to clone.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Samples that the sources read.
+    pub samples: IntCounter,
+    /// Readings appended to the queue.
+    pub readings: IntCounter,
+    /// Events appended to the queue.
+    pub events: IntCounter,
+    refused: IntCounterVec,
+    publishes: IntCounterVec,
+    /// Connections that the server accepted.
+    pub connects: IntCounter,
+    /// Attempts that failed, and connections that ended.
+    pub disconnects: IntCounter,
+    /// 1 while connected.
+    pub connected: IntGauge,
+    /// Waits because the queue could take no more.
+    pub queue_waits: IntCounter,
+    /// Tasks that were started again.
+    pub restarts: IntCounter,
+    /// Messages from the server.
+    pub received: IntCounter,
+    /// Inferences since the start; State carries it.
+    pub inferences: Arc<AtomicU64>,
+    inferences_counter: IntCounter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    let counter = IntCounter::new(name, help).expect("a constant name is valid");
+    registry.register(Box::new(counter.clone())).expect("a constant name is registered once");
+    counter
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
+    let counters = IntCounterVec::new(Opts::new(name, help), &[label]).expect("a constant name is valid");
+    registry.register(Box::new(counters.clone())).expect("a constant name is registered once");
+    counters
+}
+
+impl Metrics {
+    /// Counters at zero.
+    #[must_use]
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let r = &registry;
+        let connected = IntGauge::new("agent_uplink_connected", "1 while connected").expect("a constant name is valid");
+        r.register(Box::new(connected.clone())).expect("a constant name is registered once");
+        let metrics = Self {
+            samples: counter(r, "agent_source_samples_total", "samples read"),
+            readings: counter(r, "agent_queue_readings_total", "readings appended to the queue"),
+            events: counter(r, "agent_queue_events_total", "events appended to the queue"),
+            refused: counters(r, "agent_refused_total", "values and samples refused", "reason"),
+            publishes: counters(r, "agent_uplink_publishes_total", "records published, by their end", "end"),
+            connects: counter(r, "agent_uplink_connects_total", "connections accepted by the server"),
+            disconnects: counter(r, "agent_uplink_disconnects_total", "attempts failed and connections ended"),
+            connected,
+            queue_waits: counter(r, "agent_queue_full_waits_total", "waits because the queue was full"),
+            restarts: counter(r, "agent_supervisor_restarts_total", "tasks started again"),
+            received: counter(r, "agent_uplink_received_total", "messages from the server"),
+            inferences: Arc::default(),
+            inferences_counter: counter(r, "agent_model_inferences_total", "inferences"),
+            registry,
+        };
+        for reason in Refusal::ALL {
+            metrics.refused.with_label_values(&[reason.as_str()]);
+        }
+        metrics
+    }
+
+    /// Counts a refusal.
+    pub fn refuse(&self, reason: Refusal) {
+        self.refused.with_label_values(&[reason.as_str()]).inc();
+    }
+
+    /// How often `reason` was counted.
+    #[must_use]
+    pub fn refusals(&self, reason: Refusal) -> u64 {
+        self.refused.with_label_values(&[reason.as_str()]).get()
+    }
+
+    /// Counts the end of publishes.
+    pub fn published(&self, end: PublishEnd, count: u64) {
+        self.publishes.with_label_values(&[end.as_str()]).inc_by(count);
+    }
+
+    /// Counts an inference.
+    pub fn inferred(&self) {
+        self.inferences.fetch_add(1, Ordering::Relaxed);
+        self.inferences_counter.inc();
+    }
+
+    /// The Prometheus text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::warn!(%error, "metrics cannot be written");
+        }
+        String::from_utf8(text).unwrap_or_default()
+    }
+}

@@ -1,0 +1,226 @@
+//! Turns samples into readings and events, and puts them into the durable queue.
+//!
+//! Each pipeline runs on a thread of its own ([`crate::app`] starts it), so an inference never holds up the
+//! connection. It is handed its receiver and the queue, nothing else. Promise: samples keep their order; a value
+//! against the wire's rules is left out and counted by its reason, the rest of its row goes on. When the queue is
+//! full the thread waits, so the source's channel fills and the source waits too. Limit: 1,000 metric names a device.
+
+mod model;
+mod names;
+
+pub use model::{Feed, ModelError, Scorer, load};
+pub use names::MetricNames;
+
+use crate::config::{self, EventPolicy, Selection, SelectionWord};
+use crate::metrics::{Metrics, Refusal};
+use crate::queue::{AppendError, Queue, QueueClass, QueueError};
+use crate::source::{Content, Sample};
+use crate::supervisor::Stop;
+use muster_journal::{Fs, RealFs};
+use muster_wire::{EVENT_BYTES_MAX, Event, READINGS_MAX, Reading, TELEMETRY_BYTES_MAX, Telemetry, Value, ValueError};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::mpsc;
+
+/// The samples of one pipeline; kept over restarts of its thread.
+pub type Inbox = Arc<Mutex<mpsc::Receiver<Sample>>>;
+
+/// One pipeline.
+pub struct Pipeline<F: Fs = RealFs> {
+    config: config::Pipeline,
+    selection: Selection,
+    queue: Queue<F>,
+    metrics: Metrics,
+    names: Arc<MetricNames>,
+    stop: Stop,
+    scorer: Option<Scorer>,
+    serial: Option<Serial>,
+    last_label: Option<String>,
+}
+
+/// Numbers records with text that no two of them share, over restarts too.
+struct Serial {
+    metric: String,
+    nonce: u64,
+    next: u64,
+}
+
+impl Serial {
+    fn new(metric: String) -> Self {
+        let mut nonce = [0; 8];
+        if let Err(error) = getrandom::fill(&mut nonce) {
+            tracing::error!(%error, "no random bytes, serials may repeat over restarts");
+        }
+        Self { metric, nonce: u64::from_le_bytes(nonce), next: 0 }
+    }
+
+    fn reading(&mut self) -> Reading {
+        self.next += 1;
+        let text = format!("{:016x}-{}", self.nonce, self.next);
+        Reading { metric: self.metric.clone(), value: Value::Text(text), offset_us: None }
+    }
+}
+
+/// What one inference adds.
+struct Scored {
+    event: Option<Event>,
+    readings: Vec<(String, Value)>,
+}
+
+impl<F: Fs> Pipeline<F> {
+    /// A pipeline in front of `queue`.
+    #[must_use]
+    pub fn new(
+        config: config::Pipeline,
+        scorer: Option<Scorer>,
+        queue: Queue<F>,
+        metrics: Metrics,
+        names: Arc<MetricNames>,
+        stop: Stop,
+    ) -> Self {
+        let default = if scorer.is_some() { SelectionWord::None } else { SelectionWord::All };
+        let selection = config.telemetry.clone().unwrap_or(Selection::Word(default));
+        let serial = config.serial.clone().map(Serial::new);
+        Self { config, selection, queue, metrics, names, stop, scorer, serial, last_label: None }
+    }
+
+    /// Works until the source is gone; blocks its thread.
+    ///
+    /// # Errors
+    /// The journal stopped.
+    pub fn run(&mut self, inbox: &Inbox) -> Result<(), QueueError> {
+        let mut samples = inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(sample) = samples.blocking_recv() {
+            match self.take(sample) {
+                Err(QueueError::Stopped) => return Ok(()),
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts what a sample gives into the queue.
+    ///
+    /// # Errors
+    /// The journal stopped, or the agent stops while the queue is full.
+    pub fn take(&mut self, sample: Sample) -> Result<(), QueueError> {
+        let scored = self.score(&sample.content);
+        let mut readings = Vec::new();
+        if let Content::Row { values, .. } = sample.content {
+            readings.reserve(values.len() + 3);
+            for (name, value) in values.into_iter().filter(|(name, _)| self.selected(name)) {
+                self.push_reading(&mut readings, &name, value);
+            }
+        }
+        let Scored { event, readings: scores } = scored.unwrap_or(Scored { event: None, readings: Vec::new() });
+        for (name, value) in scores {
+            self.push_reading(&mut readings, &name, value);
+        }
+        if !readings.is_empty() {
+            let serial = self.serial.as_mut().map(Serial::reading);
+            readings.extend(serial);
+            self.append_telemetry(sample.measured_at_us, readings)?;
+        }
+        match event {
+            Some(event) => self.append_event(sample.measured_at_us, &event),
+            None => Ok(()),
+        }
+    }
+
+    fn selected(&self, name: &str) -> bool {
+        match &self.selection {
+            Selection::Word(SelectionWord::All) => true,
+            Selection::Word(SelectionWord::None) => false,
+            Selection::Columns(columns) => columns.iter().any(|column| column == name),
+        }
+    }
+
+    fn push_reading(&self, readings: &mut Vec<Reading>, name: &str, value: Value) {
+        let refusal = match value.check() {
+            Err(ValueError::NotFinite) => Refusal::NotFinite,
+            Err(ValueError::TextTooLong) => Refusal::TextTooLong,
+            Ok(()) => {
+                let metric = format!("{}{name}", self.config.prefix);
+                match self.names.admit(&metric) {
+                    Ok(()) => return readings.push(Reading { metric, value, offset_us: None }),
+                    Err(refusal) => refusal,
+                }
+            }
+        };
+        self.metrics.refuse(refusal);
+    }
+
+    fn append_telemetry(&self, measured_at_us: i64, mut readings: Vec<Reading>) -> Result<(), QueueError> {
+        while !readings.is_empty() {
+            let rest = readings.split_off(readings.len().min(READINGS_MAX));
+            let telemetry = Telemetry { readings };
+            let body = telemetry.encode();
+            if body.len() > TELEMETRY_BYTES_MAX {
+                // Halves fit sooner or later: one reading has at most 400 bytes.
+                let mut first = telemetry.readings;
+                let second = first.split_off(first.len() / 2);
+                self.append_telemetry(measured_at_us, first)?;
+                self.append_telemetry(measured_at_us, second)?;
+            } else if self.append(QueueClass::Telemetry, measured_at_us, &body)? {
+                self.metrics.readings.inc_by(telemetry.readings.len() as u64);
+            }
+            readings = rest;
+        }
+        Ok(())
+    }
+
+    fn append_event(&self, measured_at_us: i64, event: &Event) -> Result<(), QueueError> {
+        let body = event.encode();
+        if body.len() > EVENT_BYTES_MAX || event.check().is_err() {
+            self.metrics.refuse(Refusal::TooLarge);
+        } else if self.append(QueueClass::Event, measured_at_us, &body)? {
+            self.metrics.events.inc();
+        }
+        Ok(())
+    }
+
+    /// True where the queue took it, false where the record is refused for good.
+    fn append(&self, class: QueueClass, measured_at_us: i64, body: &[u8]) -> Result<bool, QueueError> {
+        let waits = &self.metrics.queue_waits;
+        match self.queue.append_waiting(class, measured_at_us, body, &self.stop, || waits.inc()) {
+            Ok(_) => Ok(true),
+            Err(QueueError::Append(AppendError::TooLarge { .. })) => {
+                self.metrics.refuse(Refusal::TooLarge);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn score(&mut self, content: &Content) -> Option<Scored> {
+        let scorer = self.scorer.as_mut()?;
+        let inference = match scorer.score(content) {
+            Ok(inference) => inference?,
+            Err((refusal, reason)) => {
+                tracing::debug!(pipeline = self.config.name, reason, "a sample was not scored");
+                self.metrics.refuse(refusal);
+                return None;
+            }
+        };
+        self.metrics.inferred();
+        let mut readings = Vec::new();
+        if self.config.scores {
+            let name = &self.config.name;
+            readings.push((format!("{name}.score"), Value::Number(inference.score)));
+            readings.push((format!("{name}.label"), Value::Text(inference.label.clone())));
+        }
+        let changed = self.last_label.as_ref() != Some(&inference.label);
+        if changed {
+            self.last_label = Some(inference.label.clone());
+        }
+        let wanted = match self.config.events {
+            EventPolicy::All => true,
+            EventPolicy::Changes => changed,
+            EventPolicy::None => false,
+        };
+        let event = Event { pipeline: self.config.name.clone(), ..inference };
+        Some(Scored { event: wanted.then_some(event), readings })
+    }
+}
+
+#[cfg(test)]
+mod tests;

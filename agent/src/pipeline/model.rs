@@ -1,0 +1,210 @@
+//! A model bundle behind a pipeline: loaded and self-tested once, then fed rows or pictures.
+
+use crate::config;
+use crate::metrics::Refusal;
+use crate::source::Content;
+use muster_runtime::{Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError};
+use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
+use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind};
+use std::path::{Path, PathBuf};
+
+/// The longest subject on the wire, in bytes.
+const SUBJECT_BYTES_MAX: usize = 256;
+/// What the wire calls a raised anomaly.
+const LABEL_ANOMALY: &str = "anomaly";
+
+/// Why a pipeline's model is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The bundle is broken.
+    #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
+    Bundle {
+        /// The pipeline.
+        pipeline: String,
+        /// The bundle's folder.
+        bundle: PathBuf,
+        /// Why.
+        #[source]
+        source: BundleError,
+    },
+    /// The model does not load, or its answers differ from its golden samples.
+    #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
+    Load {
+        /// The pipeline.
+        pipeline: String,
+        /// The bundle's folder.
+        bundle: PathBuf,
+        /// Why.
+        #[source]
+        source: LoadError,
+    },
+    /// The model does not fit the pipeline.
+    #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
+    Pipeline {
+        /// The pipeline.
+        pipeline: String,
+        /// The bundle's folder.
+        bundle: PathBuf,
+        /// Why.
+        #[source]
+        source: PipelineError,
+    },
+    /// `inputs` names another number of columns than the model takes.
+    #[error("pipeline {pipeline:?}.inputs: expected {expected} columns for {columns:?}, found {found}")]
+    Inputs {
+        /// The pipeline.
+        pipeline: String,
+        /// The model's columns.
+        columns: Vec<String>,
+        /// How many it takes.
+        expected: usize,
+        /// How many are configured.
+        found: usize,
+    },
+}
+
+/// Which samples a pipeline's source gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feed {
+    /// Rows of named values.
+    Rows,
+    /// Pictures.
+    Pictures,
+}
+
+/// A model at work in one pipeline.
+pub struct Scorer {
+    name: String,
+    version: String,
+    self_test: SelfTestReport,
+    kind: Kind,
+}
+
+enum Kind {
+    Series { pipeline: Box<SeriesPipeline>, columns: Vec<String>, row: Vec<f64> },
+    Image(Box<ImagePipeline>),
+}
+
+/// A label, score and boxes in the wire's words; the pipeline's name is still empty.
+type Scored = Result<Option<Event>, (Refusal, String)>;
+
+/// Loads and self-tests the pipeline's model, if it has one.
+///
+/// # Errors
+/// Names the pipeline, the bundle, and what is wrong with it.
+pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, ModelError> {
+    let Some(dir) = &config.model else { return Ok(None) };
+    let (pipeline, bundle) = (config.name.clone(), dir.clone());
+    let opened = match Bundle::open(dir) {
+        Ok(opened) => opened,
+        Err(source) => return Err(ModelError::Bundle { pipeline, bundle, source }),
+    };
+    let model = match Model::load(&opened) {
+        Ok(model) => model,
+        Err(source) => return Err(ModelError::Load { pipeline, bundle, source }),
+    };
+    let (name, version) = (model.manifest().name.clone(), model.manifest().version.clone());
+    let self_test = model.self_test();
+    let columns = model.manifest().series().map(|series| series.columns.clone()).unwrap_or_default();
+    let made = match feed {
+        Feed::Rows => SeriesPipeline::new(model).map(|made| {
+            let inputs = if config.inputs.is_empty() { columns.clone() } else { config.inputs.clone() };
+            Kind::Series { pipeline: Box::new(made), row: Vec::with_capacity(inputs.len()), columns: inputs }
+        }),
+        Feed::Pictures => ImagePipeline::new(model).map(|made| Kind::Image(Box::new(made))),
+    };
+    let kind = made.map_err(|source| ModelError::Pipeline { pipeline: pipeline.clone(), bundle, source })?;
+    if let Kind::Series { columns: inputs, .. } = &kind {
+        if inputs.len() != columns.len() {
+            let (expected, found) = (columns.len(), inputs.len());
+            return Err(ModelError::Inputs { pipeline, columns, expected, found });
+        }
+    }
+    Ok(Some(Scorer { name, version, self_test, kind }))
+}
+
+impl Scorer {
+    /// The model's name and version.
+    #[must_use]
+    pub fn model(&self) -> (&str, &str) {
+        (&self.name, &self.version)
+    }
+
+    /// What the self-test saw.
+    #[must_use]
+    pub fn self_test(&self) -> SelfTestReport {
+        self.self_test
+    }
+
+    /// Feeds one sample; None while a window fills.
+    ///
+    /// # Errors
+    /// The reason to count, and the words for the log.
+    pub fn score(&mut self, content: &Content) -> Scored {
+        let (inference, subject) = match (&mut self.kind, content) {
+            (Kind::Series { pipeline, columns, row }, Content::Row { values, number }) => {
+                row.clear();
+                for column in columns.iter() {
+                    let value = values.iter().find(|(name, _)| **name == **column).and_then(|(_, value)| value.as_number());
+                    row.push(value.ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?);
+                }
+                let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else { return Ok(None) };
+                (inference, number.to_string())
+            }
+            (Kind::Image(pipeline), Content::Image { path }) => {
+                (pipeline.score_file(path).map_err(|error| refusal(&error))?, subject(path))
+            }
+            _ => return Err((Refusal::BadInput, "the source gives another kind of sample".into())),
+        };
+        if !inference.score.is_finite() {
+            return Err((Refusal::ModelFailed, "the score is not finite".into()));
+        }
+        Ok(Some(self.event(inference, subject)))
+    }
+
+    fn event(&self, inference: Inference, subject: String) -> Event {
+        let kind = match inference.kind {
+            TaskKind::Classification => EventKind::Classification,
+            TaskKind::Anomaly => EventKind::Anomaly,
+            TaskKind::Detection => EventKind::Detection,
+        };
+        let anomalous = kind == EventKind::Anomaly && inference.label != LABEL_NORMAL;
+        let boxes = inference.boxes.into_iter().take(BOXES_MAX).map(|found| BoundingBox {
+            label: found.label,
+            score: found.score,
+            x: found.x0,
+            y: found.y0,
+            width: found.x1 - found.x0,
+            height: found.y1 - found.y0,
+        });
+        Event {
+            pipeline: String::new(),
+            model: self.name.clone(),
+            model_version: self.version.clone(),
+            kind,
+            label: if anomalous { LABEL_ANOMALY.to_owned() } else { inference.label },
+            score: f64::from(inference.score),
+            subject: Some(subject),
+            latency_us: u32::try_from(inference.latency_us).unwrap_or(u32::MAX),
+            boxes: boxes.collect(),
+        }
+    }
+}
+
+fn refusal(error: &PipelineError) -> (Refusal, String) {
+    let reason = match error {
+        PipelineError::NotFinite { .. } => Refusal::NotFinite,
+        PipelineError::RowSize { .. } | PipelineError::WrongInput { .. } => Refusal::BadInput,
+        PipelineError::File { .. } | PipelineError::Image(_) => Refusal::Undecodable,
+        PipelineError::Run(_) => Refusal::ModelFailed,
+    };
+    (reason, crate::supervisor::chain(error))
+}
+
+fn subject(path: &Path) -> String {
+    let mut name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    while name.len() > SUBJECT_BYTES_MAX {
+        name.pop();
+    }
+    name
+}

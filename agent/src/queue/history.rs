@@ -1,0 +1,154 @@
+//! What the journal may forget once the server knows it: past openings and confirmed drops, one JSON line each.
+//!
+//! It serves `muster-agent queue inspect`, the oracle of accepted and dropped ranges, and nothing else: losing
+//! the file loses no record. A line is on the disk before the journal forgets what it says; a crash between
+//! the two repeats the line, which readers merge. Limit: [`HISTORY_BYTES_MAX`]; beyond, the older half goes.
+
+use super::{QueueClass, QueueError};
+use muster_journal::Opening;
+use muster_wire::{DropRange, DropReason, QueueId};
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The largest history, in bytes; a line has about 90.
+pub(super) const HISTORY_BYTES_MAX: u64 = 1024 * 1024;
+const FILE_NAME: &str = "history.jsonl";
+
+/// One fact.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(super) enum Line {
+    /// A closed opening that accepted `first..next`, all of it released.
+    Opening { class: u8, queue_id: QueueId, first: u64, next: u64 },
+    /// A confirmed drop of `first..=last`.
+    Drop { class: u8, queue_id: QueueId, first: u64, last: u64, reason: DropReason },
+    /// Older lines were cut off here.
+    Truncated,
+}
+
+impl Line {
+    pub(super) fn opening(class: QueueClass, opening: &Opening) -> Self {
+        let class = class.up().number();
+        Self::Opening { class, queue_id: QueueId(opening.epoch), first: opening.first, next: opening.next }
+    }
+
+    pub(super) fn dropped(drop: &DropRange) -> Self {
+        let DropRange { class, queue_id, first, last, reason } = *drop;
+        Self::Drop { class, queue_id, first, last, reason }
+    }
+}
+
+/// The file, open for appending.
+#[derive(Debug)]
+pub(super) struct History {
+    path: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+fn fail(path: &Path) -> impl Fn(std::io::Error) -> QueueError + use<> {
+    let path = path.to_owned();
+    move |source| QueueError::History { path: path.clone(), source }
+}
+
+impl History {
+    pub(super) fn open(dir: &Path) -> Result<Self, QueueError> {
+        let path = dir.join(FILE_NAME);
+        let fail = fail(&path);
+        let text = read_text(&path).map_err(&fail)?;
+        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(&fail)?;
+        if !text.is_empty() && !text.ends_with('\n') {
+            // A crash cut the last line; what it said comes again.
+            file.write_all(b"\n").map_err(&fail)?;
+        }
+        let bytes = file.metadata().map_err(&fail)?.len();
+        let mut history = Self { path, file, bytes };
+        history.shorten()?;
+        Ok(history)
+    }
+
+    pub(super) fn append(&mut self, lines: &[Line]) -> Result<(), QueueError> {
+        let text = format(lines);
+        let fail = fail(&self.path);
+        self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()).map_err(fail)?;
+        self.bytes += text.len() as u64;
+        self.shorten()
+    }
+
+    fn shorten(&mut self) -> Result<(), QueueError> {
+        if self.bytes <= HISTORY_BYTES_MAX {
+            return Ok(());
+        }
+        let fail = fail(&self.path);
+        let text = read_text(&self.path).map_err(&fail)?;
+        let half = text.len() / 2;
+        let keep = text.as_bytes()[half..].iter().position(|byte| *byte == b'\n').map_or("", |at| &text[half + at + 1..]);
+        let fresh = self.path.with_extension("new");
+        let mut file = File::create(&fresh).map_err(&fail)?;
+        let head = format(&[Line::Truncated]);
+        file.write_all(head.as_bytes()).and_then(|()| file.write_all(keep.as_bytes())).map_err(&fail)?;
+        file.sync_data().map_err(&fail)?;
+        std::fs::rename(&fresh, &self.path).map_err(&fail)?;
+        self.file = OpenOptions::new().append(true).open(&self.path).map_err(&fail)?;
+        self.bytes = (head.len() + keep.len()) as u64;
+        Ok(())
+    }
+}
+
+fn format(lines: &[Line]) -> String {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(&serde_json::to_string(line).expect("a line of numbers and names serializes"));
+        text.push('\n');
+    }
+    text
+}
+
+fn read_text(path: &Path) -> std::io::Result<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Every line that can be read.
+pub(super) fn read(dir: &Path) -> Result<Vec<Line>, QueueError> {
+    let path = dir.join(FILE_NAME);
+    let text = read_text(&path).map_err(fail(&path))?;
+    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn opening(first: u64) -> Line {
+        Line::Opening { class: 1, queue_id: QueueId(first), first, next: first + 1 }
+    }
+
+    #[test]
+    fn lines_survive_a_cut_and_a_reopening() {
+        let dir = tempfile::tempdir().unwrap();
+        History::open(dir.path()).unwrap().append(&[opening(1), opening(2)]).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, &text[..text.len() - 5]).unwrap();
+        History::open(dir.path()).unwrap().append(&[opening(3)]).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), [opening(1), opening(3)]);
+    }
+
+    #[test]
+    fn the_bound_cuts_the_older_half() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        let many: Vec<_> = (1..2000).map(opening).collect();
+        while read(dir.path()).unwrap().first() != Some(&Line::Truncated) {
+            history.append(&many).unwrap();
+        }
+        assert!(history.bytes <= HISTORY_BYTES_MAX);
+        assert_eq!(read(dir.path()).unwrap().last(), many.last());
+    }
+}

@@ -1,0 +1,255 @@
+//! Replays a CSV file with a header line: in its own timing, at a rate, or as fast as the queue takes it.
+//!
+//! The timing is the pure [`Schedule`]; the file is streamed, so its size does not matter. Limits: a line of
+//! 64 KiB, 1,000 columns. A cell is a number, `true`/`false`, or text; an empty one is left out.
+
+use super::time::parse_us;
+use super::{Content, Ended, Sample, SourceContext};
+use crate::config::{CsvSource, Pace, Stamp, Wrap};
+use muster_wire::{METRICS_PER_DEVICE_MAX, Value};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The longest line, in bytes.
+const LINE_BYTES_MAX: u64 = 64 * 1024;
+/// A gap in the timestamps longer than this is cut to it.
+const GAP_MAX: Duration = Duration::from_secs(3600);
+
+/// Why a file cannot be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum CsvError {
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A line is not what it should be.
+    #[error("{}:{line}: expected {expected}", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What was expected.
+        expected: String,
+    },
+}
+
+/// One row of a file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// From the timestamp column.
+    pub time_us: Option<i64>,
+    /// The selected cells that are not empty.
+    pub values: Vec<(Arc<str>, Value)>,
+}
+
+/// Streams rows.
+#[derive(Debug)]
+pub struct CsvReader {
+    path: PathBuf,
+    lines: BufReader<File>,
+    line: u64,
+    text: String,
+    columns: Vec<(usize, Arc<str>)>,
+    time_at: Option<usize>,
+}
+
+impl CsvReader {
+    /// Opens a file and finds the columns in its header; no names: all but the timestamp.
+    ///
+    /// # Errors
+    /// The file cannot be read, or a column is not there.
+    pub fn open(path: &Path, columns: &[String], timestamp_column: Option<&str>) -> Result<Self, CsvError> {
+        let file = File::open(path).map_err(|source| CsvError::Read { path: path.to_owned(), source })?;
+        let lines = BufReader::new(file);
+        let (path, text) = (path.to_owned(), String::new());
+        let mut reader = Self { path, lines, line: 0, text, columns: Vec::new(), time_at: None };
+        if !reader.next_line()? {
+            return Err(reader.expected("a header line"));
+        }
+        let header: Vec<Arc<str>> = split(reader.text.trim_start_matches('\u{feff}'))
+            .ok_or_else(|| reader.expected("a header line with closed quotes"))?
+            .into_iter()
+            .map(|name| Arc::from(name.trim()))
+            .collect();
+        let find = |name: &str| {
+            let missing = || reader.expected(format!("a column {name:?} among {header:?}"));
+            header.iter().position(|known| &**known == name).ok_or_else(missing)
+        };
+        let time_at = timestamp_column.map(find).transpose()?;
+        let chosen: Vec<usize> = if columns.is_empty() {
+            (0..header.len()).filter(|at| Some(*at) != time_at).collect()
+        } else {
+            columns.iter().map(|name| find(name)).collect::<Result<_, _>>()?
+        };
+        if chosen.len() > METRICS_PER_DEVICE_MAX {
+            return Err(reader.expected(format!("at most {METRICS_PER_DEVICE_MAX} columns")));
+        }
+        reader.columns = chosen.into_iter().map(|at| (at, Arc::clone(&header[at]))).collect();
+        reader.time_at = time_at;
+        Ok(reader)
+    }
+
+    /// The next row; None at the end.
+    ///
+    /// # Errors
+    /// A line that is too long, not UTF-8, without closed quotes, or without the timestamp.
+    pub fn next_row(&mut self) -> Result<Option<Row>, CsvError> {
+        loop {
+            if !self.next_line()? {
+                return Ok(None);
+            }
+            if !self.text.trim().is_empty() {
+                break;
+            }
+        }
+        let cells = split(&self.text).ok_or_else(|| self.expected("closed quotes"))?;
+        let time_us = match self.time_at {
+            None => None,
+            Some(at) => {
+                let time = cells.get(at).and_then(|cell| parse_us(cell));
+                Some(time.ok_or_else(|| self.expected("a timestamp"))?)
+            }
+        };
+        let cell = |(at, name): &(usize, Arc<str>)| Some((Arc::clone(name), value(cells.get(*at)?.trim())?));
+        Ok(Some(Row { time_us, values: self.columns.iter().filter_map(cell).collect() }))
+    }
+
+    fn next_line(&mut self) -> Result<bool, CsvError> {
+        self.text.clear();
+        self.line += 1;
+        let mut line = (&mut self.lines).take(LINE_BYTES_MAX);
+        let read = line.read_line(&mut self.text);
+        let bytes = read.map_err(|source| CsvError::Read { path: self.path.clone(), source })?;
+        if bytes as u64 == LINE_BYTES_MAX && !self.text.ends_with('\n') {
+            return Err(self.expected(format!("a line of less than {LINE_BYTES_MAX} bytes")));
+        }
+        Ok(bytes > 0)
+    }
+
+    fn expected(&self, expected: impl Into<String>) -> CsvError {
+        CsvError::Line { path: self.path.clone(), line: self.line, expected: expected.into() }
+    }
+}
+
+fn value(cell: &str) -> Option<Value> {
+    match cell {
+        "" => None,
+        "true" | "True" | "TRUE" => Some(Value::Bool(true)),
+        "false" | "False" | "FALSE" => Some(Value::Bool(false)),
+        text => Some(text.parse().map_or_else(|_| Value::Text(text.to_owned()), Value::Number)),
+    }
+}
+
+/// Cells of a line; quotes may hold commas, and two quotes stand for one. None where a quote stays open.
+fn split(line: &str) -> Option<Vec<String>> {
+    let mut cells = vec![String::new()];
+    let mut quoted = false;
+    let mut chars = line.trim_end_matches(['\n', '\r']).chars().peekable();
+    while let Some(c) = chars.next() {
+        let cell = cells.last_mut().expect("the list starts with a cell and only grows");
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                cell.push('"');
+            }
+            '"' => quoted = !quoted,
+            ',' if !quoted => cells.push(String::new()),
+            c => cell.push(c),
+        }
+    }
+    (!quoted).then_some(cells)
+}
+
+/// When rows are due, as time since the replay's start.
+#[derive(Clone, Debug)]
+pub struct Schedule {
+    pace: Pace,
+    speed: f64,
+    period: Option<Duration>,
+    due: Duration,
+    last_us: Option<i64>,
+}
+
+impl Schedule {
+    /// The schedule that a configuration asks for.
+    #[must_use]
+    pub fn new(config: &CsvSource) -> Self {
+        let period = config.rate_hz.map(|rate| Duration::from_secs_f64(1.0 / rate));
+        Self { pace: config.pace, speed: config.speed, period, due: Duration::ZERO, last_us: None }
+    }
+
+    /// When the next row is due. Timestamps that go back, and the jump from a file's end to its start, wait for
+    /// nothing; a rate beside a timestamp column sets the pace alone.
+    pub fn next_due(&mut self, time_us: Option<i64>) -> Duration {
+        if self.pace == Pace::Fastest {
+            return Duration::ZERO;
+        }
+        let gap = match (self.period, time_us, self.last_us) {
+            (Some(period), ..) => period,
+            (None, Some(now), Some(last)) => {
+                Duration::from_micros(u64::try_from(now.saturating_sub(last)).unwrap_or(0)).min(GAP_MAX)
+            }
+            _ => Duration::ZERO,
+        };
+        let first = self.last_us.is_none();
+        self.last_us = Some(time_us.unwrap_or(0));
+        if !first {
+            self.due += gap.div_f64(self.speed);
+        }
+        self.due
+    }
+}
+
+pub(super) async fn run(config: CsvSource, mut context: SourceContext) -> Result<(), CsvError> {
+    let mut schedule = Schedule::new(&config);
+    let start = Instant::now();
+    let mut number = 0;
+    loop {
+        let before = number;
+        let mut rows = CsvReader::open(&config.path, &config.columns, config.timestamp_column.as_deref())?;
+        while let Some(row) = rows.next_row()? {
+            number += 1;
+            if replay(row, number, &config, &mut schedule, start, &mut context).await == Err(Ended) {
+                return Ok(());
+            }
+        }
+        if config.wrap == Wrap::Once || number == before {
+            tracing::info!(source = config.name, rows = number, "replay is done");
+            return Ok(());
+        }
+    }
+}
+
+async fn replay(
+    row: Row,
+    number: u64,
+    config: &CsvSource,
+    schedule: &mut Schedule,
+    start: Instant,
+    context: &mut SourceContext,
+) -> Result<(), Ended> {
+    let wait = schedule.next_due(row.time_us).saturating_sub(start.elapsed());
+    if !wait.is_zero() {
+        context.pause(wait).await?;
+    }
+    let now_us = context.clock.now_us();
+    let measured_at_us = match config.stamp {
+        Stamp::Replay => now_us,
+        Stamp::Original => row.time_us.unwrap_or(now_us),
+    };
+    context.send(Sample { measured_at_us, content: Content::Row { values: row.values, number } }).await
+}
+
+#[cfg(test)]
+#[path = "csv_tests.rs"]
+mod tests;

@@ -1,0 +1,123 @@
+use super::*;
+use crate::clock::{Clock, ManualClock};
+use crate::metrics::Metrics;
+use crate::supervisor::stop_pair;
+use tokio::sync::mpsc;
+
+fn file(text: &str) -> (tempfile::TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("rows.csv");
+    std::fs::write(&path, text).unwrap();
+    (dir, path)
+}
+
+fn config(path: &Path, more: &str) -> CsvSource {
+    toml::from_str(&format!("name = \"c\"\npath = {:?}\n{more}", path.display().to_string())).unwrap()
+}
+
+fn number(name: &str, number: f64) -> (Arc<str>, Value) {
+    (name.into(), Value::Number(number))
+}
+
+#[test]
+fn cells_are_numbers_flags_and_text() {
+    let (_dir, path) = file("t,a,b,c\n10,1.5,true,\"x, \"\"y\"\"\"\n\n11,,nan,z\r\n");
+    let mut rows = CsvReader::open(&path, &[], Some("t")).unwrap();
+    let row = rows.next_row().unwrap().unwrap();
+    assert_eq!(row.time_us, Some(10_000_000));
+    let text = Value::Text("x, \"y\"".into());
+    assert_eq!(row.values, [number("a", 1.5), ("b".into(), Value::Bool(true)), ("c".into(), text)]);
+    let row = rows.next_row().unwrap().unwrap();
+    assert_eq!(row.values.len(), 2, "an empty cell is left out");
+    assert!(matches!(row.values[0].1, Value::Number(number) if number.is_nan()), "the pipeline refuses it");
+    assert_eq!(rows.next_row().unwrap(), None);
+}
+
+#[test]
+fn columns_are_chosen_by_name() {
+    let (_dir, path) = file("a,b,serial\n1,2,3\n");
+    let columns = ["serial".to_owned(), "a".to_owned()];
+    let row = CsvReader::open(&path, &columns, None).unwrap().next_row().unwrap().unwrap();
+    assert_eq!(row.values, [number("serial", 3.0), number("a", 1.0)]);
+}
+
+#[test]
+fn errors_name_file_line_and_expectation() {
+    let check = |text: &str, time: Option<&str>, parts: &[&str]| {
+        let (_dir, path) = file(text);
+        let read_all = || {
+            let mut rows = CsvReader::open(&path, &["a".to_owned()], time)?;
+            while rows.next_row()?.is_some() {}
+            Ok::<_, CsvError>(())
+        };
+        let error = read_all().unwrap_err().to_string();
+        for part in parts.iter().chain(&["rows.csv"]) {
+            assert!(error.contains(part), "{error}");
+        }
+    };
+    check("", None, &[":1:", "a header line"]);
+    check("b\n1\n", None, &[":1:", "a column \"a\""]);
+    check("a\n1\n\"2\n", None, &[":3:", "closed quotes"]);
+    check("a,t\n1,x\n", Some("t"), &[":2:", "a timestamp"]);
+    check(&format!("a\n{}\n", "1".repeat(70_000)), None, &[":2:", "less than 65536 bytes"]);
+}
+
+#[test]
+fn the_schedule_keeps_original_timing_rate_and_speed() {
+    let check = |more: &str, times: &[Option<i64>], expect_ms: &[u128]| {
+        let mut schedule = Schedule::new(&config(Path::new("x"), more));
+        let due: Vec<_> = times.iter().map(|time| schedule.next_due(*time).as_millis()).collect();
+        assert_eq!(due, expect_ms, "{more}");
+    };
+    let seconds = |list: &[i64]| list.iter().map(|second| Some(second * 1_000_000)).collect::<Vec<_>>();
+    check("timestamp_column = \"t\"", &seconds(&[100, 101, 103, 103]), &[0, 1000, 3000, 3000]);
+    check("timestamp_column = \"t\"\nspeed = 10.0", &seconds(&[100, 110, 130]), &[0, 1000, 3000]);
+    check("timestamp_column = \"t\"", &seconds(&[100, 90, 91]), &[0, 0, 1000]);
+    check("timestamp_column = \"t\"", &seconds(&[0, 100_000]), &[0, 3_600_000]);
+    check("rate_hz = 4.0", &[None, None, None], &[0, 250, 500]);
+    check("rate_hz = 4.0\npace = \"fastest\"", &[None, None, None], &[0, 0, 0]);
+}
+
+async fn replay_all(config: CsvSource, clock: Arc<ManualClock>, take: usize) -> Vec<Sample> {
+    let (_sender, stop) = stop_pair();
+    let (sink, mut samples) = mpsc::channel(4);
+    let context = SourceContext { clock, metrics: Metrics::new(), stop, sinks: vec![sink] };
+    let task = tokio::spawn(run(config, context));
+    let mut got = Vec::new();
+    while got.len() < take {
+        match samples.recv().await {
+            Some(sample) => got.push(sample),
+            None => break,
+        }
+    }
+    drop(samples);
+    task.await.unwrap().unwrap();
+    got
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replay_takes_as_long_as_the_rows_say_and_is_stamped_by_the_clock() {
+    let (_dir, path) = file("t,a\n0,1\n2,2\n5,3\n");
+    let clock = Arc::new(ManualClock::at(77));
+    let before = Instant::now();
+    let got = replay_all(config(&path, "timestamp_column = \"t\""), Arc::clone(&clock), 10).await;
+    assert_eq!(before.elapsed().as_secs(), 5);
+    assert_eq!(got.len(), 3);
+    assert!(got.iter().all(|sample| sample.measured_at_us == clock.now_us()));
+    let got = replay_all(config(&path, "timestamp_column = \"t\"\nstamp = \"original\""), clock, 10).await;
+    assert_eq!(got[2].measured_at_us, 5_000_000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loop_numbers_rows_on_and_ends_when_nobody_reads() {
+    let (_dir, path) = file("a\n1\n2\n");
+    let got = replay_all(config(&path, "pace = \"fastest\"\nwrap = \"loop\""), Arc::default(), 5).await;
+    let numbers: Vec<_> = got
+        .iter()
+        .map(|sample| match &sample.content {
+            Content::Row { number, .. } => *number,
+            Content::Image { .. } => 0,
+        })
+        .collect();
+    assert_eq!(numbers, [1, 2, 3, 4, 5]);
+}

@@ -1,0 +1,159 @@
+//! Sends the queue to the server and frees what the server has.
+//!
+//! Started by [`crate::app`]; reads the queue, talks MQTT 5 over TLS through `client` (the only file that imports the
+//! client library), decides through the pure `core`. Promise: QoS 1, at most 32 publishes in flight, live records
+//! before the backlog, a birth after each connect, a state while something changes and whenever drops wait; a
+//! record is released by its PUBACK or by a durable drop record, never otherwise. Offline: waits with jitter and
+//! tries again for ever. The release mark reaches the disk at most [`RELEASE_INTERVAL`] late: a crash
+//! repeats records, and the server knows them by queue_id and seq.
+
+mod backoff;
+mod client;
+pub mod core;
+mod lanes;
+pub mod ranges;
+mod session;
+
+use crate::clock::SharedClock;
+use crate::metrics::Metrics;
+use crate::queue::{Queue, QueueError};
+use crate::supervisor::Stop;
+use self::core::Core;
+use backoff::Backoff;
+use client::LinkOptions;
+use muster_journal::{Fs, RealFs};
+use muster_wire::{Birth, Death, DeviceId, DownClass, Envelope, QueueId, TenantId, Topic, UpClass};
+use rustls::ClientConfig;
+use session::{Ended, Session};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How late the release mark may reach the journal.
+pub const RELEASE_INTERVAL: Duration = Duration::from_millis(200);
+/// A state report at least this often, also when nothing changed.
+pub const STATE_INTERVAL_IDLE: Duration = Duration::from_secs(900);
+/// The shortest time between two state reports.
+pub const STATE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// How long a stopping agent sends on what is accepted.
+pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(2);
+
+/// Where and as whom the uplink connects.
+pub struct Settings {
+    /// The server's host.
+    pub host: String,
+    /// The server's MQTT port.
+    pub port: u16,
+    /// None: plain TCP.
+    pub tls: Option<Arc<ClientConfig>>,
+    /// The topics' tenant.
+    pub tenant: TenantId,
+    /// The topics' device.
+    pub device: DeviceId,
+    /// A device token, where no certificate tells who this is.
+    pub token: Option<String>,
+    /// Seconds.
+    pub keep_alive_s: u16,
+    /// The first and the longest wait between attempts.
+    pub reconnect_delay: (Duration, Duration),
+    /// A state report this often while something changes.
+    pub state_interval: Duration,
+    /// What birth says; its queues and drops are filled in.
+    pub about: Birth,
+}
+
+/// The uplink's task.
+pub struct Uplink<F: Fs = RealFs> {
+    queue: Queue<F>,
+    clock: SharedClock,
+    metrics: Metrics,
+    stop: Stop,
+    settings: Arc<Settings>,
+    options: LinkOptions,
+    topics: Topics,
+    started: Instant,
+}
+
+/// The topics, formatted once.
+struct Topics {
+    telemetry: String,
+    event: String,
+    birth: String,
+    state: String,
+}
+
+fn random_u64() -> u64 {
+    let mut bytes = [0; 8];
+    if let Err(error) = getrandom::fill(&mut bytes) {
+        tracing::warn!(%error, "no random bytes, retries keep time with the fleet");
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// The filter of everything that the server sends to a device: any class.
+fn down_filter(tenant: &TenantId, device: &DeviceId) -> String {
+    let topic = Topic::down(tenant, device, DownClass::Twin).to_string();
+    topic.strip_suffix(DownClass::Twin.as_str()).map_or_else(|| topic.clone(), |prefix| format!("{prefix}+"))
+}
+
+impl<F: Fs> Uplink<F> {
+    /// An uplink of `queue`; `stop` is raised once the pipelines are done.
+    #[must_use]
+    pub fn new(queue: Queue<F>, clock: SharedClock, metrics: Metrics, stop: Stop, settings: Arc<Settings>) -> Self {
+        let (tenant, device) = (&settings.tenant, &settings.device);
+        let topic = |class| Topic::up(tenant, device, class).to_string();
+        let identity = format!("{tenant}/{device}");
+        let options = LinkOptions {
+            host: settings.host.clone(),
+            port: settings.port,
+            client_id: identity.clone(),
+            keep_alive_s: settings.keep_alive_s,
+            tls: settings.tls.clone(),
+            credentials: settings.token.clone().map(|token| (identity, token)),
+            will_topic: topic(UpClass::Death),
+            subscription: down_filter(tenant, device),
+        };
+        let topics = Topics {
+            telemetry: topic(UpClass::Telemetry),
+            event: topic(UpClass::Event),
+            birth: topic(UpClass::Birth),
+            state: topic(UpClass::State),
+        };
+        Self { queue, clock, metrics, stop, settings, options, topics, started: Instant::now() }
+    }
+
+    /// Connects, sends, and connects again until the agent stops.
+    ///
+    /// # Errors
+    /// The queue cannot be read or written.
+    pub async fn run(mut self) -> Result<(), QueueError> {
+        let seed = random_u64();
+        let (delay_min, delay_max) = self.settings.reconnect_delay;
+        let mut delay = Backoff::new(delay_min, delay_max, seed);
+        let mut core = Core::new(self.queue.released(), !seed);
+        let mut lanes = lanes::Lanes::open(&self.queue)?;
+        loop {
+            let death = Death { reason: "connection lost".into() }.encode();
+            let will = self.direct(UpClass::Death, &death);
+            let link = client::Link::open(&self.options, will);
+            let (ended, useful) = Session::new(&mut self, &mut core, &mut lanes, link).run().await?;
+            self.metrics.connected.set(0);
+            let Ended::Lost(reason) = ended else { return Ok(()) };
+            self.metrics.disconnects.inc();
+            if useful {
+                delay.reset();
+            }
+            let wait = delay.next_wait();
+            tracing::warn!(reason, wait_ms = wait.as_millis(), "not connected, will try again");
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.stop.wait() => return Ok(()),
+            }
+        }
+    }
+
+    /// A message that is no record of the queue.
+    fn direct(&self, class: UpClass, body: &[u8]) -> Vec<u8> {
+        let measured_at_us = self.clock.now_us();
+        Envelope { class, queue_id: QueueId::default(), seq: 0, measured_at_us, body }.encode()
+    }
+}
