@@ -133,9 +133,9 @@ fn check_queue(queue: &super::Queue) -> Checked {
     within("queue.event_bytes_max", queue.event_bytes_max, 1 << 20, 1 << 40)?;
     within("queue.telemetry_age_s_max", queue.telemetry_age_s_max, 60, 100 * 366 * 86_400)?;
     within("queue.event_age_s_max", queue.event_age_s_max, 60, 100 * 366 * 86_400)?;
-    within("queue.segment_bytes", queue.segment_bytes, 64 << 10, 64 << 20)?;
+    within("queue.segment_bytes", queue.segment_bytes, 128 << 10, 64 << 20)?;
     let bound = queue.telemetry_bytes_max.min(queue.event_bytes_max) / 4;
-    within("queue.segment_bytes", queue.segment_bytes, 64 << 10, bound)
+    within("queue.segment_bytes", queue.segment_bytes, 128 << 10, bound)
 }
 
 fn check_listen(listen: Option<&str>) -> Checked {

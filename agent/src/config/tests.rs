@@ -22,7 +22,7 @@ fn errors_name_file_field_and_expectation() {
     refused("[uplink]\ntransport = \"tsl\"", &["uplink.transport", "unknown variant", "`tls`"]);
     refused("[identity]\nclaim = \"muster-claim:h\"", &["identity.claim", "expected muster-claim:<host>"]);
     refused("[identity]\ndevice = \"d\"", &["identity.tenant", "together"]);
-    refused("[queue]\nsegment_bytes = 1", &["queue.segment_bytes", "expected 65536 to"]);
+    refused("[queue]\nsegment_bytes = 1", &["queue.segment_bytes", "expected 131072 to"]);
     refused("[metrics]\nlisten = \"0.0.0.0:1\"", &["metrics.listen", "loopback"]);
     refused("[[source]]\nkind = \"host\"\nname = \"a b\"", &["source.name", "found \"a b\""]);
     refused("[[source]]\nkind = \"tape\"\nname = \"a\"", &["unknown variant `tape`", "`csv`"]);

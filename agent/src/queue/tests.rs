@@ -93,7 +93,7 @@ fn telemetry_over_its_bound_drops_the_oldest_and_no_event() {
     let limits = config::Queue {
         telemetry_bytes_max: 1 << 20,
         event_bytes_max: 1 << 20,
-        segment_bytes: 64 << 10,
+        segment_bytes: 128 << 10,
         ..config::Queue::default()
     };
     let queue = Queue::open_dir(dir.path(), Bounds::from_config(&limits), Arc::new(ManualClock::at(1))).unwrap();

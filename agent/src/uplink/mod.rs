@@ -157,3 +157,6 @@ impl<F: Fs> Uplink<F> {
         Envelope { class, queue_id: QueueId::default(), seq: 0, measured_at_us, body }.encode()
     }
 }
+
+// #[cfg(test)]
+// mod trials;

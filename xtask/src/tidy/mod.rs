@@ -44,6 +44,9 @@ struct Exceptions {
     /// `path::function` to its allowed lines.
     #[serde(default)]
     function_lines: BTreeMap<String, usize>,
+    /// Path to the banned words that it may hold.
+    #[serde(default)]
+    words: BTreeMap<String, BTreeSet<String>>,
     /// Reasons why a store function may cross tenants.
     #[serde(default)]
     scope_system: ScopeSystem,
@@ -75,6 +78,7 @@ struct Problem {
 struct Measured {
     file_lines: BTreeMap<String, usize>,
     function_lines: BTreeMap<String, usize>,
+    words: BTreeMap<String, BTreeSet<String>>,
     scope_reasons: BTreeSet<String>,
 }
 
@@ -125,7 +129,7 @@ fn check(files: &[File], exceptions: &Exceptions) -> (Vec<Problem>, Measured) {
             let is_test = is_test_path(&file.path) || test_files.contains(file.path.as_str());
             let source = Source::scan(text, is_test);
             add(layers::check(&file.path, &source));
-            add(words::check(&file.path, &source));
+            add(check_words(&file.path, &source, exceptions, &mut measured));
             add(check_shape(&file.path, text, &source, is_test, exceptions, &mut measured));
             add(check_scopes(&source, exceptions, &mut measured));
         }
@@ -199,6 +203,23 @@ fn check_shape(
     problems
 }
 
+/// Banned words, but for the exceptions.
+fn check_words(
+    path: &str,
+    source: &Source,
+    exceptions: &Exceptions,
+    measured: &mut Measured,
+) -> Vec<(usize, String)> {
+    let mut problems = Vec::new();
+    for found in words::check(path, source) {
+        if !exceptions.words.get(path).is_some_and(|words| words.contains(found.word)) {
+            problems.push((found.line, found.message));
+        }
+        measured.words.entry(path.to_owned()).or_default().insert(found.word.to_owned());
+    }
+    problems
+}
+
 /// Every reason of `Scope::System("reason")` must stand in the exceptions.
 fn check_scopes(source: &Source, exceptions: &Exceptions, measured: &mut Measured) -> Vec<(usize, String)> {
     const CALL: &str = "Scope::System(";
@@ -226,6 +247,11 @@ fn check_scopes(source: &Source, exceptions: &Exceptions, measured: &mut Measure
     problems
 }
 
+/// From the workspace's list, or the crate itself with more features for its tests.
+fn listed(line: &str) -> bool {
+    line.contains("workspace = true") || line.contains("path = \".\"")
+}
+
 /// Members take every dependency from the workspace's list.
 fn check_dependencies(text: &str) -> Vec<(usize, String)> {
     let mut problems = Vec::new();
@@ -234,7 +260,7 @@ fn check_dependencies(text: &str) -> Vec<(usize, String)> {
         let line = line.trim();
         if line.starts_with('[') {
             within = line.ends_with("dependencies]");
-        } else if within && !line.is_empty() && !line.starts_with('#') && !line.contains("workspace = true") {
+        } else if within && !line.is_empty() && !line.starts_with('#') && !listed(line) {
             problems.push((number + 1, format!("list it in [workspace.dependencies]: {line}")));
         }
     }
@@ -260,6 +286,12 @@ fn check_exceptions(exceptions: &Exceptions, measured: &Measured) -> Vec<Problem
             }
         }
     }
+    let none = BTreeSet::new();
+    for (path, allowed) in &exceptions.words {
+        for word in allowed.difference(measured.words.get(path).unwrap_or(&none)) {
+            add(format!("{path} holds no `{word}` any more: remove it"));
+        }
+    }
     for reason in exceptions.scope_system.reasons.difference(&measured.scope_reasons) {
         add(format!("no code gives the reason {reason:?} any more: remove it"));
     }
@@ -275,7 +307,10 @@ fn propose(measured: &Measured) -> String {
     let reasons: String = measured.scope_reasons.iter().map(|reason| format!("  {reason:?},\n")).collect();
     let files = table("file_lines", &measured.file_lines);
     let functions = table("function_lines", &measured.function_lines);
-    format!("{files}{functions}[scope_system]\nreasons = [\n{reasons}]\n")
+    let words: String =
+        measured.words.iter().map(|(path, words)| format!("{path:?} = {words:?}\n")).collect();
+    let words = words.replace('{', "[").replace('}', "]");
+    format!("{files}{functions}[words]\n{words}\n[scope_system]\nreasons = [\n{reasons}]\n")
 }
 
 /// Reads every file of the repository.
