@@ -4,11 +4,13 @@
 //! start ends the start, nothing runs half. Stop: no new requests, open ones end, MQTT clients are told, consumers
 //! finish what they hold, the log is synced and closed.
 
+mod consumers;
 mod lock;
 mod parts;
 mod reload;
 mod report;
 
+use consumers::Consumers;
 pub use lock::DataDirLock;
 #[cfg(test)]
 pub(crate) use parts::build;
@@ -20,6 +22,7 @@ use crate::devices::pki::{Pki, PkiError};
 use crate::devices::{DevicesError, Endpoints};
 use crate::gateway::{self, Gateway, GatewayError};
 use crate::http::{self, Slices};
+use crate::ingest::IngestError;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live, Sources};
 use crate::platform::db::DbError;
@@ -27,6 +30,7 @@ use crate::platform::event_log::{EventLog, EventLogError};
 use crate::platform::http_kit::{chain, serve};
 use crate::platform::observability::LogControl;
 use crate::platform::telemetry::TelemetryError;
+use crate::rules::consumer::ConsumerError;
 use crate::tenants::TenantsError;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -74,6 +78,12 @@ pub enum AppError {
     /// The telemetry store cannot open.
     #[error("telemetry store")]
     Telemetry(#[from] TelemetryError),
+    /// The store's consumer cannot start.
+    #[error("store consumer")]
+    Ingest(#[from] IngestError),
+    /// The rules' consumer cannot start.
+    #[error("rules")]
+    Rules(#[from] ConsumerError),
     /// The MQTT gateway cannot start.
     #[error("mqtt gateway")]
     Gateway(#[from] GatewayError),
@@ -130,6 +140,7 @@ pub struct App {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     gateway: Gateway,
+    consumers: Consumers,
     log: EventLog,
     _lock: DataDirLock,
 }
@@ -193,6 +204,7 @@ impl App {
         // Bound before the gateway starts: a taken port refuses the start before any device was let in.
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
+        let consumers = Consumers::start(&config, &parts)?;
         let gateway = start_gateway(&now, &parts)?;
         let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
         let addresses = Addresses { http, enroll, mqtt_tls, mqtt_plain };
@@ -208,7 +220,7 @@ impl App {
         tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped));
         tracing::info!(%addresses, "listening");
         let Parts { slices, directory, log, .. } = parts;
-        Ok(Self { slices, addresses, directory, stop, tasks, gateway, log, _lock: lock })
+        Ok(Self { slices, addresses, directory, stop, tasks, gateway, consumers, log, _lock: lock })
     }
 
     /// Stops every part; returns once the log is synced and closed.
@@ -219,9 +231,10 @@ impl App {
                 tracing::error!(%error, "a task failed");
             }
         }
-        let (gateway, log) = (self.gateway, self.log);
+        let (gateway, consumers, log) = (self.gateway, self.consumers, self.log);
         let closed = tokio::task::spawn_blocking(move || {
             gateway.stop();
+            consumers.stop();
             log.close()
         });
         match closed.await {

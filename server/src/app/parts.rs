@@ -12,8 +12,11 @@ use crate::platform::db::{Db, DbError};
 use crate::platform::event_log::{self, EventLog};
 use crate::platform::http_kit::HttpMetrics;
 use crate::platform::http_kit::health::Health;
+use crate::platform::live::LiveBus;
 use crate::platform::schema;
 use crate::platform::telemetry::{self, TelemetryStore};
+use crate::rules::consumer;
+use crate::rules::service::RuleBoard;
 use crate::tenants::{Permission, Tenants};
 use std::sync::Arc;
 
@@ -27,6 +30,7 @@ pub(crate) struct Parts {
     pub(crate) pki: Arc<Pki>,
     pub(crate) log: EventLog,
     pub(crate) telemetry: TelemetryStore,
+    pub(crate) rules: consumer::Parts,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: prometheus::Registry,
 }
@@ -48,6 +52,16 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     integrations(&tenants, &directory);
     let devices =
         Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone()).await?;
+    let live = LiveBus::new();
+    let board = Arc::new(RuleBoard::default());
+    let labels = devices.labels().clone();
+    let rules = consumer::Parts {
+        db: registry.clone(),
+        clock: clock.clone(),
+        board,
+        live,
+        labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
+    };
     let health = Health::new(metrics.clone());
     database_check(&health, "registry", registry);
     database_check(&health, "telemetry", telemetry.db().clone());
@@ -61,7 +75,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         metrics: HttpMetrics::register(&metrics)?,
         health,
     };
-    Ok(Parts { slices, directory, pki, log, telemetry, clock: clock.clone(), metrics })
+    Ok(Parts { slices, directory, pki, log, telemetry, rules, clock: clock.clone(), metrics })
 }
 
 fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {
