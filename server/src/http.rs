@@ -4,6 +4,8 @@
 //! bodies and headers; panics; time; body size; the routes.
 
 use crate::devices::{self, Devices};
+use crate::ingest;
+use crate::ingest::queries::Queries;
 use crate::platform::config::Live;
 use crate::platform::http_kit::health::{self, Health};
 use crate::platform::http_kit::{self, ApiError, HttpMetrics};
@@ -31,6 +33,8 @@ pub struct Slices {
     pub tenants: Tenants,
     /// The registry.
     pub devices: Devices,
+    /// Readings, events, ledger.
+    pub queries: Queries,
     /// Counters of the HTTP API itself.
     pub metrics: HttpMetrics,
     /// Health and metrics.
@@ -76,6 +80,7 @@ pub fn openapi() -> OpenApi {
     document.merge(tenants::api::routes().into_openapi());
     document.merge(devices::api::routes().into_openapi());
     document.merge(devices::enroll::routes().into_openapi());
+    document.merge(ingest::api::routes().into_openapi());
     document.merge(health::routes().into_openapi());
     with_problems(document)
 }
@@ -86,6 +91,7 @@ pub fn admin_router(slices: &Slices) -> Router {
     let (router, _) = OpenApiRouter::new()
         .merge(tenants::api::routes().with_state(slices.tenants.clone()))
         .merge(devices::api::routes().with_state(slices.devices.clone()))
+        .merge(ingest::api::routes().with_state(slices.queries.clone()))
         .merge(health::routes().with_state(slices.health.clone()))
         .split_for_parts();
     let url = "/api/v1/openapi.json";

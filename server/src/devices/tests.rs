@@ -217,13 +217,13 @@ mod pki {
         let mode = std::fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let same = open(&["127.0.0.1", "localhost"], START_US);
-        assert_eq!(first.server_chain(), same.server_chain());
+        assert_eq!(first.server_chain_pem(), same.server_chain_pem());
         let renamed = open(&["fleet.example"], START_US);
-        assert_ne!(first.server_chain()[0], renamed.server_chain()[0]);
+        assert_ne!(first.server_chain_pem(), renamed.server_chain_pem());
         assert_eq!(first.ca_spki_sha256(), renamed.ca_spki_sha256());
         let day_us = 86_400_000_000;
-        assert_eq!(open(&["fleet.example"], START_US + 59 * day_us).server_chain(), renamed.server_chain());
-        assert_ne!(open(&["fleet.example"], START_US + 61 * day_us).server_chain(), renamed.server_chain());
+        assert_eq!(open(&["fleet.example"], START_US + 59 * day_us).server_chain_pem(), renamed.server_chain_pem());
+        assert_ne!(open(&["fleet.example"], START_US + 61 * day_us).server_chain_pem(), renamed.server_chain_pem());
     }
 
     #[test]

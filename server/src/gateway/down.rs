@@ -101,7 +101,9 @@ pub(crate) fn subscribe(core: &Core, link: &Arc<Link>, asked: &FilterAsked) -> u
             Ok(())
         }),
     };
-    subscribed.map_or_else(|code| code, |()| granted)
+    let code = subscribed.map_or_else(|code| code, |()| granted);
+    core.metrics.subscribed(code);
+    code
 }
 
 /// Unsubscribes from one filter and gives its UNSUBACK code.

@@ -1,6 +1,7 @@
 //! The gateway's counters, by reason from the closed sets of `reason`. No label names a device.
 
 use super::reason::{CloseReason, ConnectRefusal, EarlyEnd, Refusal};
+use super::publish::{SUBACK_BAD_FILTER, SUBACK_NO_SHARE, SUBACK_NOT_AUTHORIZED, SUBACK_QUOTA};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// How a PUBLISH that was not refused ended.
@@ -47,7 +48,17 @@ pub(crate) struct Metrics {
     refusals_qos_zero: Vec<IntCounter>,
     taken: [IntCounter; 3],
     sent: [IntCounter; 3],
+    granted: IntCounter,
+    subscribes_refused: [IntCounter; 4],
 }
+
+/// SUBACK codes that refuse, with their labels.
+const SUBACKS: [(u8, &str); 4] = [
+    (SUBACK_NOT_AUTHORIZED, "not_authorized"),
+    (SUBACK_BAD_FILTER, "bad_filter"),
+    (SUBACK_QUOTA, "quota"),
+    (SUBACK_NO_SHARE, "share"),
+];
 
 fn family(registry: &Registry, name: &str, help: &str) -> Result<IntCounterVec, prometheus::Error> {
     let vec = IntCounterVec::new(Opts::new(name, help), &["reason"])?;
@@ -75,6 +86,7 @@ impl Metrics {
         let publishes = family(registry, "gateway_publishes_refused_total", "QoS 1 PUBLISHes refused")?;
         let zero = family(registry, "gateway_qos0_refused_total", "QoS 0 PUBLISHes refused, unknown to the sender")?;
         let taken = family(registry, "gateway_publishes_total", "PUBLISHes not refused")?;
+        let subscribes = family(registry, "gateway_subscribes_total", "filters of SUBSCRIBEs, by answer")?;
         let sent = family(registry, "gateway_sent_total", "messages to subscribers and devices")?;
         Ok(Self {
             connections,
@@ -89,6 +101,8 @@ impl Metrics {
             refusals: Refusal::ALL.map(|each| publishes.with_label_values(&[each.label()])).to_vec(),
             refusals_qos_zero: Refusal::ALL.map(|each| zero.with_label_values(&[each.label()])).to_vec(),
             taken: ["qos_1", "qos_0", "qos_0_dropped"].map(|label| taken.with_label_values(&[label])),
+            granted: subscribes.with_label_values(&["granted"]),
+            subscribes_refused: SUBACKS.map(|(_, label)| subscribes.with_label_values(&[label])),
             sent: ["written", "overflow", "too_large"].map(|label| sent.with_label_values(&[label])),
         })
     }
@@ -115,6 +129,13 @@ impl Metrics {
         self.taken[how as usize].inc();
     }
 
+    pub(crate) fn subscribed(&self, code: u8) {
+        match SUBACKS.iter().position(|(known, _)| *known == code) {
+            Some(at) => self.subscribes_refused[at].inc(),
+            None => self.granted.inc(),
+        }
+    }
+
     pub(crate) fn sent(&self, how: Sent) {
         self.sent[how as usize].inc();
     }
@@ -137,11 +158,11 @@ mod tests {
         });
         for family in registry.gather().iter().filter(|family| family.get_metric()[0].get_label().len() == 1) {
             let name = family.name();
-            if ["gateway_publishes_total", "gateway_sent_total"].contains(&name) {
+            if ["gateway_publishes_total", "gateway_sent_total", "gateway_subscribes_total"].contains(&name) {
                 continue;
             }
             for metric in family.get_metric() {
-                assert_eq!(metric.get_counter().value(), 1.0, "{name} {:?}", metric.get_label());
+                assert_eq!(metric.get_counter().get_value(), 1.0, "{name} {:?}", metric.get_label());
             }
         }
     }

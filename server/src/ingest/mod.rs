@@ -1,1 +1,5 @@
 //! Consumers of the event log: store writer, ledger, rules, live stream, retention.
+
+pub mod api;
+pub mod queries;
+mod views;

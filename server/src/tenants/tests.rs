@@ -220,8 +220,7 @@ mod http {
         let app = TestApp::start().await;
         let acme = app.tenant("acme").await;
         app.token(&acme, &[]).await;
-        let rename = app.parts.slices.tenants.rename_tenant(&owner(&acme), &acme, "Acme".into());
-        rename.await.unwrap();
+        app.parts.slices.tenants.rename_tenant(&owner(&acme), &acme, "Acme".into()).await.unwrap();
         let reader = app.token(&acme, &[Permission::AuditRead]).await;
         let audit = "/api/v1/tenants/acme/audit";
         let page = app.call(As::Token(&reader), "GET", audit, None).await.expect(200);

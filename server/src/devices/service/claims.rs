@@ -4,7 +4,7 @@
 //! the same key gets the same certificate again (the reply may have been lost), another key spends another use.
 //! A claim that names no device never takes over one that exists.
 
-use super::{DevicesError, Endpoints, NO_DEVICE, Devices, auth_of, insert_device};
+use super::{Devices, DevicesError, Endpoints, NO_DEVICE, insert_device};
 use crate::devices::model::{self, ClaimRequest, ClaimState, ClaimUse, FieldError};
 use crate::devices::pki::{self, CheckedCsr, Pki};
 use crate::devices::store::{self, CertificateRow, ClaimRow, ClaimUseRow, DeviceRow};
@@ -178,7 +178,7 @@ impl Devices {
         // Which device it is was known inside the transaction only: take its lock now and tell what stands there.
         let _held = self.lock(&outcome.tenant, &outcome.row.device).await;
         let newest = self.get(&outcome.tenant, &outcome.row.device).await?;
-        self.inner.directory.set_device(&outcome.tenant, &newest.device, auth_of(&newest));
+        self.publish(&outcome.tenant, &newest);
         self.revoke_in_directory(&outcome.revoked);
         Ok(outcome)
     }

@@ -8,6 +8,7 @@ mod claims;
 pub use claims::{Enrolled, NewClaim};
 
 use super::directory::{DeviceAuth, Directory};
+use super::labels::LabelBook;
 use super::model::{self, FieldError, Labels};
 use super::pki::{CsrError, Pki, PkiError};
 use super::store::{self, CertificateRow, DeviceRow};
@@ -98,6 +99,7 @@ struct Inner {
     config: Live,
     pki: Arc<Pki>,
     directory: Arc<Directory>,
+    labels: Arc<LabelBook>,
     endpoints: OnceLock<Endpoints>,
     locks: [Mutex<()>; LOCKS],
     hasher: RandomState,
@@ -144,15 +146,15 @@ impl Devices {
     ) -> Result<Self, DevicesError> {
         let now_us = clock.now_us();
         let all = |tx: &mut Tx<'_>| store::devices_all(tx, &Scope::System("device directory"));
-        for (tenant, row) in db.read(all).await? {
-            directory.set_device(&tenant, &row.device, auth_of(&row));
-        }
         let revoked = move |tx: &mut Tx<'_>| store::serials_revoked(tx, &Scope::System("device directory"), now_us);
         let serials = db.read(revoked).await?;
         let (endpoints, hasher, guard) = (OnceLock::new(), RandomState::new(), std::sync::Mutex::default());
         let locks = std::array::from_fn(|_| Mutex::new(()));
-        let inner = Inner { db, clock, config, pki, directory, endpoints, locks, hasher, guard };
+        let rows = db.read(all).await?;
+        let labels = Arc::default();
+        let inner = Inner { db, clock, config, pki, directory, labels, endpoints, locks, hasher, guard };
         let devices = Self { inner: Arc::new(inner) };
+        rows.iter().for_each(|(tenant, row)| devices.publish(tenant, row));
         devices.revoke_in_directory(&serials);
         Ok(devices)
     }
@@ -161,6 +163,18 @@ impl Devices {
     pub fn set_endpoints(&self, endpoints: Endpoints) {
         // A second call would be a restart of listeners, which there is not.
         let _ = self.inner.endpoints.set(endpoints);
+    }
+
+    /// The labels, for rules.
+    #[must_use]
+    pub fn labels(&self) -> &Arc<LabelBook> {
+        &self.inner.labels
+    }
+
+    /// Tells the directory and the label book what the registry holds now. Hold the device's lock.
+    fn publish(&self, tenant: &TenantId, row: &DeviceRow) {
+        self.inner.directory.set_device(tenant, &row.device, auth_of(row));
+        self.inner.labels.set(tenant.as_str(), row.device.as_str(), &row.labels);
     }
 
     fn now_us(&self) -> i64 {
@@ -207,7 +221,7 @@ impl Devices {
             Ok::<_, DevicesError>(row)
         };
         let row = self.inner.db.write(write).await?;
-        self.inner.directory.set_device(tenant, &row.device, auth_of(&row));
+        self.publish(tenant, &row);
         Ok(row)
     }
 
@@ -305,7 +319,7 @@ impl Devices {
             Ok(row)
         };
         let row = self.inner.db.write(write).await?;
-        self.inner.directory.set_device(tenant, &row.device, auth_of(&row));
+        self.publish(tenant, &row);
         Ok(row)
     }
 
@@ -329,6 +343,7 @@ impl Devices {
         };
         let serials = self.inner.db.write(write).await?;
         self.inner.directory.remove_device(tenant, device);
+        self.inner.labels.set(tenant.as_str(), device.as_str(), &Labels::new());
         self.revoke_in_directory(&serials);
         Ok(())
     }

@@ -72,12 +72,12 @@ fn a_reload_takes_what_it_may_and_names_the_rest() {
     let (_dir, sources) = sources("", &[], &[]);
     let live = Live::new(sources.load().unwrap());
     let file = sources.file.clone().unwrap();
-    std::fs::write(&file, "[log]\nfilter = \"debug\"\n[http]\nlisten = \"127.0.0.1:9\"\n[limits]\ndevice_messages_burst = 4096").unwrap();
+    std::fs::write(&file, "[log]\nfilter = \"debug\"\n[http]\nlisten = \"127.0.0.1:9\"\n[quota]\nusers_max = 7").unwrap();
     let (applied, refused) = live.reload(&sources).unwrap();
-    assert_eq!(applied, ["limits.device_messages_burst", "log.filter"]);
+    assert_eq!(applied, ["log.filter", "quota.users_max"]);
     assert_eq!(refused, ["http.listen"]);
     let now = live.get();
-    assert_eq!((now.limits.device_messages_burst, now.http.listen.port()), (4096, 8080));
+    assert_eq!((now.quota.users_max, now.http.listen.port()), (7, 8080));
     std::fs::write(&file, "[log]\nfilter = 7").unwrap();
     assert!(live.reload(&sources).is_err());
     assert_eq!(live.get().log.filter, "debug");

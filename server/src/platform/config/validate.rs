@@ -43,8 +43,13 @@ impl Config {
         within("quota.users_max", self.quota.users_max.into(), 1..=100_000)?;
         within("limits.device_messages_per_s", self.limits.device_messages_per_s.into(), 1..=1_000_000)?;
         within("limits.device_messages_burst", self.limits.device_messages_burst.into(), 1..=10_000_000)?;
-        within("retention.readings_days", self.retention.readings_days.into(), 1..=36_500)?;
-        within("retention.events_days", self.retention.events_days.into(), 1..=36_500)?;
+        within("retention.telemetry_days", self.retention.telemetry_days.into(), 1..=36_500)?;
+        for (tenant, days) in &self.retention.tenants {
+            if let Err(error) = muster_wire::TenantId::check(tenant) {
+                return refuse("retention.tenants", error.to_string());
+            }
+            within("retention.tenants", (*days).into(), 1..=36_500)?;
+        }
         within("retention.alerts_days", self.retention.alerts_days.into(), 1..=36_500)
     }
 
@@ -56,6 +61,7 @@ impl Config {
             return refuse("mqtt.plain_listen", "must be a loopback address: it takes passwords without TLS");
         }
         within("mqtt.connections_max", self.mqtt.connections_max as u64, 1..=10_000_000)?;
+        within("mqtt.worker_threads", self.mqtt.worker_threads as u64, 1..=256)?;
         within("enroll.attempts_per_minute", self.enroll.attempts_per_minute.into(), 1..=100_000)?;
         if !(1..=64).contains(&self.pki.hosts.len()) {
             return refuse("pki.hosts", "must hold 1 to 64 host names or addresses");
