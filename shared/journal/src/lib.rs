@@ -9,7 +9,11 @@ mod reader;
 mod recover;
 mod retain;
 mod scan;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 mod state;
+#[cfg(any(test, feature = "sim"))]
+pub mod trials;
 mod types;
 mod writer;
 

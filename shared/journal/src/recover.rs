@@ -21,6 +21,7 @@ use crate::types::{
     DropReason, DropRecord, EpochPolicy, JournalError, Opened, Opening, Options, RECORD_BYTES_LIMIT, Seq,
     SeqRange,
 };
+use crate::writer::syncs_control;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -58,7 +59,7 @@ pub(crate) struct Scan {
 /// Opens the directory for writing and persists what was found.
 pub(crate) fn recover<F: Fs>(fs: &F, options: &Options, epoch: u64) -> Result<Recovered<F>, JournalError> {
     let dir = &options.dir;
-    let (control_file, loaded) = open_control(fs, dir)?;
+    let (control_file, loaded) = open_control(fs, dir, options)?;
     let (found, mut torn_bytes, any) = open_segments(fs, dir, loaded.as_ref())?;
     let control_lost = loaded.is_none() && any;
     let fresh = loaded.is_none() && found.is_empty();
@@ -126,7 +127,11 @@ pub(crate) fn recover<F: Fs>(fs: &F, options: &Options, epoch: u64) -> Result<Re
     Ok(Recovered { control, control_file, segments, opened })
 }
 
-fn open_control<F: Fs>(fs: &F, dir: &Path) -> Result<(ControlFile<F::File>, Option<Control>), JournalError> {
+fn open_control<F: Fs>(
+    fs: &F,
+    dir: &Path,
+    options: &Options,
+) -> Result<(ControlFile<F::File>, Option<Control>), JournalError> {
     let path = dir.join(CONTROL_NAME);
     let (file, created) = match fs.open_write(&path) {
         Ok(file) => (file, false),
@@ -135,9 +140,12 @@ fn open_control<F: Fs>(fs: &F, dir: &Path) -> Result<(ControlFile<F::File>, Opti
         }
         Err(source) => return Err(io_error("open", &path, source)),
     };
-    let (control_file, loaded) = ControlFile::load(file).map_err(|source| io_error("read", &path, source))?;
+    let (mut control_file, loaded) = ControlFile::load(file).map_err(|source| io_error("read", &path, source))?;
     match loaded {
-        Loaded::Good(control) => Ok((control_file, Some(control))),
+        Loaded::Good(control) => {
+            control_file.settle(&control, syncs_control(options)).map_err(|source| io_error("write", &path, source))?;
+            Ok((control_file, Some(control)))
+        }
         Loaded::Version(version) => Err(JournalError::Version { path, version, known: CONTROL_VERSION }),
         Loaded::None => {
             control_file.preallocate().map_err(|source| io_error("write", &path, source))?;
