@@ -1,1 +1,127 @@
 //! Joins the slices' routes into one router with one OpenAPI document.
+//!
+//! `app.rs` calls it, and the tests with an app in process. Order of the layers, outermost first: request id, error
+//! bodies and headers; panics; time; body size; the routes.
+
+use crate::devices::{self, Devices};
+use crate::platform::config::Live;
+use crate::platform::http_kit::health::{self, Health};
+use crate::platform::http_kit::{self, ApiError, HttpMetrics};
+use crate::tenants::extract::AuthState;
+use crate::tenants::{self, Tenants};
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Response, StatusCode};
+use axum::response::IntoResponse as _;
+use axum::{Extension, Json, Router, middleware};
+use std::any::Any;
+use std::sync::Arc;
+use std::time::Duration;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::timeout::TimeoutLayer;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
+use utoipa::openapi::{Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder, SecurityRequirement};
+use utoipa_axum::router::OpenApiRouter;
+
+/// What the routes stand on.
+#[derive(Clone)]
+pub struct Slices {
+    /// The configuration in force.
+    pub config: Live,
+    /// Accounts.
+    pub tenants: Tenants,
+    /// The registry.
+    pub devices: Devices,
+    /// Counters of the HTTP API itself.
+    pub metrics: HttpMetrics,
+    /// Health and metrics.
+    pub health: Health,
+}
+
+/// The document's frame: version, how to authenticate, the error's shape.
+fn frame() -> OpenApi {
+    let about = "Admin API of a Muster server. Errors are `application/problem+json` with a stable `code`; \
+         lists are paged with `limit` and `cursor`; times are microseconds since 1970 (UTC).";
+    let info = InfoBuilder::new().title("Muster").version("v1").description(Some(about));
+    let mut document = OpenApiBuilder::new().info(info).build();
+    let components = document.components.get_or_insert_default();
+    let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some("An API token")).build();
+    let cookie = ApiKey::Cookie(ApiKeyValue::new(tenants::extract::COOKIE));
+    components.add_security_scheme("bearer", SecurityScheme::Http(bearer));
+    components.add_security_scheme("session", SecurityScheme::ApiKey(cookie));
+    let none: [&str; 0] = [];
+    document.security =
+        Some(vec![SecurityRequirement::new("bearer", none), SecurityRequirement::new("session", none)]);
+    document
+}
+
+/// Adds the error's answer to every operation.
+fn with_problems(mut document: OpenApi) -> OpenApi {
+    let problem = <http_kit::Problem as utoipa::PartialSchema>::schema();
+    document.components.get_or_insert_default().schemas.insert("Problem".into(), problem);
+    for item in document.paths.paths.values_mut() {
+        let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete];
+        for operation in operations.into_iter().flatten() {
+            let content = Content::new(Some(Ref::from_schema_name("Problem")));
+            let answer = ResponseBuilder::new().description("Any error").content(http_kit::PROBLEM_JSON, content);
+            operation.responses.responses.insert("default".into(), RefOr::T(answer.build()));
+        }
+    }
+    document
+}
+
+/// The whole document, the enrolment listener's operation included.
+#[must_use]
+pub fn openapi() -> OpenApi {
+    let mut document = frame();
+    document.merge(tenants::api::routes().into_openapi());
+    document.merge(devices::api::routes().into_openapi());
+    document.merge(devices::enroll::routes().into_openapi());
+    document.merge(health::routes().into_openapi());
+    with_problems(document)
+}
+
+/// The admin listener's router: API, documentation, page.
+pub fn admin_router(slices: &Slices) -> Router {
+    let document = Arc::new(openapi());
+    let (router, _) = OpenApiRouter::new()
+        .merge(tenants::api::routes().with_state(slices.tenants.clone()))
+        .merge(devices::api::routes().with_state(slices.devices.clone()))
+        .merge(health::routes().with_state(slices.health.clone()))
+        .split_for_parts();
+    let url = "/api/v1/openapi.json";
+    let viewer = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from(url));
+    let router = router
+        .route(url, axum::routing::get(move || async move { Json((*document).clone()) }))
+        .merge(Router::from(viewer));
+    layered(router, slices)
+}
+
+/// The enrolment listener's router.
+pub fn enroll_router(slices: &Slices) -> Router {
+    let (router, _) = devices::enroll::routes().with_state(slices.devices.clone()).split_for_parts();
+    layered(router, slices)
+}
+
+fn layered(router: Router, slices: &Slices) -> Router {
+    let config = slices.config.get();
+    let auth = AuthState { tenants: slices.tenants.clone(), config: slices.config.clone() };
+    let timeout = Duration::from_secs(config.http.timeout_s);
+    router
+        .fallback(|| async { StatusCode::NOT_FOUND })
+        .method_not_allowed_fallback(|| async { StatusCode::METHOD_NOT_ALLOWED })
+        .layer(Extension(auth))
+        .layer(DefaultBodyLimit::max(config.http.body_bytes_max))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, timeout))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(middleware::from_fn_with_state(slices.metrics.clone(), http_kit::finish))
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the layer's signature")]
+fn panicked(panic: Box<dyn Any + Send>) -> Response<axum::body::Body> {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+    ApiError::internal(format!("panic: {text}")).into_response()
+}
+
+#[cfg(test)]
+mod tests;

@@ -13,3 +13,5 @@ pub mod page;
 pub mod platform;
 pub mod rules;
 pub mod tenants;
+#[cfg(test)]
+mod testing;

@@ -1,2 +1,154 @@
 //! `muster-server`: command line of the fleet server.
-fn main() {}
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use muster_server::app::{self, DataDirLock, RunOptions};
+use muster_server::http;
+use muster_server::platform::clock::SystemClock;
+use muster_server::platform::config::{Config, Live, Sources};
+use muster_server::platform::db::Db;
+use muster_server::platform::{observability, schema};
+use muster_server::tenants::Tenants;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Muster's fleet server.
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs the server until SIGTERM or SIGINT.
+    Run {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Checks the configuration and ends.
+        #[arg(long)]
+        check_config: bool,
+        /// Written once everything listens: the real addresses, as JSON.
+        #[arg(long, value_name = "FILE")]
+        ready_file: Option<PathBuf>,
+        /// Written on the first start (mode 0600): the owner's one-time password and an API token.
+        #[arg(long, value_name = "FILE")]
+        bootstrap_file: Option<PathBuf>,
+    },
+    /// Checks the configuration and prints what is in force.
+    CheckConfig(ConfigArgs),
+    /// Prints the OpenAPI document.
+    Openapi,
+    /// Works on the data directory of a stopped server.
+    #[command(subcommand)]
+    Admin(Admin),
+}
+
+#[derive(Subcommand)]
+enum Admin {
+    /// Gives an account a new one-time password and ends its sessions.
+    ResetPassword {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The account's address.
+        email: String,
+    },
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// The configuration file; none: defaults.
+    #[arg(long, value_name = "FILE", env = "MUSTER_SERVER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Sets a key: section.key=value. May be repeated; wins over environment and file.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    /// Short for --set data_dir=...
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Short for --set http.listen=...
+    #[arg(long, value_name = "ADDRESS")]
+    http_listen: Option<String>,
+    /// Short for --set enroll.listen=...
+    #[arg(long, value_name = "ADDRESS")]
+    enroll_listen: Option<String>,
+    /// Short for --set mqtt.tls_listen=...
+    #[arg(long, value_name = "ADDRESS")]
+    mqtt_tls_listen: Option<String>,
+    /// Short for --set mqtt.plain_listen=...
+    #[arg(long, value_name = "ADDRESS")]
+    mqtt_plain_listen: Option<String>,
+    /// Short for --set log.filter=...
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected section.key=value")?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+impl ConfigArgs {
+    fn sources(self) -> Sources {
+        let mut flags = self.set;
+        let quoted = |text: String| format!("{text:?}");
+        let shorts = [
+            ("data_dir", self.data_dir.map(|dir| quoted(dir.display().to_string()))),
+            ("http.listen", self.http_listen),
+            ("enroll.listen", self.enroll_listen),
+            ("mqtt.tls_listen", self.mqtt_tls_listen),
+            ("mqtt.plain_listen", self.mqtt_plain_listen),
+            ("log.filter", self.log.map(quoted)),
+        ];
+        let given = shorts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        flags.extend(given);
+        let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Sources { file: self.config, env: env.collect(), flags }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Run { config, check_config: true, .. } | Command::CheckConfig(config) => {
+            let config = config.sources().load()?;
+            print!("{}", config_text(&config)?);
+            Ok(())
+        }
+        Command::Run { config, check_config: false, ready_file, bootstrap_file } => {
+            run(RunOptions { sources: config.sources(), ready_file, bootstrap_file })
+        }
+        Command::Openapi => {
+            println!("{}", http::openapi().to_pretty_json()?);
+            Ok(())
+        }
+        Command::Admin(Admin::ResetPassword { config, email }) => reset_password(config.sources(), email),
+    }
+}
+
+fn config_text(config: &Config) -> anyhow::Result<String> {
+    config.to_toml().context("print the configuration")
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")
+}
+
+fn run(options: RunOptions) -> anyhow::Result<()> {
+    let config = options.sources.load()?;
+    let log = observability::start_logging(&config.log.filter)?;
+    runtime()?.block_on(app::run(options, config, Arc::new(SystemClock), log))?;
+    Ok(())
+}
+
+fn reset_password(sources: Sources, email: String) -> anyhow::Result<()> {
+    let config = sources.load()?;
+    let _lock = DataDirLock::take(&config.data_dir).context("stop the server first")?;
+    let registry = Db::open(&config.data_dir.join("registry.db"), schema::registry(), 1)?;
+    let password = runtime()?.block_on(async {
+        let tenants = Tenants::open(registry, Arc::new(SystemClock), Live::new(config)).await?;
+        tenants.reset_password(&email).await
+    })?;
+    println!("one-time password of {email}: {password}");
+    Ok(())
+}

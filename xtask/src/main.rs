@@ -1,2 +1,47 @@
-//! Project commands.
-fn main() {}
+//! Project commands: `cargo xtask demo | test | tidy | bench | gen | trials`.
+//!
+//! Developers and `.ci/run` call it; it calls cargo and the real binaries, never the product's crates.
+//! Every child process is started, watched and ended by its own id.
+
+mod cargo;
+mod test;
+mod tidy;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(about = "Muster's project commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run every test: builds the real binaries first, ends with the skipped tests and the runner's summary.
+    Test(test::Arguments),
+    /// Check what the compiler does not: layering, lengths, banned words, stray files.
+    Tidy(tidy::Arguments),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Test(arguments) => test::run(&arguments),
+        Command::Tidy(arguments) => tidy::run(&arguments),
+    };
+    report(outcome)
+}
+
+/// A command answers whether all held; an error is a command that could not finish.
+fn report(outcome: Result<bool>) -> ExitCode {
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -8,5 +8,6 @@ pub mod expr;
 pub mod http_kit;
 pub mod live;
 pub mod observability;
+pub mod schema;
 pub mod secret;
 pub mod telemetry;

@@ -441,3 +441,130 @@ fn inner_path(field: &str, path: String) -> Result<String, ParseError> {
     ensure(inside, field, "a relative path inside the bundle", format!("{path:?}"))?;
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERIES: &str = r#"
+format = 1
+name = "demo-1"
+version = "1.0.0"
+licence = "Apache-2.0"
+task = "anomaly"
+[input]
+name = "x"
+shape = [1, 4]
+type = "f32"
+[output]
+name = "score"
+shape = [1]
+[quantization]
+form = "none"
+[series]
+columns = ["a", "b"]
+units = ["m", "s"]
+rate_hz = 10
+window_rows = 2
+stride_rows = 1
+layout = "rows"
+mean = [0, 0]
+std = [1, 1]
+[anomaly]
+score = "output"
+raise_at = 5
+clear_below = 3
+raise_after = 2
+clear_after = 3
+[[golden]]
+name = "rest"
+rows = [[0, 0], [0, 0]]
+expected = [0.5]
+tolerance = 0.001
+"#;
+
+    #[test]
+    fn complete_text_is_taken() {
+        let manifest = parse_manifest(SERIES).unwrap();
+        assert_eq!((manifest.task, manifest.golden.len()), (TaskKind::Anomaly, 1));
+        assert_eq!(manifest.series().unwrap().columns, ["a", "b"]);
+    }
+
+    /// Replaces `from` by `to` in a good text; the error must hold all of `parts`.
+    #[track_caller]
+    fn check(from: &str, to: &str, parts: &[&str]) {
+        assert!(SERIES.contains(from), "{from}");
+        let error = parse_manifest(&SERIES.replacen(from, to, 1)).expect_err(to).to_string();
+        for part in parts {
+            assert!(error.contains(part), "{part:?} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn unknown_and_missing_keys_name_the_key() {
+        check("licence = ", "license = ", &["unknown field `license`", "licence"]);
+        check("rate_hz = 10", "rate_hz = 10\nrate = 10", &["unknown field `rate`", "rate_hz"]);
+        check("rate_hz = 10\n", "", &["missing field `rate_hz`"]);
+        check("tolerance = 0.001", "tolerence = 0.001", &["unknown field `tolerence`", "tolerance"]);
+        check("type = \"f32\"", "type = \"f64\"", &["unknown variant `f64`", "f32"]);
+        check("window_rows = 2", "window_rows = \"two\"", &["window_rows", "expected usize"]);
+        check("task = \"anomaly\"", "task = \"poetry\"", &["unknown variant `poetry`", "classification"]);
+    }
+
+    #[test]
+    fn values_out_of_range_name_field_and_expectation() {
+        check("format = 1", "format = 2", &["`format`", "expected 1", "found 2"]);
+        check("demo-1", "Demo 1", &["`name`", "a-z"]);
+        check("shape = [1, 4]", "shape = [2, 4]", &["`input.shape[0]`", "expected 1", "found 2"]);
+        check("shape = [1, 4]", "shape = [1, 5]", &["`input.shape`", "4 elements", "found 5"]);
+        check("shape = [1, 4]", "shape = []", &["`input.shape`", "1 to 6 dimensions"]);
+        check("shape = [1, 4]", "shape = [1, 0]", &["`input.shape`", "at least 1"]);
+        check("shape = [1, 4]", "shape = [1, 99999999999, 99999999999]", &["`input.shape`", "at most"]);
+        check("units = [\"m\", \"s\"]", "units = [\"m\"]", &["`series.units`", "2 entries", "found 1"]);
+        check("std = [1, 1]", "std = [1, 0]", &["`series.std`", "above 0"]);
+        check("std = [1, 1]", "std = [1, nan]", &["`series.std`", "above 0"]);
+        check("mean = [0, 0]", "mean = [0, inf]", &["`series.mean`", "finite"]);
+        check("stride_rows = 1", "stride_rows = 0", &["`series.stride_rows`", "1 to"]);
+        check(
+            "clear_below = 3",
+            "clear_below = 7",
+            &["`anomaly.clear_below`", "at most raise_at (5)", "found 7"],
+        );
+        check("raise_after = 2", "raise_after = 0", &["`anomaly.raise_after`", "1 to"]);
+        check("form = \"none\"", "form = \"none\"\naccuracy = 97", &["`quantization.accuracy`", "0 to 1"]);
+    }
+
+    #[test]
+    fn sections_must_fit_the_task() {
+        check("[anomaly]", "[detection]", &["unknown field `clear_after`", "score_min"]);
+        check("task = \"anomaly\"", "task = \"classification\"", &["`classification`", "[\"anomaly\"]"]);
+        let image = "[image]\nwidth = 1\nheight = 1\nchannels = \"gray\"\nlayout = \"nchw\"\nresize = \"exact\"\nscale = 1\nmean = [0]\nstd = [1]\n[anomaly]";
+        check("[anomaly]", image, &["series, image", "exactly one", "both"]);
+    }
+
+    #[test]
+    fn golden_samples_must_fit() {
+        check("rows = [[0, 0], [0, 0]]", "rows = [[0, 0]]", &["`golden[0].rows`", "2 rows", "found 1"]);
+        check("rows = [[0, 0], [0, 0]]", "rows = [[0, 0], [0]]", &["`golden[0].rows`", "2 finite numbers"]);
+        check(
+            "rows = [[0, 0], [0, 0]]",
+            "image = \"a.png\"",
+            &["`golden[0].rows, image, tensor`", "exactly one"],
+        );
+        check("expected = [0.5]", "expected = [0.5, 1]", &["`golden[0].expected`", "1 values", "found 2"]);
+        check("tolerance = 0.001", "tolerance = -1", &["`golden[0].tolerance`", "at least 0"]);
+        check(
+            "expected = [0.5]",
+            "expected_file = \"../y.f32\"",
+            &["`golden[0].expected_file`", "inside the bundle"],
+        );
+        check(
+            "rows = [[0, 0], [0, 0]]",
+            "tensor = \"/etc/passwd\"",
+            &["`golden[0].tensor`", "inside the bundle"],
+        );
+        let golden = SERIES.find("[[golden]]").unwrap();
+        let error = parse_manifest(&format!("golden = []\n{}", &SERIES[..golden])).unwrap_err().to_string();
+        assert!(error.contains("`golden`") && error.contains("1 to 64 samples"), "{error}");
+    }
+}

@@ -181,3 +181,124 @@ fn overlap(a: Corners, b: Corners) -> f32 {
     let (intersection, union) = (area(common), area(a) + area(b) - area(common));
     if union > 0.0 { intersection / union } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::{AnomalyScore, DetectionDecode};
+
+    fn labels(count: usize) -> Vec<String> {
+        (0..count).map(|index| format!("class-{index}")).collect()
+    }
+
+    #[test]
+    fn softmax_sums_to_one_without_overflow() {
+        let probabilities = softmax(&[1000.0, 1000.0, -1000.0]);
+        assert_eq!(probabilities, [0.5, 0.5, 0.0]);
+    }
+
+    #[test]
+    fn classification_gives_the_best_labels_first_and_ties_by_position() {
+        let spec = ClassificationSpec { labels: labels(4), scores: ScoreForm::Raw, top: 3 };
+        let top = classify(&[0.1, 0.4, 0.1, 0.4], &spec);
+        let expected = [("class-1", 0.4), ("class-3", 0.4), ("class-0", 0.1)];
+        assert_eq!(top, expected.map(|(label, score)| (label.to_owned(), score)));
+        let spec = ClassificationSpec { scores: ScoreForm::Logits, ..spec };
+        let best = &classify(&[0.0, 3.0f32.ln(), f32::MIN, f32::MIN], &spec)[0];
+        assert!((best.1 - 0.75).abs() < 1e-6, "{best:?}");
+    }
+
+    #[test]
+    fn reconstruction_error_is_the_mean_square() {
+        assert_eq!(reconstruction_error(&[1.0, 2.0], &[2.0, 4.0]), 2.5);
+    }
+
+    fn anomaly() -> AnomalySpec {
+        let score = AnomalyScore::Output;
+        AnomalySpec { score, raise_at: 5.0, clear_below: 3.0, raise_after: 2, clear_after: 3 }
+    }
+
+    fn transitions(scores: &[f32]) -> Vec<(usize, Transition)> {
+        let mut state = AnomalyState::default();
+        let mut seen = Vec::new();
+        for (index, score) in scores.iter().enumerate() {
+            let (next, transition) = state.next(*score, &anomaly());
+            state = next;
+            seen.extend(transition.map(|transition| (index, transition)));
+        }
+        seen
+    }
+
+    #[test]
+    fn anomaly_is_raised_and_cleared_after_enough_in_a_row() {
+        let seen = transitions(&[1.0, 5.0, 5.0, 9.0, 2.0, 2.0, 2.9, 1.0]);
+        assert_eq!(seen, [(2, Transition::Raised), (6, Transition::Cleared)]);
+    }
+
+    #[test]
+    fn one_spike_does_not_raise_and_one_dip_does_not_clear() {
+        assert_eq!(transitions(&[9.0, 1.0, 9.0, 1.0]), []);
+        assert_eq!(transitions(&[9.0, 9.0, 1.0, 1.0, 9.0, 1.0, 1.0]), [(1, Transition::Raised)]);
+    }
+
+    #[test]
+    fn between_the_thresholds_nothing_changes() {
+        assert_eq!(transitions(&[9.0, 9.0, 4.0, 4.0, 4.0, 4.0]), [(1, Transition::Raised)]);
+        assert_eq!(transitions(&[4.0, 4.0, 4.0, 4.0]), []);
+        // A score on the clear threshold is not below it.
+        assert_eq!(transitions(&[9.0, 9.0, 3.0, 3.0, 3.0]), [(1, Transition::Raised)]);
+    }
+
+    fn detection(classes: usize) -> DetectionSpec {
+        let decode = DetectionDecode::Grid;
+        DetectionSpec { decode, labels: labels(classes), score_min: 0.3, iou_max: 0.45, boxes_max: 10 }
+    }
+
+    /// A grid of 2 x 2 cells and two classes: (cell, objectness, logit of the sides, class).
+    fn grid(cells: &[(usize, f32, f32, usize)]) -> Vec<f32> {
+        let mut output = vec![0.0; 7 * 4];
+        for &(cell, objectness, side, class) in cells {
+            output[cell] = objectness;
+            output[3 * 4 + cell] = side;
+            output[4 * 4 + cell] = side;
+            output[(5 + class) * 4 + cell] = 1.0;
+        }
+        output
+    }
+
+    #[test]
+    fn detection_reads_position_and_size_of_a_cell() {
+        let boxes = detect(&grid(&[(3, 0.9, 0.0, 1)]), 2, 2, &detection(2));
+        let score = 0.9f32.powf(0.6);
+        assert_eq!(boxes.len(), 1);
+        let BoundingBox { x0, y0, x1, y1, ref label, score: found } = boxes[0];
+        assert_eq!((x0, y0, x1, y1, label.as_str()), (0.25, 0.25, 0.75, 0.75, "class-1"));
+        assert!((found - score).abs() < 1e-6);
+    }
+
+    #[test]
+    fn overlapping_boxes_of_one_class_are_one_and_of_two_classes_two() {
+        let large = 6.0;
+        let same = detect(&grid(&[(0, 0.8, large, 0), (3, 0.9, large, 0)]), 2, 2, &detection(2));
+        assert_eq!(same.len(), 2, "half a picture apart: {same:?}");
+        let near = DetectionSpec { iou_max: 0.1, ..detection(2) };
+        let one = detect(&grid(&[(0, 0.8, large, 0), (3, 0.9, large, 0)]), 2, 2, &near);
+        assert_eq!(one.len(), 1);
+        assert!((one[0].score - 0.9f32.powf(0.6)).abs() < 1e-6, "the better one stays");
+        let two = detect(&grid(&[(0, 0.8, large, 0), (3, 0.9, large, 1)]), 2, 2, &near);
+        assert_eq!(two.len(), 2);
+    }
+
+    #[test]
+    fn detection_drops_weak_boxes_and_keeps_at_most_boxes_max() {
+        assert_eq!(detect(&grid(&[(0, 0.05, 0.0, 0)]), 2, 2, &detection(2)), []);
+        let spec = DetectionSpec { boxes_max: 1, ..detection(2) };
+        assert_eq!(detect(&grid(&[(0, 0.8, -6.0, 0), (3, 0.9, -6.0, 0)]), 2, 2, &spec).len(), 1);
+    }
+
+    #[test]
+    fn boxes_without_area_do_not_overlap() {
+        let point = Corners { x0: 0.5, y0: 0.5, x1: 0.5, y1: 0.5 };
+        assert_eq!(overlap(point, point), 0.0);
+    }
+}

@@ -245,3 +245,150 @@ impl Window {
         self.missing = self.size;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn series(layout: SeriesLayout) -> SeriesSpec {
+        SeriesSpec {
+            columns: vec!["a".into(), "b".into()],
+            units: vec!["m".into(), "s".into()],
+            rate_hz: 1.0,
+            window_rows: 2,
+            stride_rows: 1,
+            layout,
+            mean: vec![1.0, 10.0],
+            std: vec![2.0, 5.0],
+        }
+    }
+
+    #[test]
+    fn series_are_scaled_per_column_and_laid_out() {
+        let rows: [&[f64]; 2] = [&[1.0, 10.0], &[3.0, 15.0]];
+        assert_eq!(series_tensor(rows.into_iter(), &series(SeriesLayout::Rows)), [0.0, 0.0, 1.0, 1.0]);
+        let rows: [&[f64]; 2] = [&[1.0, 15.0], &[3.0, 20.0]];
+        assert_eq!(series_tensor(rows.into_iter(), &series(SeriesLayout::Columns)), [0.0, 1.0, 1.0, 2.0]);
+    }
+
+    /// Last value of each ready window.
+    fn ready(window: &mut Window, values: std::ops::Range<i32>) -> Vec<i32> {
+        values.filter(|value| window.push(&[f64::from(*value)])).collect()
+    }
+
+    #[test]
+    fn windows_are_ready_every_stride_once_full() {
+        assert_eq!(ready(&mut Window::new(3, 2), 0..9), [2, 4, 6, 8]);
+        assert_eq!(ready(&mut Window::new(2, 5), 0..12), [1, 6, 11]);
+        assert_eq!(ready(&mut Window::new(1, 1), 0..3), [0, 1, 2]);
+    }
+
+    #[test]
+    fn cleared_window_waits_until_it_is_full_again() {
+        let mut window = Window::new(3, 1);
+        assert_eq!(ready(&mut window, 0..4), [2, 3]);
+        window.clear();
+        assert_eq!(ready(&mut window, 4..8), [6, 7]);
+    }
+
+    proptest! {
+        #[test]
+        fn window_holds_the_newest_rows_oldest_first(size in 1usize..9, stride in 1usize..9, count in 0usize..60) {
+            let mut window = Window::new(size, stride);
+            for index in 0..count {
+                let is_ready = window.push(&[index as f64]);
+                let expected = index + 1 >= size && (index + 1 - size) % stride == 0;
+                prop_assert_eq!(is_ready, expected);
+                let held: Vec<f64> = window.rows().map(|row| row[0]).collect();
+                let first = (index + 1).saturating_sub(size);
+                prop_assert_eq!(held, (first..=index).map(|i| i as f64).collect::<Vec<_>>());
+            }
+        }
+
+        #[test]
+        fn resize_stays_within_the_pixels(width in 1usize..20, height in 1usize..20, to in 1usize..20, seed: u8) {
+            let rgb: Vec<u8> = (0..width * height * 3).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed)).collect();
+            let (low, high) = (*rgb.iter().min().unwrap(), *rgb.iter().max().unwrap());
+            let picture = Picture::from_rgb(width, height, rgb).unwrap();
+            let tensor = picture_tensor(&picture, &image(to, to, ChannelOrder::Rgb, ImageLayout::Nhwc)).unwrap();
+            prop_assert!(tensor.iter().all(|z| *z >= f32::from(low) - 1e-3 && *z <= f32::from(high) + 1e-3));
+        }
+    }
+
+    fn image(width: usize, height: usize, channels: ChannelOrder, layout: ImageLayout) -> ImageSpec {
+        let count = channels.count();
+        let (mean, std) = (vec![0.0; count], vec![1.0; count]);
+        ImageSpec { width, height, channels, layout, resize: Resize::Bilinear, scale: 1.0, mean, std }
+    }
+
+    /// One row of two pixels: (10, 20, 30) and (40, 50, 60).
+    fn two_pixels() -> Picture {
+        Picture::from_rgb(2, 1, vec![10, 20, 30, 40, 50, 60]).unwrap()
+    }
+
+    #[test]
+    fn channels_and_layouts() {
+        let tensor =
+            |channels, layout| picture_tensor(&two_pixels(), &image(2, 1, channels, layout)).unwrap();
+        assert_eq!(tensor(ChannelOrder::Rgb, ImageLayout::Nhwc), [10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
+        assert_eq!(tensor(ChannelOrder::Bgr, ImageLayout::Nhwc), [30.0, 20.0, 10.0, 60.0, 50.0, 40.0]);
+        assert_eq!(tensor(ChannelOrder::Rgb, ImageLayout::Nchw), [10.0, 40.0, 20.0, 50.0, 30.0, 60.0]);
+        let gray = tensor(ChannelOrder::Gray, ImageLayout::Nchw);
+        assert!((gray[0] - 18.15).abs() < 1e-4 && (gray[1] - 48.15).abs() < 1e-4, "{gray:?}");
+    }
+
+    #[test]
+    fn normalisation_follows_the_channel_order() {
+        let mut spec = image(2, 1, ChannelOrder::Bgr, ImageLayout::Nchw);
+        (spec.scale, spec.mean, spec.std) = (0.1, vec![3.0, 2.0, 1.0], vec![1.0, 1.0, 0.5]);
+        let tensor = picture_tensor(&two_pixels(), &spec).unwrap();
+        let expected = [0.0, 3.0, 0.0, 3.0, 0.0, 6.0];
+        assert!(tensor.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{tensor:?}");
+    }
+
+    #[test]
+    fn bilinear_has_half_pixel_centres_and_clamped_edges() {
+        let picture = Picture::from_rgb(2, 1, vec![0, 0, 0, 100, 100, 100]).unwrap();
+        let wide = picture_tensor(&picture, &image(4, 1, ChannelOrder::Gray, ImageLayout::Nchw)).unwrap();
+        let expected = [0.0, 25.0, 75.0, 100.0];
+        assert!(wide.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{wide:?}");
+        let narrow = picture_tensor(&picture, &image(1, 1, ChannelOrder::Gray, ImageLayout::Nchw)).unwrap();
+        assert!((narrow[0] - 50.0).abs() < 1e-3);
+    }
+
+    #[test]
+    fn exact_size_refuses_another_and_wrong_lengths_are_refused() {
+        let mut spec = image(3, 3, ChannelOrder::Gray, ImageLayout::Nchw);
+        spec.resize = Resize::Exact;
+        let error = picture_tensor(&two_pixels(), &spec).unwrap_err().to_string();
+        assert_eq!(error, "expected a picture of 3 x 3 pixels, found 2 x 1");
+        assert!(Picture::from_rgb(2, 2, vec![0; 11]).is_err());
+        assert!(Picture::from_rgb(0, 2, vec![]).is_err());
+    }
+
+    #[test]
+    fn broken_pictures_are_errors() {
+        for bytes in [&b""[..], b"GIF89a", b"\x89PNG\r\n\x1a\n garbage", b"\xff\xd8\xff\xe0 no jpeg", b"BM"] {
+            assert!(decode_picture(bytes).is_err());
+        }
+    }
+
+    #[test]
+    fn every_format_decodes_to_the_same_pixels() {
+        let pixels = image::RgbImage::from_fn(16, 16, |x, y| {
+            image::Rgb([(x / 8 * 200) as u8, (y / 8 * 200) as u8, 90])
+        });
+        let encode = |format| {
+            let mut bytes = Cursor::new(Vec::new());
+            pixels.write_to(&mut bytes, format).unwrap();
+            decode_picture(&bytes.into_inner()).unwrap()
+        };
+        let png = encode(image::ImageFormat::Png);
+        assert_eq!(png.rgb, pixels.as_raw().as_slice());
+        assert_eq!(encode(image::ImageFormat::Bmp), png);
+        let jpeg = encode(image::ImageFormat::Jpeg);
+        let worst = jpeg.rgb.iter().zip(&png.rgb).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        assert!((jpeg.width, jpeg.height) == (16, 16) && worst < 40, "{worst}");
+    }
+}

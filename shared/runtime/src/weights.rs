@@ -138,3 +138,90 @@ fn words(raw: &[u8]) -> Option<impl Iterator<Item = [u8; 4]> + '_> {
     let (words, rest) = raw.as_chunks::<4>();
     rest.is_empty().then(|| words.iter().copied())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tract_onnx::pb::{AttributeProto, ValueInfoProto};
+
+    fn tensor(name: &str, kind: DataType, dims: &[i64], raw_data: Vec<u8>) -> TensorProto {
+        TensorProto {
+            name: name.into(),
+            data_type: kind as i32,
+            dims: dims.to_vec(),
+            raw_data,
+            ..TensorProto::default()
+        }
+    }
+
+    fn float_bytes(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    fn dequantize(inputs: &[&str], axis: Option<i64>) -> NodeProto {
+        NodeProto {
+            op_type: "DequantizeLinear".into(),
+            input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+            output: vec!["w".into()],
+            attribute: axis
+                .map(|i| AttributeProto { name: "axis".into(), i, ..AttributeProto::default() })
+                .into_iter()
+                .collect(),
+            ..NodeProto::default()
+        }
+    }
+
+    /// A graph with a 2 x 3 int8 weight, used by one Gemm.
+    fn graph(scales: &[f32], zeros: &[u8], axis: Option<i64>) -> GraphProto {
+        let count = scales.len() as i64;
+        let user =
+            NodeProto { op_type: "Gemm".into(), input: vec!["x".into(), "w".into()], ..NodeProto::default() };
+        GraphProto {
+            node: vec![dequantize(&["q", "s", "z"], axis), user],
+            initializer: vec![
+                tensor("q", DataType::Int8, &[2, 3], vec![1, 2, 3, 255, 254, 129]),
+                tensor("s", DataType::Float, &[count], float_bytes(scales)),
+                tensor("z", DataType::Int8, &[count], zeros.to_vec()),
+            ],
+            input: vec![ValueInfoProto { name: "q".into(), ..ValueInfoProto::default() }],
+            ..GraphProto::default()
+        }
+    }
+
+    #[track_caller]
+    fn check(mut graph: GraphProto, expected: &[f32]) {
+        assert_eq!(dequantize_weights(&mut graph), 1);
+        assert_eq!(graph.node.len(), 1, "the DequantizeLinear is gone");
+        let names: Vec<&str> = graph.initializer.iter().map(|t| t.name.as_str()).collect();
+        assert_eq!(names, ["w"], "only the float weight is left");
+        assert!(graph.input.is_empty());
+        assert_eq!(floats(&graph.initializer[0]).unwrap(), expected);
+        assert_eq!(graph.initializer[0].dims, [2, 3]);
+    }
+
+    #[test]
+    fn weights_become_floats_per_channel_and_per_tensor() {
+        check(graph(&[1.0, 10.0], &[0, 0], Some(0)), &[1.0, 2.0, 3.0, -10.0, -20.0, -1270.0]);
+        check(graph(&[1.0, 10.0, 0.5], &[0, 0, 0], Some(-1)), &[1.0, 20.0, 1.5, -1.0, -20.0, -63.5]);
+        check(graph(&[1.0, 10.0, 0.5], &[1, 0, 0], None), &[0.0, 20.0, 1.5, -2.0, -20.0, -63.5]);
+        check(graph(&[2.0], &[1], Some(0)), &[0.0, 2.0, 4.0, -4.0, -6.0, -256.0]);
+    }
+
+    #[test]
+    fn forms_that_do_not_fit_stay_as_they_are() {
+        let untouched = |mut graph: GraphProto| {
+            let before = graph.clone();
+            assert_eq!(dequantize_weights(&mut graph), 0);
+            assert_eq!(graph, before);
+        };
+        untouched(graph(&[1.0, 10.0], &[0, 0], Some(1)));
+        untouched(graph(&[1.0, 10.0], &[0, 0], Some(7)));
+        untouched(graph(&[1.0, 10.0], &[0], Some(0)));
+        let mut computed = graph(&[1.0], &[0], None);
+        computed.node[0].input[0] = "activation".into();
+        untouched(computed);
+        let mut short = graph(&[1.0], &[0], None);
+        short.initializer[0].raw_data.pop();
+        untouched(short);
+    }
+}

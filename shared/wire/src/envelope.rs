@@ -12,6 +12,9 @@ pub const WIRE_VERSION: u8 = 1;
 /// The largest envelope with its body, in bytes.
 pub const ENVELOPE_BYTES_MAX: usize = 256 * 1024;
 
+/// The largest sequence number: stores hold it in 63 bits.
+pub const SEQ_MAX: u64 = i64::MAX as u64;
+
 /// Why bytes are not a message.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
@@ -91,6 +94,9 @@ impl<'a> Envelope<'a> {
         let class = UpClass::from_number(d.u8().map_err(bad)?).ok_or_else(|| shape("class is not known"))?;
         let queue_id = QueueId(d.u64().map_err(bad)?);
         let seq = d.u64().map_err(bad)?;
+        if (seq == 0) != (queue_id.0 == 0) || seq > SEQ_MAX {
+            return Err(shape("queue_id and seq must both be 0, or seq in 1..=SEQ_MAX"));
+        }
         let measured_at_us = d.i64().map_err(bad)?;
         let body = d.bytes().map_err(bad)?;
         if d.position() != bytes.len() {

@@ -11,7 +11,13 @@ pub struct IdError {
     expected: &'static str,
 }
 
-fn check(noun: &'static str, text: &str, max: usize, expected: &'static str, extra: &[u8]) -> Result<(), IdError> {
+fn check(
+    noun: &'static str,
+    text: &str,
+    max: usize,
+    expected: &'static str,
+    extra: &[u8],
+) -> Result<(), IdError> {
     let first_ok = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
     let rest_ok = text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || extra.contains(&b));
     if first_ok && rest_ok && text.len() <= max {
@@ -97,7 +103,9 @@ text_id!(
 /// One opening of an agent's journal for writing: 64 random bits, shown as 16 hex digits.
 ///
 /// Zero stands for "no queue" (a foreign device, or a message that is not a queue record).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, minicbor::Encode, minicbor::Decode)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default, minicbor::Encode, minicbor::Decode,
+)]
 #[cbor(transparent)]
 pub struct QueueId(#[n(0)] pub u64);
 

@@ -4,7 +4,7 @@
 //! and `Death` describe the queue and are no records of it (envelope `seq` 0).
 
 use crate::envelope::malformed;
-use crate::{QueueId, UpClass, Value, WireError};
+use crate::{QueueId, SEQ_MAX, UpClass, Value, WireError};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -186,8 +186,14 @@ pub enum DropReason {
 impl DropReason {
     /// Every reason.
     pub const ALL: [Self; 8] = [
-        Self::QueueFull, Self::Expired, Self::Corrupt, Self::RefusedNotAuthorized, Self::RefusedTopic,
-        Self::RefusedPayload, Self::Malformed, Self::Purged,
+        Self::QueueFull,
+        Self::Expired,
+        Self::Corrupt,
+        Self::RefusedNotAuthorized,
+        Self::RefusedTopic,
+        Self::RefusedPayload,
+        Self::Malformed,
+        Self::Purged,
     ];
 
     /// The stable text.
@@ -353,7 +359,11 @@ impl Telemetry {
             check_metric_name(&reading.metric)
                 .map_err(|why| rule("telemetry", format!("readings[{at}].metric"), why))?;
             reading.value.check().map_err(|_| {
-                rule("telemetry", format!("readings[{at}].value"), "must be finite, or text of at most 256 bytes")
+                rule(
+                    "telemetry",
+                    format!("readings[{at}].value"),
+                    "must be finite, or text of at most 256 bytes",
+                )
             })?;
         }
         Ok(())
@@ -367,7 +377,9 @@ impl Event {
     /// Names the field at fault.
     pub fn check(&self) -> Result<(), WireError> {
         for (field, text) in [
-            ("pipeline", &self.pipeline), ("model", &self.model), ("model_version", &self.model_version),
+            ("pipeline", &self.pipeline),
+            ("model", &self.model),
+            ("model_version", &self.model_version),
             ("label", &self.label),
         ] {
             name_ok("event", field, text)?;
@@ -383,7 +395,8 @@ impl Event {
         }
         for (at, found) in self.boxes.iter().enumerate() {
             name_ok("event", &format!("boxes[{at}].label"), &found.label)?;
-            if ![found.score, found.x, found.y, found.width, found.height].iter().all(|part| part.is_finite()) {
+            if ![found.score, found.x, found.y, found.width, found.height].iter().all(|part| part.is_finite())
+            {
                 return Err(rule("event", format!("boxes[{at}]"), "must be finite"));
             }
         }
@@ -399,13 +412,14 @@ fn check_queues(what: &'static str, queues: &[QueueState], drops: &[DropRange]) 
         return Err(rule(what, "drops", "must hold at most 256"));
     }
     for (at, queue) in queues.iter().enumerate() {
-        if queue.first == 0 || queue.first > queue.released || queue.released > queue.next || queue.queue_id.0 == 0 {
+        let ordered = 1 <= queue.first && queue.first <= queue.released && queue.released <= queue.next;
+        if !ordered || queue.next > SEQ_MAX || queue.queue_id.0 == 0 {
             let rules = "must have 1 <= first <= released <= next and a queue_id";
             return Err(rule(what, format!("queues[{at}]"), rules));
         }
     }
     for (at, range) in drops.iter().enumerate() {
-        if range.first == 0 || range.first > range.last || range.last == u64::MAX || range.queue_id.0 == 0 {
+        if range.first == 0 || range.first > range.last || range.last >= SEQ_MAX || range.queue_id.0 == 0 {
             return Err(rule(what, format!("drops[{at}]"), "must have 1 <= first <= last and a queue_id"));
         }
     }
@@ -419,7 +433,10 @@ impl Birth {
     /// Names the field at fault.
     pub fn check(&self) -> Result<(), WireError> {
         for (field, text) in [
-            ("agent_version", &self.agent_version), ("os", &self.os), ("arch", &self.arch), ("boot_id", &self.boot_id),
+            ("agent_version", &self.agent_version),
+            ("os", &self.os),
+            ("arch", &self.arch),
+            ("boot_id", &self.boot_id),
         ] {
             name_ok("birth", field, text)?;
         }

@@ -42,7 +42,14 @@ pub enum DownClass {
 impl UpClass {
     /// Every class, in the order of its number.
     pub const ALL: [Self; 9] = [
-        Self::Telemetry, Self::Event, Self::State, Self::Result, Self::Ota, Self::Log, Self::Birth, Self::Death,
+        Self::Telemetry,
+        Self::Event,
+        Self::State,
+        Self::Result,
+        Self::Ota,
+        Self::Log,
+        Self::Birth,
+        Self::Death,
         Self::Senml,
     ];
 

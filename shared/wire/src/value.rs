@@ -73,7 +73,16 @@ impl<'b, C> minicbor::Decode<'b, C> for Value {
             Type::F32 => Self::Number(f64::from(d.f32()?)),
             Type::F64 => Self::Number(d.f64()?),
             Type::String => Self::Text(d.str()?.to_owned()),
-            Type::U8 | Type::U16 | Type::U32 | Type::U64 | Type::I8 | Type::I16 | Type::I32 | Type::I64 | Type::Int => {
+            Type::U8
+            | Type::U16
+            | Type::U32
+            | Type::U64
+            | Type::I8
+            | Type::I16
+            | Type::I32
+            | Type::I64
+            | Type::Int =>
+            {
                 #[allow(clippy::cast_precision_loss)]
                 Self::Number(i128::from(d.int()?) as f64)
             }

@@ -11,7 +11,7 @@
 mod tx;
 
 pub use rusqlite::types::{FromSql, ToSql, Value as SqlValue};
-pub use tx::{Row, Tx};
+pub use tx::{Row, Statement, Tx};
 
 use rusqlite::{Connection, OpenFlags};
 use std::panic::AssertUnwindSafe;
@@ -53,6 +53,9 @@ pub enum DbError {
     /// The database is shut down, or the closure panicked.
     #[error("the database is closed")]
     Closed,
+    /// A statement of one tenant was given a system scope.
+    #[error("scope {0:?} names no tenant")]
+    Scope(&'static str),
     /// A row holds what its type cannot be.
     #[error("column {column} holds an unexpected value")]
     Column {
@@ -79,8 +82,50 @@ pub enum Scope {
     System(&'static str),
 }
 
-/// Runs inside the writer: does the work, and answers once the outcome is known.
-type WriteJob = Box<dyn FnOnce(&mut Tx<'_>) -> Done + Send>;
+impl Scope {
+    /// The tenant for a WHERE.
+    ///
+    /// # Errors
+    /// A system scope has none: the statement was given the wrong scope.
+    pub fn tenant(&self) -> Result<&str, DbError> {
+        match self {
+            Self::Tenant(tenant) => Ok(tenant.as_str()),
+            Self::System(why) => Err(DbError::Scope(why)),
+        }
+    }
+}
+
+/// How a database is opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Reader threads.
+    pub readers: usize,
+    /// Page cache of each connection, KiB.
+    pub cache_kib: u32,
+    /// Pages in the write-ahead log before it is copied into the file.
+    pub checkpoint_pages: u32,
+    /// Whether a commit waits for the disk.
+    pub sync: Sync,
+}
+
+/// Whether a commit waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// It does (`synchronous=FULL`).
+    Full,
+    /// It does not: for trials where only the process is stopped, never the machine.
+    OffForTrials,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { readers: 2, cache_kib: 2048, checkpoint_pages: 1000, sync: Sync::Full }
+    }
+}
+
+/// Runs inside the writer: does the work, and answers once the outcome is known. Given no transaction, it
+/// answers at once with the reason.
+type WriteJob = Box<dyn FnOnce(Result<&mut Tx<'_>, &str>) -> Done + Send>;
 /// Told whether the commit succeeded.
 type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
 type ReadJob = Box<dyn FnOnce(&mut Tx<'_>) + Send>;
@@ -102,14 +147,22 @@ impl Db {
     /// # Errors
     /// The file cannot be opened, or a migration fails.
     pub fn open(path: &Path, migrations: refinery::Runner, readers: usize) -> Result<Self, DbError> {
-        let mut writer = connect(path)?;
+        Self::open_with(path, migrations, Options { readers, ..Options::default() })
+    }
+
+    /// As [`Self::open`], tuned.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(path: &Path, migrations: refinery::Runner, options: Options) -> Result<Self, DbError> {
+        let mut writer = connect(path, options)?;
         migrate(&mut writer, migrations, path)?;
         let (writes, write_jobs) = mpsc::channel(QUEUE_MAX);
         let (reads, read_jobs) = mpsc::channel(QUEUE_MAX);
         let read_jobs = Arc::new(std::sync::Mutex::new(read_jobs));
         spawn("db-writer", move || write_loop(&writer, write_jobs));
-        for _ in 0..readers.max(1) {
-            let (connection, jobs) = (connect(path)?, read_jobs.clone());
+        for _ in 0..options.readers.max(1) {
+            let (connection, jobs) = (connect(path, options)?, read_jobs.clone());
             connection.pragma_update(None, "query_only", true)?;
             spawn("db-reader", move || read_loop(&connection, &jobs));
         }
@@ -120,7 +173,10 @@ impl Db {
     ///
     /// # Errors
     /// The closure's own, or the database's.
-    pub async fn write<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub async fn write<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
@@ -151,7 +207,10 @@ impl Db {
     ///
     /// # Errors
     /// The closure's own, or the database's.
-    pub async fn read<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub async fn read<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
@@ -165,7 +224,10 @@ impl Db {
     ///
     /// # Errors
     /// As [`Self::read`].
-    pub fn read_blocking<T, E>(&self, work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    pub fn read_blocking<T, E>(
+        &self,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
@@ -185,7 +247,10 @@ where
 {
     let (reply, answer) = oneshot::channel();
     let job: WriteJob = Box::new(move |tx| {
-        let outcome = in_savepoint(tx, work);
+        let outcome = match tx {
+            Ok(tx) => in_savepoint(tx, work),
+            Err(why) => Err(DbError::Commit(why.to_owned()).into()),
+        };
         Box::new(move |commit| {
             let outcome = match (outcome, commit) {
                 (Ok(_), Err(why)) => Err(DbError::Commit(why).into()),
@@ -229,30 +294,41 @@ fn in_savepoint<T, E: From<DbError>>(
 
 fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {
     while let Some(first) = jobs.blocking_recv() {
-        let mut waiting = Vec::new();
         let mut tx = Tx::new(connection);
-        let mut commit = tx.batch("BEGIN IMMEDIATE").map_err(|error| error.to_string());
-        let mut next = Some(first);
-        while let Some(job) = next {
-            // A panicking closure loses its own answer only: its savepoint is undone below.
-            match std::panic::catch_unwind(AssertUnwindSafe(|| job(&mut tx))) {
-                Ok(done) => waiting.push(done),
-                Err(_) => {
-                    let _ = tx.batch("ROLLBACK TO job");
-                    let _ = tx.batch("RELEASE job");
-                }
+        match tx.batch("BEGIN IMMEDIATE") {
+            Ok(()) => run_group(connection, &mut tx, first, &mut jobs),
+            Err(error) => first(Err(&error.to_string()))(Err(error.to_string())),
+        }
+    }
+}
+
+/// Runs waiting closures inside the transaction that was begun, commits, and answers all.
+fn run_group(connection: &Connection, tx: &mut Tx<'_>, first: WriteJob, jobs: &mut mpsc::Receiver<WriteJob>) {
+    let mut waiting = Vec::new();
+    let mut next = Some(first);
+    while let Some(job) = next {
+        // A panicking closure loses its own answer only: its savepoint is undone below.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| job(Ok(tx)))) {
+            Ok(done) => waiting.push(done),
+            Err(_) => {
+                let _ = tx.batch("ROLLBACK TO job");
+                let _ = tx.batch("RELEASE job");
             }
-            next = if waiting.len() < GROUP_MAX { jobs.try_recv().ok() } else { None };
         }
-        if commit.is_ok() {
-            commit = tx.batch("COMMIT").map_err(|error| error.to_string());
-        }
-        if commit.is_err() {
-            let _ = tx.batch("ROLLBACK");
-        }
-        for done in waiting {
-            done(commit.clone());
-        }
+        // A full disk (and a few other faults) rolls the whole transaction back: another savepoint now would
+        // be a transaction of its own. COMMIT fails below, and every closure of the group is told.
+        next = if waiting.len() < GROUP_MAX && !connection.is_autocommit() {
+            jobs.try_recv().ok()
+        } else {
+            None
+        };
+    }
+    let commit = tx.batch("COMMIT").map_err(|error| error.to_string());
+    if commit.is_err() {
+        let _ = tx.batch("ROLLBACK");
+    }
+    for done in waiting {
+        done(commit.clone());
     }
 }
 
@@ -270,9 +346,10 @@ fn read_loop(connection: &Connection, jobs: &std::sync::Mutex<mpsc::Receiver<Rea
     }
 }
 
-fn connect(path: &Path) -> Result<Connection, DbError> {
+fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
     let open = |source| DbError::Open { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags).map_err(open)?;
     // auto_vacuum only takes effect on an empty file, so it comes before journal_mode writes the header.
     connection
@@ -281,6 +358,12 @@ fn connect(path: &Path) -> Result<Connection, DbError> {
              PRAGMA busy_timeout=5000; PRAGMA temp_store=MEMORY;",
         )
         .map_err(open)?;
+    let sync = if options.sync == Sync::Full { "FULL" } else { "OFF" };
+    let tuning = format!(
+        "PRAGMA synchronous={sync}; PRAGMA cache_size=-{}; PRAGMA wal_autocheckpoint={};",
+        options.cache_kib, options.checkpoint_pages
+    );
+    connection.execute_batch(&tuning).map_err(open)?;
     connection.set_prepared_statement_cache_capacity(128);
     Ok(connection)
 }
@@ -288,16 +371,22 @@ fn connect(path: &Path) -> Result<Connection, DbError> {
 fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Path) -> Result<(), DbError> {
     let newest = migrations.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
     let fail = |why: String| DbError::Migrate { path: path.to_owned(), why };
-    let applied = migrations.get_last_applied_migration(connection).ok().flatten().map_or(0, |last| last.version());
+    let applied =
+        migrations.get_last_applied_migration(connection).ok().flatten().map_or(0, |last| last.version());
     if applied > newest {
-        return Err(fail(format!("its schema is version {applied}, this build knows {newest}: use a newer build")));
+        return Err(fail(format!(
+            "its schema is version {applied}, this build knows {newest}: use a newer build"
+        )));
     }
     migrations.set_abort_missing(true).run(connection).map_err(|error| fail(error.to_string()))?;
     Ok(())
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    std::thread::Builder::new().name(name.to_owned()).spawn(work).expect("a thread can be started at start-up");
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .expect("a thread can be started at start-up");
 }
 
 #[cfg(test)]

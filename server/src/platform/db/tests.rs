@@ -1,7 +1,10 @@
 use super::*;
 
 fn open(dir: &Path) -> Db {
-    let first = refinery::Migration::unapplied("V1__t", "CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT NOT NULL) STRICT;");
+    let first = refinery::Migration::unapplied(
+        "V1__t",
+        "CREATE TABLE t (a INTEGER PRIMARY KEY, b TEXT NOT NULL) STRICT;",
+    );
     Db::open(&dir.join("t.db"), refinery::Runner::new(&[first.unwrap()]), 2).unwrap()
 }
 

@@ -39,6 +39,56 @@ impl<'a> Tx<'a> {
         Ok(self.connection.prepare_cached(&numbered(sql))?.execute(args)?)
     }
 
+    /// Prepares a statement for a loop.
+    ///
+    /// # Errors
+    /// The text is not SQL.
+    pub fn statement(&mut self, sql: &str) -> Result<Statement<'a>, DbError> {
+        Ok(Statement(self.connection.prepare_cached(sql)?))
+    }
+
+    /// Runs a query and maps its only row.
+    ///
+    /// # Errors
+    /// The statement's, or the mapping's; no row is an error too.
+    pub fn query_one<T, E: From<DbError>>(
+        &mut self,
+        sql: &str,
+        args: &[&dyn ToSql],
+        map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let row = self.query(sql, args, map)?.into_iter().next();
+        row.ok_or_else(|| DbError::from(rusqlite::Error::QueryReturnedNoRows).into())
+    }
+
+    /// As [`Self::query`], for a text that is made for this call: it is not kept prepared.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub fn query_once<T, E: From<DbError>>(
+        &mut self,
+        sql: &str,
+        args: &[&dyn ToSql],
+        mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<Vec<T>, E> {
+        let mut statement = self.connection.prepare(&numbered(sql)).map_err(DbError::from)?;
+        let mut rows = statement.query(args).map_err(DbError::from)?;
+        let mut all = Vec::new();
+        while let Some(row) = rows.next().map_err(DbError::from)? {
+            all.push(map(&Row(row))?);
+        }
+        Ok(all)
+    }
+
+    /// Gives free pages at the file's end back to the file system; returns how many are left.
+    ///
+    /// # Errors
+    /// The statement's.
+    pub fn give_pages_back(&mut self, pages: u32) -> Result<u64, DbError> {
+        self.batch(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        self.query_one("PRAGMA freelist_count", &[], |row| row.get(0))
+    }
+
     /// Runs a query and maps every row.
     ///
     /// # Errors
@@ -69,6 +119,27 @@ impl<'a> Tx<'a> {
         map: impl FnMut(&Row<'_>) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
         Ok(self.query(sql, args, map)?.into_iter().next())
+    }
+}
+
+/// A prepared statement for loops: bind each parameter, run, again. Parameters are written `?n`.
+pub struct Statement<'a>(rusqlite::CachedStatement<'a>);
+
+impl Statement<'_> {
+    /// Sets a parameter, from 1. It keeps its value over runs.
+    ///
+    /// # Errors
+    /// There is no such parameter.
+    pub fn bind(&mut self, at: usize, value: impl ToSql) -> Result<(), DbError> {
+        Ok(self.0.raw_bind_parameter(at, value)?)
+    }
+
+    /// Runs it; returns how many rows it changed.
+    ///
+    /// # Errors
+    /// The statement's.
+    pub fn run(&mut self) -> Result<u64, DbError> {
+        Ok(self.0.raw_execute()? as u64)
     }
 }
 

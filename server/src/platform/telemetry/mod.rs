@@ -1,1 +1,221 @@
-//! The telemetry store: readings, events, ledger and the store cursor in one commit.
+//! The telemetry store: readings, events, ledger and the store's cursor, in one SQLite file.
+//!
+//! Who calls me: `ingest` writes batches of the log and runs retention; the API's slices read through the
+//! query functions. I call `platform::db`.
+//!
+//! Promise: one batch is one commit: rows, dead letters, rejected, ledger, cursor; all or nothing
+//! (`synchronous=FULL`). A queue record is stored once however often it comes: the ledger's stored ranges are
+//! the de-duplication. What is not stored is a dead letter with a reason, and `dropped(malformed)` in the ledger.
+//! Readings are keyed (device, metric, ts, queue, class, seq, index), so a clock that restarts in 1970 overwrites
+//! nothing. Foreign SenML is keyed by (log epoch, position), or by name and time where the pack has an absolute
+//! time (then a pack that comes again within a day of `received_at` changes nothing).
+//!
+//! Architecture invariant: only `writer` inserts readings, and only with the cursor in the same savepoint.
+//!
+//! Limits: 1,000 metrics a device, [`DEAD_LETTERS_PER_TENANT_MAX`] dead letters a tenant, the ledger's bounds in
+//! `ledger`, [`LIVE_ITEMS_MAX`] live items a batch, [`POINTS_MAX`] points a query.
+
+mod accounts;
+mod batch;
+mod cursor;
+mod faults;
+mod ledger;
+mod lists;
+mod names;
+mod partition;
+mod query;
+mod ranges;
+mod retention;
+mod tally;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+pub use accounts::{DeviceLedger, DroppedRange, MergedQueues, QueueLedger, SeqRange, Totals, device_ledger, totals};
+pub use batch::{RawBatch, StoredBatch, StoredItem, StoredWhat};
+pub use cursor::{LogSpan, STORE_READER, Start};
+pub use faults::{CrashPoint, Faults};
+pub use ledger::{QUEUES_PER_DEVICE_MAX, RANGES_PER_QUEUE_MAX, TOMBSTONES_PER_CLASS};
+pub use lists::{
+    DeadLetter, EventQuery, EventRow, LIST_MAX, LostRange, RejectedRow, dead_letters, events, lost_ranges, rejected,
+};
+pub use partition::DAY_US;
+pub use query::{Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, last_values, readings};
+pub use retention::{Policy, Retained};
+pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
+
+use super::db::{self, Db, DbError, Scope, SqlValue, Tx};
+use muster_wire::{EventKind, Value};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use writer::WriterState;
+
+/// Live items that one batch may carry; the rest is counted.
+pub const LIVE_ITEMS_MAX: usize = 2_048;
+/// A reading whose `ts` is further than this from its `received_at` is flagged: the device's clock is wrong, or
+/// the reading waited in the queue for more than a day.
+pub const CLOCK_SUSPECT_US: i64 = DAY_US;
+
+/// Page cache of each connection.
+const CACHE_KIB: u32 = 8 * 1024;
+/// 32 MiB of write-ahead log: pages that are written often are copied into the file once.
+const CHECKPOINT_PAGES: u32 = 8 * 1024;
+const READERS: usize = 2;
+
+/// Why the store cannot do it.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The database failed; nothing of the batch is stored.
+    #[error("telemetry store")]
+    Db(#[from] DbError),
+    /// The batch does not begin where the cursor stands.
+    #[error("the cursor does not stand at {from}")]
+    CursorMoved {
+        /// Where the batch begins.
+        from: u64,
+    },
+    /// A test stopped the store.
+    #[error("stopped by a test at {0:?}")]
+    Crashed(CrashPoint),
+}
+
+/// How the store is opened.
+#[derive(Clone)]
+pub struct Options {
+    /// Whether commits wait for the disk.
+    pub sync: db::Sync,
+    /// Where a test stops it.
+    pub faults: Faults,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { sync: db::Sync::Full, faults: Faults::none() }
+    }
+}
+
+/// A handle to telemetry.db; clones share it.
+#[derive(Clone)]
+pub struct TelemetryStore {
+    db: Db,
+    state: Arc<Mutex<WriterState>>,
+    faults: Faults,
+}
+
+impl TelemetryStore {
+    /// Opens or creates the file.
+    ///
+    /// # Errors
+    /// The file cannot be opened or migrated.
+    pub fn open(path: &Path, options: Options) -> Result<Self, TelemetryError> {
+        let first = refinery::Migration::unapplied("V1__telemetry", include_str!("schema_v1.sql"));
+        let migrations =
+            first.map_err(|error| DbError::Migrate { path: path.to_owned(), why: error.to_string() })?;
+        let tuning = db::Options {
+            readers: READERS,
+            cache_kib: CACHE_KIB,
+            checkpoint_pages: CHECKPOINT_PAGES,
+            sync: options.sync,
+        };
+        let db = Db::open_with(path, refinery::Runner::new(&[migrations]), tuning)?;
+        Ok(Self { db, state: Arc::default(), faults: options.faults })
+    }
+
+    /// The database, for the query functions.
+    #[must_use]
+    pub fn db(&self) -> &Db {
+        &self.db
+    }
+
+    /// Finds where to read on in a log, records what is lost, and puts the cursor there.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn begin(&self, log: LogSpan, now_us: i64) -> Result<Start, TelemetryError> {
+        self.forget();
+        self.db.write_blocking(move |tx| cursor::begin(tx, log, now_us))
+    }
+
+    /// Stores a batch in one commit. After an error nothing of it is stored: call [`Self::begin`] and read again.
+    ///
+    /// # Errors
+    /// The database failed, or the cursor does not stand at the batch's begin.
+    pub fn write_batch(&self, batch: RawBatch, live: bool) -> Result<StoredBatch, TelemetryError> {
+        let (state, faults) = (self.state.clone(), self.faults.clone());
+        let written = self.db.write_blocking(move |tx| {
+            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+            writer::write(tx, &mut state, &batch, live, &faults)
+        });
+        if written.is_err() {
+            self.forget();
+        }
+        written
+    }
+
+    /// Where tests stop the store.
+    #[must_use]
+    pub fn faults(&self) -> &Faults {
+        &self.faults
+    }
+
+    /// Throws the caches away: they may hold what was rolled back.
+    fn forget(&self) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = WriterState::default();
+    }
+}
+
+/// A tenant's row, None for every tenant's (`Scope::System`), and an error-free way to say that it has none.
+fn tenant_of(tx: &mut Tx<'_>, scope: &Scope) -> Result<TenantFilter, DbError> {
+    let Scope::Tenant(tenant) = scope else { return Ok(TenantFilter::All) };
+    const FIND: &str = "SELECT id FROM tenant WHERE name = $1";
+    let id = tx.query_opt(FIND, &[&tenant.as_str()], |row| row.get::<i64>(0))?;
+    Ok(id.map_or(TenantFilter::None, TenantFilter::One))
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum TenantFilter {
+    /// Nothing was ever stored of this tenant.
+    None,
+    One(i64),
+    All,
+}
+
+impl TenantFilter {
+    /// For `($n IS NULL OR tenant_id = $n)`.
+    fn id(self) -> Option<i64> {
+        match self {
+            Self::None => Some(-1),
+            Self::One(id) => Some(id),
+            Self::All => None,
+        }
+    }
+}
+
+/// A device's row. Under `Scope::System` the name must be the only one of its kind.
+fn device_of(tx: &mut Tx<'_>, scope: &Scope, device: &str) -> Result<Option<i64>, DbError> {
+    let tenant = tenant_of(tx, scope)?.id();
+    const FIND: &str = "SELECT id FROM device WHERE ($1 IS NULL OR tenant_id = $1) AND name = $2 LIMIT 2";
+    let found: Vec<i64> = tx.query(FIND, &[&tenant, &device], |row| row.get::<i64>(0))?;
+    Ok(if let [id] = found[..] { Some(id) } else { None })
+}
+
+fn kind_text(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Classification => "classification",
+        EventKind::Anomaly => "anomaly",
+        EventKind::Detection => "detection",
+    }
+}
+
+fn from_sql(value: SqlValue) -> Value {
+    match value {
+        SqlValue::Integer(flag) => Value::Bool(flag != 0),
+        SqlValue::Real(number) => Value::Number(number),
+        SqlValue::Text(text) => Value::Text(text),
+        SqlValue::Null | SqlValue::Blob(_) => Value::Text(String::new()),
+    }
+}
+
+fn is_suspect(ts: i64, received_at: i64) -> bool {
+    ts.abs_diff(received_at) > CLOCK_SUSPECT_US.unsigned_abs()
+}

@@ -1,0 +1,206 @@
+//! Who the devices are: names, tokens, client certificates.
+//!
+//! Called by `engine`. Tokens come from a file of `device,token` lines or from a prefix; certificates are signed
+//! here with the device CA's key, one key pair for all devices, so that ten thousand of them cost little.
+
+use anyhow::{Context, Result, bail};
+use muster_wire::{DeviceId, TenantId, Topic, UpClass};
+use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
+use rustls::client::Resumption;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore};
+use std::fmt::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+/// One device's identity.
+pub(crate) struct Identity {
+    pub(crate) client_id: String,
+    /// User name and token; none where the certificate says who it is.
+    pub(crate) login: Option<(String, String)>,
+    device: DeviceId,
+}
+
+/// All devices' identities.
+pub(crate) struct Identities {
+    tenant: TenantId,
+    devices: Vec<Identity>,
+    tls: Option<Tls>,
+}
+
+/// How devices speak TLS.
+struct Tls {
+    base: ClientConfig,
+    server: ServerName<'static>,
+    /// One a device; empty where tokens say who it is.
+    certificates: Vec<CertificateDer<'static>>,
+    key: Option<Arc<dyn rustls::sign::SigningKey>>,
+}
+
+/// Where devices' tokens come from.
+#[derive(Clone, Debug)]
+pub(crate) enum Tokens<'a> {
+    /// Nobody asks for one.
+    None,
+    /// The prefix and the device's name.
+    Prefix(&'a str),
+    /// Lines of `device,token`.
+    File(&'a Path),
+}
+
+/// Names one device of a generated fleet.
+fn generated_name(number: u32) -> String {
+    format!("d{number:05}")
+}
+
+impl Identities {
+    /// Makes `count` identities.
+    ///
+    /// # Errors
+    /// A name is not valid, or the token file holds too few lines.
+    pub(crate) fn new(tenant: &str, count: u32, tokens: &Tokens<'_>) -> Result<Self> {
+        let tenant = TenantId::parse(tenant)?;
+        let names: Vec<(String, Option<String>)> = match tokens {
+            Tokens::None => (0..count).map(|number| (generated_name(number), None)).collect(),
+            Tokens::Prefix(prefix) => (0..count)
+                .map(|number| {
+                    let name = generated_name(number);
+                    let token = format!("{prefix}{name}");
+                    (name, Some(token))
+                })
+                .collect(),
+            Tokens::File(path) => {
+                let text = std::fs::read_to_string(path)
+                    .with_context(|| format!("cannot read {}", path.display()))?;
+                let lines =
+                    text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with("device,"));
+                let pair = |line: &str| -> Result<(String, Option<String>)> {
+                    let (name, token) = line.trim().split_once(',').context("expected `device,token`")?;
+                    Ok((name.to_owned(), Some(token.to_owned())))
+                };
+                lines.take(count as usize).map(pair).collect::<Result<_>>()?
+            }
+        };
+        if names.len() < count as usize {
+            bail!("the token file names {} devices, {count} are needed", names.len());
+        }
+        let identity = |(name, token): (String, Option<String>)| -> Result<Identity> {
+            let device = DeviceId::parse(&name)?;
+            let login = token.map(|token| (format!("{tenant}/{name}"), token));
+            Ok(Identity { client_id: name, login, device })
+        };
+        let devices = names.into_iter().map(identity).collect::<Result<_>>()?;
+        Ok(Self { tenant, devices, tls: None })
+    }
+
+    /// Lets the devices speak TLS; with the device CA's key each gets a certificate of its own.
+    ///
+    /// # Errors
+    /// A file cannot be read, or holds no certificate or key.
+    pub(crate) fn with_tls(mut self, server: &str, ca: &Path, ca_key: Option<&Path>) -> Result<Self> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_file_iter(ca).with_context(|| cannot_read(ca))? {
+            roots.add(certificate.with_context(|| cannot_read(ca))?)?;
+        }
+        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+        // The hybrid default costs 2.5 times the bytes of a handshake.
+        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+        let mut base = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        // Every handshake is a full one: that is what is measured.
+        base.resumption = Resumption::disabled();
+        let server = ServerName::try_from(server.to_owned())?;
+        let (certificates, key) = match ca_key {
+            None => (Vec::new(), None),
+            Some(ca_key) => {
+                let (certificates, key) = self.sign(ca, ca_key)?;
+                for device in &mut self.devices {
+                    device.login = None;
+                }
+                (certificates, Some(key))
+            }
+        };
+        self.tls = Some(Tls { base, server, certificates, key });
+        Ok(self)
+    }
+
+    /// Signs a certificate with the SAN `muster://tenant/device` for each device.
+    fn sign(
+        &self,
+        ca: &Path,
+        ca_key: &Path,
+    ) -> Result<(Vec<CertificateDer<'static>>, Arc<dyn rustls::sign::SigningKey>)> {
+        let ca_pem = std::fs::read_to_string(ca).with_context(|| cannot_read(ca))?;
+        let key_pem = std::fs::read_to_string(ca_key).with_context(|| cannot_read(ca_key))?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, KeyPair::from_pem(&key_pem)?)?;
+        let pair = KeyPair::generate()?;
+        let mut certificates = Vec::with_capacity(self.devices.len());
+        for device in &self.devices {
+            let mut params = CertificateParams::default();
+            let name = format!("muster://{}/{}", self.tenant, device.device);
+            params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
+            params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
+            params.distinguished_name.push(rcgen::DnType::CommonName, device.device.as_str());
+            certificates.push(params.signed_by(&pair, &issuer)?.der().clone());
+        }
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pair.serialize_der()));
+        Ok((certificates, rustls::crypto::aws_lc_rs::sign::any_supported_type(&der)?))
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        u32::try_from(self.devices.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn device(&self, number: u32) -> &Identity {
+        &self.devices[number as usize]
+    }
+
+    /// Writes the device's telemetry topic.
+    pub(crate) fn topic(&self, number: u32, out: &mut String) {
+        out.clear();
+        let topic = Topic::up(&self.tenant, &self.devices[number as usize].device, UpClass::Telemetry);
+        write!(out, "{topic}").expect("writing to a String cannot fail");
+    }
+
+    /// The TLS settings of one device; none for plain TCP.
+    pub(crate) fn tls(&self, number: u32) -> Result<Option<(Arc<ClientConfig>, ServerName<'static>)>> {
+        let Some(tls) = &self.tls else { return Ok(None) };
+        let mut config = tls.base.clone();
+        if let Some(key) = &tls.key {
+            let certificate = tls.certificates[number as usize].clone();
+            let certified = CertifiedKey::new(vec![certificate], key.clone());
+            config.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified));
+        }
+        Ok(Some((Arc::new(config), tls.server.clone())))
+    }
+}
+
+fn cannot_read(path: &Path) -> String {
+    format!("cannot read {}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_tokens_come_from_a_prefix_or_a_file() {
+        let identities = Identities::new("bench", 2, &Tokens::Prefix("t-")).unwrap();
+        let login = identities.device(1).login.as_ref().unwrap();
+        assert_eq!((login.0.as_str(), login.1.as_str()), ("bench/d00001", "t-d00001"));
+        let mut topic = String::new();
+        identities.topic(1, &mut topic);
+        assert_eq!(topic, "muster/bench/d00001/up/telemetry");
+
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "device,token\nd00000,a\nd00001,b,c\n").unwrap();
+        let identities = Identities::new("bench", 2, &Tokens::File(file.path())).unwrap();
+        assert_eq!(identities.device(1).login.as_ref().unwrap().1, "b,c");
+        assert!(Identities::new("bench", 3, &Tokens::File(file.path())).is_err());
+        assert!(Identities::new("Bench", 1, &Tokens::None).is_err());
+    }
+}

@@ -1,0 +1,190 @@
+//! What rules and people do to alerts.
+
+use super::model::{Alert, AlertFilter, AlertState, Illegal, NOTE_CHARS_MAX, NewAlert, Step};
+use super::store;
+use crate::platform::clock::SharedClock;
+use crate::platform::db::{Db, DbError, Scope, Tx};
+use crate::platform::live::{LiveBus, LiveKind};
+use muster_wire::TenantId;
+use std::collections::BTreeMap;
+
+/// Rows deleted in one transaction by [`AlertService::prune`].
+const PRUNE_ROWS_MAX: i64 = 1_000;
+
+/// Why an alert was not changed or found.
+#[derive(Debug, thiserror::Error)]
+pub enum AlertError {
+    /// No such alert in the tenant.
+    #[error("there is no such alert")]
+    NotFound,
+    /// Its state does not allow the step.
+    #[error(transparent)]
+    Illegal(#[from] Illegal),
+    /// The note is too long.
+    #[error("note must be at most {NOTE_CHARS_MAX} characters")]
+    NoteTooLong,
+    /// The database failed.
+    #[error("alerts cannot be stored or read")]
+    Db(#[from] DbError),
+}
+
+/// A person's answer to an alert.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Who, as in the audit: `user:<email>` or `token:<id>`.
+    pub by: String,
+    /// Their words, where they gave any.
+    pub note: Option<String>,
+}
+
+/// Alerts of every tenant.
+#[derive(Clone)]
+pub struct AlertService {
+    db: Db,
+    clock: SharedClock,
+    live: LiveBus,
+}
+
+/// Opens an alert inside a rule's commit; `None` where the same one was opened before.
+///
+/// # Errors
+/// The database failed.
+pub fn open(tx: &mut Tx<'_>, alert: &NewAlert) -> Result<Option<Alert>, DbError> {
+    let scope = Scope::Tenant(alert.tenant.clone());
+    if store::insert(tx, &scope, alert)? { store::get(tx, &scope, &alert.id) } else { Ok(None) }
+}
+
+/// Clears an alert inside a rule's commit; `None` where it is gone or has cleared before.
+///
+/// # Errors
+/// The database failed.
+pub fn clear(tx: &mut Tx<'_>, tenant: &TenantId, id: &str, at_us: i64, why: &str) -> Result<Option<Alert>, DbError> {
+    let scope = Scope::Tenant(tenant.clone());
+    let Some(mut alert) = store::get(tx, &scope, id)? else { return Ok(None) };
+    let Ok(state) = alert.state.after(Step::Clear) else { return Ok(None) };
+    if alert.cleared_at_us.is_some() {
+        return Ok(None);
+    }
+    alert.state = state;
+    alert.cleared_at_us = Some(at_us.max(alert.opened_at_us));
+    alert.cleared_why = Some(why.to_owned());
+    store::update(tx, &scope, &alert)?;
+    Ok(Some(alert))
+}
+
+/// Tells the tenant's live streams what an alert is now. Call it after the commit.
+pub fn announce(live: &LiveBus, tenant: &str, alert: &Alert) {
+    // The row is plain values: it always serialises.
+    if let Ok(json) = serde_json::to_string(alert) {
+        live.publish(tenant, LiveKind::Alert, Some(&alert.device), &json);
+    }
+}
+
+impl AlertService {
+    /// A service on a registry.
+    #[must_use]
+    pub fn new(db: Db, clock: SharedClock, live: LiveBus) -> Self {
+        Self { db, clock, live }
+    }
+
+    /// A page of alerts, the newest first, and one more where there is one.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: AlertFilter,
+        after: Option<(i64, String)>,
+        limit: i64,
+    ) -> Result<Vec<Alert>, AlertError> {
+        let scope = Scope::Tenant(tenant.clone());
+        self.db.read(move |tx| Ok(store::list(tx, &scope, &filter, after.as_ref(), limit)?)).await
+    }
+
+    /// One alert.
+    ///
+    /// # Errors
+    /// There is none, or the database failed.
+    pub async fn get(&self, tenant: &TenantId, id: &str) -> Result<Alert, AlertError> {
+        let (scope, id) = (Scope::Tenant(tenant.clone()), id.to_owned());
+        let found = self.db.read(move |tx| Ok::<_, AlertError>(store::get(tx, &scope, &id)?)).await?;
+        found.ok_or(AlertError::NotFound)
+    }
+
+    /// How many alerts are in each state; states without any are 0.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn counts(&self, tenant: &TenantId) -> Result<BTreeMap<&'static str, i64>, AlertError> {
+        let scope = Scope::Tenant(tenant.clone());
+        let counted = self.db.read(move |tx| Ok::<_, AlertError>(store::counts(tx, &scope)?)).await?;
+        let mut counts: BTreeMap<_, _> = AlertState::ALL.iter().map(|state| (state.as_str(), 0)).collect();
+        for (state, count) in counted {
+            if let Some(state) = AlertState::parse(&state) {
+                counts.insert(state.as_str(), count);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// A person takes notice.
+    ///
+    /// # Errors
+    /// There is no such alert, it is past that, or the note is too long.
+    pub async fn ack(&self, tenant: &TenantId, id: &str, answer: Answer) -> Result<Alert, AlertError> {
+        self.answer(tenant, id, Step::Ack, answer).await
+    }
+
+    /// A person closes it.
+    ///
+    /// # Errors
+    /// There is no such alert, it is resolved already, or the note is too long.
+    pub async fn resolve(&self, tenant: &TenantId, id: &str, answer: Answer) -> Result<Alert, AlertError> {
+        self.answer(tenant, id, Step::Resolve, answer).await
+    }
+
+    async fn answer(&self, tenant: &TenantId, id: &str, step: Step, answer: Answer) -> Result<Alert, AlertError> {
+        if answer.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
+            return Err(AlertError::NoteTooLong);
+        }
+        let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
+        let changed = self.db.write(move |tx| {
+            let mut alert = store::get(tx, &scope, &id)?.ok_or(AlertError::NotFound)?;
+            alert.state = alert.state.after(step)?;
+            let (at, by) = match step {
+                Step::Ack => (&mut alert.acked_at_us, &mut alert.acked_by),
+                Step::Resolve | Step::Clear => (&mut alert.resolved_at_us, &mut alert.resolved_by),
+            };
+            *at = Some(now_us);
+            *by = Some(answer.by);
+            if answer.note.is_some() {
+                alert.note = answer.note;
+            }
+            store::update(tx, &scope, &alert)?;
+            Ok::<_, AlertError>(alert)
+        });
+        let alert = changed.await?;
+        announce(&self.live, tenant.as_str(), &alert);
+        Ok(alert)
+    }
+
+    /// Deletes a tenant's alerts that cleared before a time; returns how many. Idempotent.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn prune(&self, tenant: &TenantId, before_us: i64) -> Result<usize, AlertError> {
+        let mut all = 0;
+        loop {
+            let scope = Scope::Tenant(tenant.clone());
+            let deleted = self.db.write(move |tx| {
+                Ok::<_, AlertError>(store::delete_old(tx, &scope, before_us, PRUNE_ROWS_MAX)?)
+            });
+            let deleted = deleted.await?;
+            all += deleted;
+            if deleted < usize::try_from(PRUNE_ROWS_MAX).unwrap_or(usize::MAX) {
+                return Ok(all);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+use super::model::*;
+use super::service::{self, AlertError, AlertService, Answer};
+use crate::platform::clock::ManualClock;
+use crate::platform::db::{Db, DbError};
+use crate::platform::live::{Filter, LiveBus};
+use muster_wire::{TenantId, Value};
+
+/// A registry with the tables of this slice and of `rules`.
+pub(crate) fn registry(dir: &std::path::Path) -> Db {
+    let migrations = [
+        ("V10__alerts", include_str!("../../migrations/registry/V10__alerts.sql")),
+        ("V11__rules", include_str!("../../migrations/registry/V11__rules.sql")),
+    ]
+    .map(|(name, sql)| refinery::Migration::unapplied(name, sql).unwrap());
+    Db::open(&dir.join("registry.db"), refinery::Runner::new(&migrations), 2).unwrap()
+}
+
+fn tenant(text: &str) -> TenantId {
+    TenantId::parse(text).unwrap()
+}
+
+fn alert(tenant_id: &str, n: i64, severity: Severity) -> NewAlert {
+    NewAlert {
+        tenant: tenant(tenant_id),
+        id: format!("{n:032x}"),
+        device: format!("d{}", n % 2),
+        rule_id: "r1".into(),
+        rule_version: 3,
+        rule_name: "too hot".into(),
+        subject: "metric:temp_c".into(),
+        severity,
+        historical: n % 3 == 0,
+        value: Value::Number(31.5),
+        message: "d0 is at 31.5".into(),
+        opened_at_us: n * 1_000,
+    }
+}
+
+async fn open_all(db: &Db, alerts: Vec<NewAlert>) -> usize {
+    let opened = db.write(move |tx| {
+        let opened = alerts.iter().map(|alert| service::open(tx, alert)).collect::<Result<Vec<_>, _>>()?;
+        Ok::<_, DbError>(opened.into_iter().flatten().count())
+    });
+    opened.await.unwrap()
+}
+
+fn answer(note: Option<&str>) -> Answer {
+    Answer { by: "user:a@example.org".into(), note: note.map(str::to_owned) }
+}
+
+#[test]
+fn every_step_from_every_state() {
+    use AlertState::{Acked, Cleared, Open, Resolved};
+    for (state, ack, resolve, clear) in [
+        (Open, Some(Acked), Some(Resolved), Some(Cleared)),
+        (Acked, None, Some(Resolved), Some(Cleared)),
+        (Resolved, None, None, Some(Resolved)),
+        (Cleared, None, Some(Resolved), None),
+    ] {
+        for (step, expect) in [(Step::Ack, ack), (Step::Resolve, resolve), (Step::Clear, clear)] {
+            assert_eq!(state.after(step), expect.ok_or(Illegal { state }), "{state:?} {step:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_same_alert_opens_once_and_clears_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    assert_eq!(open_all(&db, vec![alert("acme", 1, Severity::Info), alert("acme", 1, Severity::Info)]).await, 1);
+    assert_eq!(open_all(&db, vec![alert("acme", 1, Severity::Info), alert("other", 1, Severity::Info)]).await, 1);
+    let clear = |who: &'static str| {
+        let db = db.clone();
+        async move {
+            let id = format!("{:032x}", 1);
+            db.write(move |tx| service::clear(tx, &tenant(who), &id, 5_000, "condition")).await.unwrap()
+        }
+    };
+    assert_eq!(clear("acme").await.unwrap().state, AlertState::Cleared);
+    assert_eq!(clear("acme").await, None);
+    assert_eq!(clear("nobody").await, None);
+    assert_eq!(clear("other").await.unwrap().cleared_at_us, Some(5_000), "another tenant's row is its own");
+}
+
+#[tokio::test]
+async fn lists_page_and_filter_within_the_tenant() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    let service = AlertService::new(db.clone(), ManualClock::at(9), LiveBus::new());
+    let severity = |n: i64| Severity::ALL[usize::try_from(n % 3).unwrap()];
+    open_all(&db, (1..=9).map(|n| alert("acme", n, severity(n))).collect()).await;
+    open_all(&db, vec![alert("other", 99, Severity::Critical)]).await;
+    let acme = tenant("acme");
+    let (mut after, mut seen) = (None, Vec::new());
+    loop {
+        let page = service.list(&acme, AlertFilter::default(), after.clone(), 4).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some((last.opened_at_us, last.id.clone()));
+        seen.extend(page.into_iter().map(|alert| alert.opened_at_us / 1_000));
+    }
+    assert_eq!(seen, [9, 8, 7, 6, 5, 4, 3, 2, 1]);
+    let count = async |filter| service.list(&acme, filter, None, 100).await.unwrap().len();
+    assert_eq!(count(AlertFilter { device: Some("d1".into()), ..AlertFilter::default() }).await, 5);
+    assert_eq!(count(AlertFilter { severity_min: Some(Severity::Warning), ..AlertFilter::default() }).await, 6);
+    assert_eq!(count(AlertFilter { severity_min: Some(Severity::Critical), ..AlertFilter::default() }).await, 3);
+    assert_eq!(count(AlertFilter { historical: Some(true), ..AlertFilter::default() }).await, 3);
+    assert_eq!(count(AlertFilter { state: Some(AlertState::Acked), ..AlertFilter::default() }).await, 0);
+    assert_eq!(count(AlertFilter { rule_id: Some("r2".into()), ..AlertFilter::default() }).await, 0);
+    assert_eq!(service.counts(&acme).await.unwrap()["open"], 9);
+}
+
+#[tokio::test]
+async fn people_answer_once_and_watchers_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    let live = LiveBus::new();
+    let service = AlertService::new(db.clone(), ManualClock::at(77), live.clone());
+    open_all(&db, vec![alert("acme", 1, Severity::Critical)]).await;
+    let (acme, id) = (tenant("acme"), format!("{:032x}", 1));
+    let mut watcher = live.subscribe("acme", Filter::default(), None).unwrap();
+    let acked = service.ack(&acme, &id, answer(Some("on my way"))).await.unwrap();
+    assert_eq!((acked.state, acked.acked_at_us, acked.note.as_deref()), (AlertState::Acked, Some(77), Some("on my way")));
+    assert!(watcher.next().await.unwrap().json.contains("\"state\":\"acked\""));
+    assert!(matches!(service.ack(&acme, &id, answer(None)).await, Err(AlertError::Illegal(_))));
+    assert!(matches!(service.ack(&tenant("other"), &id, answer(None)).await, Err(AlertError::NotFound)));
+    let long = "x".repeat(NOTE_CHARS_MAX + 1);
+    assert!(matches!(service.resolve(&acme, &id, answer(Some(&long))).await, Err(AlertError::NoteTooLong)));
+    let resolved = service.resolve(&acme, &id, answer(None)).await.unwrap();
+    assert_eq!((resolved.state, resolved.note.as_deref()), (AlertState::Resolved, Some("on my way")));
+    let cleared = {
+        let id = id.clone();
+        db.write(move |tx| service::clear(tx, &tenant("acme"), &id, 99, "condition")).await.unwrap().unwrap()
+    };
+    assert_eq!((cleared.state, cleared.cleared_at_us), (AlertState::Resolved, Some(1_000)));
+}
+
+#[tokio::test]
+async fn pruning_keeps_what_is_open_or_young() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    let service = AlertService::new(db.clone(), ManualClock::at(0), LiveBus::new());
+    open_all(&db, (1..=4).map(|n| alert("acme", n, Severity::Info)).collect()).await;
+    for n in [1, 2, 4] {
+        let id = format!("{n:032x}");
+        db.write(move |tx| service::clear(tx, &tenant("acme"), &id, n * 1_000, "condition")).await.unwrap();
+    }
+    let acme = tenant("acme");
+    assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 2);
+    assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 0);
+    assert_eq!(service.list(&acme, AlertFilter::default(), None, 10).await.unwrap().len(), 2);
+}

@@ -1,0 +1,207 @@
+//! Who may speak MQTT, in memory: devices, revoked certificates, integration tokens.
+//!
+//! The devices and tenants services fill it from the registry when the server starts and after each
+//! commit; the gateway reads it without await on every CONNECT, resumed TLS sessions included, and
+//! follows [`Directory::subscribe_changes`] so that a disabled device is cut off at once.
+//!
+//! Promise: a lookup sees every change that returned before it began. Nothing here is durable: the
+//! registry is the truth. Limits: [`CHANGES_MAX`] unread changes a subscriber; one that lags is told
+//! so and looks at everything again.
+
+use muster_wire::{DeviceId, TenantId};
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, HashSet};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::broadcast;
+
+/// Changes that a subscriber may leave unread: more than an operator's bulk edit makes in a second.
+pub const CHANGES_MAX: usize = 1_024;
+
+/// The SHA-256 of a token; the token itself is never kept.
+pub type TokenHash = [u8; 32];
+
+/// The hash that stands for a token, over its text's bytes.
+#[must_use]
+pub fn token_hash(token: &str) -> TokenHash {
+    Sha256::digest(token.as_bytes()).into()
+}
+
+/// What the gateway must know of one device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceAuth {
+    /// A disabled device is refused and cut off.
+    pub enabled: bool,
+    /// The device token, where the device has one beside or instead of a certificate.
+    pub token_sha256: Option<TokenHash>,
+}
+
+/// What the gateway must know of an API token that may subscribe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntegrationToken {
+    /// The tenant whose `up/` topics it may read.
+    pub tenant: TenantId,
+    /// The token's own id, for takeover and logs.
+    pub token_id: Box<str>,
+    /// Refused from this time on, microseconds since 1970 (UTC).
+    pub expires_at_us: Option<i64>,
+}
+
+/// What changed; look it up again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A device was added, edited, disabled or removed.
+    Device {
+        /// Its tenant.
+        tenant: TenantId,
+        /// Its id within the tenant.
+        device: DeviceId,
+    },
+    /// A certificate or an integration token was revoked, or everything was loaded anew.
+    Everything,
+}
+
+#[derive(Default)]
+struct Maps {
+    devices: HashMap<Box<str>, HashMap<Box<str>, DeviceAuth>>,
+    revoked_serials: HashSet<Box<[u8]>>,
+    integrations: HashMap<TokenHash, IntegrationToken>,
+}
+
+/// The directory. Share it in an `Arc`.
+pub struct Directory {
+    maps: RwLock<Maps>,
+    changes: broadcast::Sender<Change>,
+}
+
+impl Default for Directory {
+    fn default() -> Self {
+        Self { maps: RwLock::default(), changes: broadcast::channel(CHANGES_MAX).0 }
+    }
+}
+
+impl Directory {
+    /// An empty directory: it refuses everybody.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Finds a device.
+    #[must_use]
+    pub fn lookup(&self, tenant: &str, device: &str) -> Option<DeviceAuth> {
+        self.read().devices.get(tenant)?.get(device).copied()
+    }
+
+    /// Tells whether a certificate was revoked, by the serial number's bytes as they stand in it.
+    #[must_use]
+    pub fn is_cert_revoked(&self, serial: &[u8]) -> bool {
+        self.read().revoked_serials.contains(serial)
+    }
+
+    /// Finds an integration token by its hash; the caller checks the expiry.
+    #[must_use]
+    pub fn integration(&self, hash: &TokenHash) -> Option<IntegrationToken> {
+        self.read().integrations.get(hash).cloned()
+    }
+
+    /// Adds or replaces a device.
+    pub fn set_device(&self, tenant: &TenantId, device: &DeviceId, auth: DeviceAuth) {
+        let mut maps = self.write();
+        let of_tenant = maps.devices.entry(tenant.as_str().into()).or_default();
+        let before = of_tenant.insert(device.as_str().into(), auth);
+        drop(maps);
+        if before != Some(auth) {
+            self.announce(Change::Device { tenant: tenant.clone(), device: device.clone() });
+        }
+    }
+
+    /// Removes a device.
+    pub fn remove_device(&self, tenant: &TenantId, device: &DeviceId) {
+        let mut maps = self.write();
+        let before = maps.devices.get_mut(tenant.as_str()).and_then(|of_tenant| of_tenant.remove(device.as_str()));
+        drop(maps);
+        if before.is_some() {
+            self.announce(Change::Device { tenant: tenant.clone(), device: device.clone() });
+        }
+    }
+
+    /// Revokes a certificate by its serial number's bytes.
+    pub fn revoke_cert(&self, serial: &[u8]) {
+        if self.write().revoked_serials.insert(serial.into()) {
+            self.announce(Change::Everything);
+        }
+    }
+
+    /// Adds or replaces an integration token.
+    pub fn set_integration(&self, hash: TokenHash, token: IntegrationToken) {
+        let before = self.write().integrations.insert(hash, token);
+        if before.is_some() {
+            self.announce(Change::Everything);
+        }
+    }
+
+    /// Removes an integration token.
+    pub fn remove_integration(&self, hash: &TokenHash) {
+        let before = self.write().integrations.remove(hash);
+        if before.is_some() {
+            self.announce(Change::Everything);
+        }
+    }
+
+    /// Follows changes from now on.
+    #[must_use]
+    pub fn subscribe_changes(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+
+    fn announce(&self, change: Change) {
+        // Nobody follows while the gateway is not running.
+        let _no_receiver = self.changes.send(change);
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Maps> {
+        self.maps.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
+        self.maps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_seen_by_lookup_and_follower() {
+        let directory = Directory::new();
+        let (tenant, device) = (TenantId::parse("acme").unwrap(), DeviceId::parse("pump-1").unwrap());
+        let mut changes = directory.subscribe_changes();
+        let auth = DeviceAuth { enabled: true, token_sha256: Some(token_hash("secret")) };
+        directory.set_device(&tenant, &device, auth);
+        assert_eq!(directory.lookup("acme", "pump-1"), Some(auth));
+        assert_eq!(directory.lookup("other", "pump-1"), None);
+        directory.set_device(&tenant, &device, auth);
+        directory.set_device(&tenant, &device, DeviceAuth { enabled: false, ..auth });
+        directory.remove_device(&tenant, &device);
+        directory.remove_device(&tenant, &device);
+        assert_eq!(directory.lookup("acme", "pump-1"), None);
+        let expect = Change::Device { tenant, device };
+        for _ in 0..3 {
+            assert_eq!(changes.try_recv().unwrap(), expect);
+        }
+        assert!(changes.try_recv().is_err(), "an unchanged write and a second removal tell nothing");
+    }
+
+    #[test]
+    fn revoking_announces_once() {
+        let directory = Directory::new();
+        let mut changes = directory.subscribe_changes();
+        assert!(!directory.is_cert_revoked(&[1, 2]));
+        directory.revoke_cert(&[1, 2]);
+        directory.revoke_cert(&[1, 2]);
+        assert!(directory.is_cert_revoked(&[1, 2]));
+        assert_eq!(changes.try_recv().unwrap(), Change::Everything);
+        assert!(changes.try_recv().is_err());
+    }
+}

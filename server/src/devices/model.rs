@@ -1,0 +1,192 @@
+//! Labels, claims and certificates as pure values.
+
+use muster_wire::{DeviceId, TenantId};
+use std::collections::BTreeMap;
+
+/// Labels of one device.
+pub const LABELS_MAX: usize = 32;
+/// The longest label key, in bytes.
+pub const LABEL_KEY_BYTES_MAX: usize = 63;
+/// The longest label value, in bytes.
+pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// The longest life of a claim, in seconds.
+pub const CLAIM_LIFE_S_MAX: u32 = 90 * 86_400;
+/// Uses of one claim.
+pub const CLAIM_USES_MAX: u32 = 10_000;
+/// The largest certificate request, in bytes.
+pub const CSR_BYTES_MAX: usize = 8 * 1024;
+
+/// Free-form marks of a device.
+pub type Labels = BTreeMap<String, String>;
+
+/// Why a field is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{field}: {why}")]
+pub struct FieldError {
+    /// The field, as a path.
+    pub field: String,
+    /// What was expected.
+    pub why: String,
+}
+
+fn refuse(field: impl Into<String>, why: impl Into<String>) -> FieldError {
+    FieldError { field: field.into(), why: why.into() }
+}
+
+/// Checks labels.
+///
+/// # Errors
+/// Too many; a key or value out of its rules.
+pub fn check_labels(labels: &Labels) -> Result<(), FieldError> {
+    if labels.len() > LABELS_MAX {
+        return Err(refuse("labels", format!("must hold at most {LABELS_MAX}")));
+    }
+    for (key, value) in labels {
+        let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/".contains(&b);
+        if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX || !key.bytes().all(plain) {
+            let key: String = key.chars().take(80).collect();
+            return Err(refuse(format!("labels.{key}"), "a key has 1 to 63 of a-z, 0-9, '.', '_', '-' and '/'"));
+        }
+        if value.len() > LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
+            return Err(refuse(format!("labels.{key}"), "a value has at most 256 bytes and no control characters"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks the name that people read; may be empty.
+///
+/// # Errors
+/// Too long, or with control characters.
+pub fn check_device_name(name: &str) -> Result<(), FieldError> {
+    if name.len() <= 128 && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(refuse("name", "must have at most 128 bytes and no control characters"))
+}
+
+/// What a new claim shall allow.
+#[derive(Clone, Debug)]
+pub struct ClaimRequest {
+    /// The only device that it enrols; it may exist already (a new key for it).
+    pub device: Option<DeviceId>,
+    /// How many keys it takes.
+    pub uses_max: u32,
+    /// Its life in seconds.
+    pub life_s: u32,
+    /// Labels that a device enrolled by it gets.
+    pub labels: Labels,
+}
+
+impl ClaimRequest {
+    /// Checks the request.
+    ///
+    /// # Errors
+    /// Names the field.
+    pub fn check(&self) -> Result<(), FieldError> {
+        check_labels(&self.labels)?;
+        if !(1..=CLAIM_USES_MAX).contains(&self.uses_max) {
+            return Err(refuse("uses_max", format!("must be 1 to {CLAIM_USES_MAX}")));
+        }
+        if self.device.is_some() && self.uses_max != 1 {
+            return Err(refuse("uses_max", "must be 1 for a claim that names its device"));
+        }
+        if !(60..=CLAIM_LIFE_S_MAX).contains(&self.life_s) {
+            return Err(refuse("life_s", format!("must be 60 to {CLAIM_LIFE_S_MAX}")));
+        }
+        Ok(())
+    }
+}
+
+/// What an enrolment may do, decided from the claim alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimUse {
+    /// The claim names this device; it may exist.
+    Named(DeviceId),
+    /// A device that must not exist yet.
+    New(DeviceId),
+    /// Nothing: past its time or used up.
+    Spent,
+    /// The request names another device than the claim.
+    OtherDevice,
+}
+
+/// A claim's state as the decision needs it.
+#[derive(Clone, Debug)]
+pub struct ClaimState {
+    /// The only device that it enrols.
+    pub device: Option<DeviceId>,
+    /// Keys taken so far.
+    pub uses: u32,
+    /// Keys that it takes.
+    pub uses_max: u32,
+    /// The end of its life.
+    pub expires_at_us: i64,
+}
+
+/// Decides the use of a claim by a key that it has not seen. `fallback` names a device that nobody named.
+#[must_use]
+pub fn use_claim(claim: &ClaimState, asked: Option<DeviceId>, fallback: DeviceId, now_us: i64) -> ClaimUse {
+    if claim.uses >= claim.uses_max || claim.expires_at_us <= now_us {
+        return ClaimUse::Spent;
+    }
+    match (&claim.device, asked) {
+        (Some(named), Some(asked)) if *named != asked => ClaimUse::OtherDevice,
+        (Some(named), _) => ClaimUse::Named(named.clone()),
+        (None, Some(asked)) => ClaimUse::New(asked),
+        (None, None) => ClaimUse::New(fallback),
+    }
+}
+
+/// The text that an operator hands to a device: where to enrol, the secret, and the key to trust.
+#[must_use]
+pub fn claim_string(host: &str, port: u16, token: &str, ca_spki_sha256: &[u8; 32]) -> String {
+    let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+    format!("muster-claim:{host}:{port}:{token}:{}", hex::encode(ca_spki_sha256))
+}
+
+/// The name in a device's certificate.
+#[must_use]
+pub fn device_uri(tenant: &TenantId, device: &DeviceId) -> String {
+    format!("muster://{tenant}/{device}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device(text: &str) -> DeviceId {
+        DeviceId::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_claim_gives_what_it_names_and_no_more() {
+        let check = |named: Option<&str>, uses, asked: Option<&str>, now_us, expect| {
+            let claim = ClaimState { device: named.map(device), uses, uses_max: 2, expires_at_us: 100 };
+            assert_eq!(use_claim(&claim, asked.map(device), device("gen"), now_us), expect, "{named:?} {asked:?}");
+        };
+        check(None, 0, None, 0, ClaimUse::New(device("gen")));
+        check(None, 1, Some("pump"), 99, ClaimUse::New(device("pump")));
+        check(None, 2, Some("pump"), 99, ClaimUse::Spent);
+        check(None, 0, Some("pump"), 100, ClaimUse::Spent);
+        check(Some("pump"), 0, None, 0, ClaimUse::Named(device("pump")));
+        check(Some("pump"), 0, Some("pump"), 0, ClaimUse::Named(device("pump")));
+        check(Some("pump"), 0, Some("valve"), 0, ClaimUse::OtherDevice);
+    }
+
+    #[test]
+    fn labels_are_bounded() {
+        let many: Labels = (0..=LABELS_MAX).map(|at| (format!("k{at}"), String::new())).collect();
+        assert_eq!(check_labels(&many).unwrap_err().field, "labels");
+        let one = |key: &str, value: &str| Labels::from([(key.to_owned(), value.to_owned())]);
+        assert!(check_labels(&one("site/floor", "3")).is_ok());
+        assert_eq!(check_labels(&one("Site", "3")).unwrap_err().field, "labels.Site");
+        assert_eq!(check_labels(&one("site", &"x".repeat(257))).unwrap_err().field, "labels.site");
+    }
+
+    #[test]
+    fn a_claim_string_reads_back() {
+        let text = claim_string("::1", 8443, "mcl_ab", &[7; 32]);
+        assert_eq!(text, format!("muster-claim:[::1]:8443:mcl_ab:{}", "07".repeat(32)));
+    }
+}

@@ -1,0 +1,207 @@
+//! The connections that are up, by name: takeover, keep-alive, cut-off, presence records.
+//!
+//! `connect` admits, a connection's drop removes, `sweep` ends the silent ones, `follow_directory` cuts
+//! off who may no longer be connected. Presence records are appended under this map's lock (append never
+//! waits for the disk), so that a name's `Connected` and `Disconnected` alternate in the log.
+//!
+//! A server that stops or crashes writes no `Disconnected`: whoever shows presence starts with nobody up.
+//! Limits: `connections_max`, and one takeover of a name in [`TAKEOVER_TICKS`].
+
+use super::identity::{self, Identity};
+use super::link::{Link, lock};
+use super::reason::{CloseReason, ConnectRefusal};
+use super::{Core, TICKS_PER_S};
+use crate::devices::directory::Change;
+use crate::platform::event_log::{Kind, NewRecord, Origin};
+use muster_wire::UpClass;
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use tokio::sync::broadcast::error::RecvError;
+
+/// A name may be taken over once in this time; more often means two devices with one identity.
+pub(crate) const TAKEOVER_TICKS: u32 = 10 * TICKS_PER_S;
+/// Keep-alives are looked at this often.
+const SWEEP_TICKS: u32 = TICKS_PER_S / 2;
+
+struct Entry {
+    link: Arc<Link>,
+    taken_over_at_tick: Option<u32>,
+}
+
+/// The connections that are up.
+#[derive(Default)]
+pub(crate) struct Live {
+    by_name: Mutex<HashMap<Arc<str>, Entry>>,
+}
+
+fn presence<'a>(link: &'a Link, kind: Kind) -> Option<NewRecord<'a>> {
+    let device = link.device()?;
+    Some(NewRecord {
+        kind,
+        tenant: link.tenant(),
+        device,
+        class: 0,
+        qos: 0,
+        origin: Origin::Direct,
+        measured_at_us: 0,
+        body: &[],
+    })
+}
+
+/// Writes the will, where it stands, and the `Disconnected` record; once a connection.
+fn record_end(core: &Core, link: &Link, reason: CloseReason) {
+    if !link.claim_end() {
+        return;
+    }
+    core.metrics.connections.dec();
+    core.metrics.closed(reason);
+    let will = link.take_will().filter(|_| !reason.withdraws_will());
+    if let (Some(will), Some(device)) = (will, link.device()) {
+        core.stalls.append_presence(
+            core,
+            &NewRecord {
+                kind: Kind::Message,
+                tenant: link.tenant(),
+                device,
+                class: UpClass::Death.number(),
+                qos: 1,
+                origin: Origin::Direct,
+                measured_at_us: will.measured_at_us,
+                body: &will.body,
+            },
+        );
+    }
+    if let Some(record) = presence(link, Kind::Disconnected { reason: reason.record_code() }) {
+        core.stalls.append_presence(core, &record);
+    }
+}
+
+impl Live {
+    /// Makes a connection the one of its name; an older one is told to go, its end recorded first.
+    pub(crate) fn admit(&self, core: &Core, link: &Arc<Link>) -> Result<(), ConnectRefusal> {
+        let tick = core.tick();
+        let mut by_name = lock(&self.by_name);
+        let old = by_name.get(&link.name);
+        if old.is_none() && by_name.len() >= core.config.connections_max {
+            return Err(ConnectRefusal::TooMany);
+        }
+        if core.stalls.is_full(tick) {
+            return Err(ConnectRefusal::LogFull);
+        }
+        let last = old.and_then(|old| old.taken_over_at_tick);
+        if last.is_some_and(|last| tick.wrapping_sub(last) < TAKEOVER_TICKS) {
+            return Err(ConnectRefusal::TakeoverRate);
+        }
+        let taken_over_at_tick = old.map(|old| {
+            record_end(core, &old.link, CloseReason::TakenOver);
+            old.link.close(CloseReason::TakenOver);
+            tick
+        });
+        if let Some(record) = presence(link, Kind::Connected) {
+            core.stalls.append_connected(core, &record)?;
+        }
+        by_name.insert(link.name.clone(), Entry { link: link.clone(), taken_over_at_tick });
+        core.metrics.connections.inc();
+        core.metrics.connects.inc();
+        Ok(())
+    }
+
+    /// Forgets a connection and records its end, unless a takeover did.
+    pub(crate) fn remove(&self, core: &Core, link: &Arc<Link>, reason: CloseReason) {
+        let mut by_name = lock(&self.by_name);
+        if by_name.get(&link.name).is_some_and(|entry| Arc::ptr_eq(&entry.link, link)) {
+            by_name.remove(&link.name);
+        }
+        record_end(core, link, reason);
+    }
+
+    /// Finds a device's connection.
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Link>> {
+        lock(&self.by_name).get(name).map(|entry| entry.link.clone())
+    }
+
+    /// How many are up.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.by_name).len()
+    }
+
+    /// Tells every connection to go.
+    pub(crate) fn close_all(&self, reason: CloseReason) {
+        lock(&self.by_name).values().for_each(|entry| entry.link.close(reason));
+    }
+
+    fn close_silent(&self, tick: u32) {
+        for Entry { link, .. } in lock(&self.by_name).values() {
+            if link.unread.load(Ordering::Relaxed) {
+                link.heard_at_tick.store(tick, Ordering::Relaxed);
+                continue;
+            }
+            let silence = tick.wrapping_sub(link.heard_at_tick.load(Ordering::Relaxed));
+            if link.silence_ticks_max != 0 && silence > link.silence_ticks_max {
+                link.close(CloseReason::KeepAlive);
+            }
+        }
+    }
+
+    fn close_unwelcome(&self, core: &Core, name: Option<&str>) {
+        let now_us = core.clock.now_us();
+        let by_name = lock(&self.by_name);
+        let check = |link: &Link| {
+            if identity::check(&core.directory, now_us, &link.identity).is_err() {
+                link.close(CloseReason::Disabled);
+            }
+        };
+        match name {
+            Some(name) => by_name.get(name).into_iter().for_each(|entry| check(&entry.link)),
+            None => by_name.values().for_each(|entry| check(&entry.link)),
+        }
+    }
+}
+
+/// Moves the coarse clock and ends silent connections; runs for the gateway's life.
+pub(crate) async fn sweep(core: Arc<Core>) {
+    let start = tokio::time::Instant::now();
+    let mut interval = tokio::time::interval(std::time::Duration::from_millis(1_000 / u64::from(TICKS_PER_S)));
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut swept_at = 0;
+    loop {
+        interval.tick().await;
+        #[allow(clippy::cast_possible_truncation, reason = "wraps after 13 years; differences stay right")]
+        let tick = (start.elapsed().as_millis() / (1_000 / u128::from(TICKS_PER_S))) as u32;
+        core.tick.store(tick, Ordering::Relaxed);
+        if tick.wrapping_sub(swept_at) >= SWEEP_TICKS {
+            swept_at = tick;
+            core.live.close_silent(tick);
+        }
+    }
+}
+
+/// Cuts off who the directory no longer welcomes; runs for the gateway's life.
+pub(crate) async fn follow_directory(core: Arc<Core>) {
+    let mut changes = core.directory.subscribe_changes();
+    // A change between the check at CONNECT and this subscription must not be missed.
+    core.live.close_unwelcome(&core, None);
+    loop {
+        match changes.recv().await {
+            Ok(Change::Device { tenant, device }) => {
+                core.live.close_unwelcome(&core, Some(&device_name(tenant.as_str(), device.as_str())));
+            }
+            Ok(Change::Everything) | Err(RecvError::Lagged(_)) => core.live.close_unwelcome(&core, None),
+            Err(RecvError::Closed) => return,
+        }
+    }
+}
+
+/// A device connection's name.
+pub(crate) fn device_name(tenant: &str, device: &str) -> String {
+    format!("{tenant}/{device}")
+}
+
+/// A connection's name: a device has one, an integration token one for each client id.
+pub(crate) fn connection_name(identity: &Identity, client_id: &str) -> Arc<str> {
+    match identity {
+        Identity::Device { tenant, device, .. } => device_name(tenant.as_str(), device.as_str()).into(),
+        Identity::Integration { tenant, token_id, .. } => format!("api:{tenant}/{token_id}/{client_id}").into(),
+    }
+}

@@ -1,0 +1,186 @@
+//! The API as a whole: every operation's credentials, the document, bounds and error bodies.
+
+use crate::tenants::{Permission, Role};
+use crate::testing::{As, TestApp, raw};
+use axum::body::Body;
+use axum::http::Request;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+
+/// Who may call an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Needs {
+    /// A role or scope in the path's tenant.
+    Tenant(Permission),
+    /// The whole server's administrator.
+    Platform,
+    /// Any caller who is somebody.
+    Anybody,
+    /// No credentials. This list only shrinks.
+    Nothing,
+}
+
+use Needs::{Anybody, Nothing, Platform, Tenant};
+use Permission as P;
+
+/// Every operation of the document. A new operation fails the test until it stands here.
+fn table() -> Vec<(&'static str, &'static str, Needs, Option<Value>)> {
+    vec![
+        ("POST", "/api/v1/auth/login", Nothing, Some(json!({ "email": "a@b", "password": "x" }))),
+        ("POST", "/api/v1/auth/logout", Nothing, None),
+        ("GET", "/api/v1/auth/me", Anybody, None),
+        ("POST", "/api/v1/auth/password", Anybody, Some(json!({ "old_password": "x", "new_password": "y" }))),
+        ("GET", "/api/v1/tenants", Anybody, None),
+        ("POST", "/api/v1/tenants", Platform, Some(json!({ "id": "new", "name": "New" }))),
+        ("GET", "/api/v1/tenants/{tenant}", Tenant(P::TenantRead), None),
+        ("PATCH", "/api/v1/tenants/{tenant}", Tenant(P::TenantWrite), Some(json!({ "name": "x" }))),
+        ("GET", "/api/v1/tenants/{tenant}/audit", Tenant(P::AuditRead), None),
+        ("GET", "/api/v1/tenants/{tenant}/users", Tenant(P::UsersRead), None),
+        ("POST", "/api/v1/tenants/{tenant}/users", Tenant(P::UsersWrite), Some(json!({ "email": "c@d", "role": "viewer" }))),
+        ("PATCH", "/api/v1/tenants/{tenant}/users/{user}", Tenant(P::UsersWrite), Some(json!({ "role": "viewer" }))),
+        ("DELETE", "/api/v1/tenants/{tenant}/users/{user}", Tenant(P::UsersWrite), None),
+        ("GET", "/api/v1/tenants/{tenant}/api-tokens", Tenant(P::TokensRead), None),
+        ("POST", "/api/v1/tenants/{tenant}/api-tokens", Tenant(P::TokensWrite), Some(json!({ "name": "x", "scopes": [] }))),
+        ("DELETE", "/api/v1/tenants/{tenant}/api-tokens/{token}", Tenant(P::TokensWrite), None),
+        ("GET", "/api/v1/tenants/{tenant}/devices", Tenant(P::DevicesRead), None),
+        ("POST", "/api/v1/tenants/{tenant}/devices", Tenant(P::DevicesWrite), Some(json!({ "id": "valve" }))),
+        ("GET", "/api/v1/tenants/{tenant}/devices/{device}", Tenant(P::DevicesRead), None),
+        ("PATCH", "/api/v1/tenants/{tenant}/devices/{device}", Tenant(P::DevicesOperate), Some(json!({ "enabled": true }))),
+        ("DELETE", "/api/v1/tenants/{tenant}/devices/{device}", Tenant(P::DevicesWrite), None),
+        ("POST", "/api/v1/tenants/{tenant}/devices/{device}/token", Tenant(P::DevicesWrite), None),
+        ("DELETE", "/api/v1/tenants/{tenant}/devices/{device}/token", Tenant(P::DevicesWrite), None),
+        ("GET", "/api/v1/tenants/{tenant}/devices/{device}/certificates", Tenant(P::DevicesRead), None),
+        (
+            "POST", "/api/v1/tenants/{tenant}/devices/{device}/certificates/{serial}/revoke",
+            Tenant(P::DevicesWrite), None,
+        ),
+        ("GET", "/api/v1/tenants/{tenant}/claims", Tenant(P::DevicesRead), None),
+        ("POST", "/api/v1/tenants/{tenant}/claims", Tenant(P::DevicesWrite), Some(json!({}))),
+        ("DELETE", "/api/v1/tenants/{tenant}/claims/{claim}", Tenant(P::DevicesWrite), None),
+        // On the enrolment listener; the claim in the body is the credential.
+        ("POST", "/api/v1/enroll", Nothing, None),
+        ("GET", "/healthz", Nothing, None),
+        ("GET", "/readyz", Nothing, None),
+        ("GET", "/metrics", Nothing, None),
+    ]
+}
+
+fn filled(path: &str) -> String {
+    path.replace("{tenant}", "acme").replace("{device}", "pump").replace('{', "").replace('}', "")
+}
+
+#[test]
+fn every_operation_stands_in_the_table() {
+    let document = serde_json::to_value(super::openapi()).unwrap();
+    let paths = document["paths"].as_object().unwrap();
+    let operations: BTreeSet<(String, String)> = paths
+        .iter()
+        .flat_map(|(path, item)| {
+            item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
+        })
+        .collect();
+    let listed = table().into_iter().map(|(method, path, ..)| (method.to_owned(), path.to_owned())).collect();
+    assert_eq!(operations, listed);
+    assert_eq!(table().iter().filter(|row| row.2 == Nothing).count(), 6, "the exception list only shrinks");
+    // What is not public in the table is not public in the document, and the other way round.
+    for (method, path, needs, _) in table() {
+        let security = &paths[path][method.to_lowercase()]["security"];
+        let public = security.as_array().is_some_and(|list| list.contains(&json!({})));
+        assert_eq!(public, needs == Nothing, "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn every_operation_refuses_nobody_strangers_and_weak_roles() {
+    let app = TestApp::start().await;
+    let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
+    let stranger = app.token(&other, Permission::ALL).await;
+    let viewer = app.member(&acme, "viewer@acme", Role::Viewer).await;
+    for (method, path, needs, body) in table() {
+        let url = filled(path);
+        let ask = |caller| app.call(caller, method, &url, body.clone());
+        if needs == Nothing {
+            continue;
+        }
+        ask(As::Nobody).await.refused("unauthenticated", None);
+        ask(As::Token("mst_wrong")).await.refused("unauthenticated", None);
+        ask(As::Session("mss_wrong")).await.refused("unauthenticated", None);
+        match needs {
+            Tenant(permission) => {
+                ask(As::Token(&stranger)).await.refused("not_found", None);
+                let rest: Vec<_> = Permission::ALL.iter().copied().filter(|other| *other != permission).collect();
+                let weak = app.token(&acme, &rest).await;
+                ask(As::Token(&weak)).await.refused("permission_denied", None);
+                if permission.least_role() > Role::Viewer {
+                    ask(As::Session(&viewer)).await.refused("permission_denied", None);
+                }
+            }
+            Platform => {
+                ask(As::Session(&viewer)).await.refused("permission_denied", None);
+                let weak = app.token(&acme, &[Permission::TenantRead]).await;
+                ask(As::Token(&weak)).await.refused("permission_denied", None);
+            }
+            Anybody | Nothing => {}
+        }
+    }
+}
+
+#[test]
+fn the_committed_document_is_the_codes() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/api/openapi.json");
+    let committed = std::fs::read_to_string(&path).unwrap_or_default();
+    let code = super::openapi().to_pretty_json().unwrap();
+    assert!(committed.trim() == code.trim(), "run: cargo run -p muster-server -- openapi > docs/api/openapi.json");
+}
+
+#[tokio::test]
+async fn an_unknown_path_method_or_type_is_a_problem_too() {
+    let app = TestApp::start().await;
+    app.call(As::Nobody, "GET", "/api/v1/nothing", None).await.refused("not_found", None);
+    app.call(As::Nobody, "PUT", "/api/v1/auth/login", None).await.refused("method_not_allowed", None);
+    let request = Request::post("/api/v1/auth/login").body(Body::from("{}")).unwrap();
+    raw(&app.admin, request).await.refused("unsupported_media_type", None);
+    let login = |body: Value| app.call(As::Nobody, "POST", "/api/v1/auth/login", Some(body));
+    login(json!({ "email": "a@b" })).await.refused("invalid_argument", Some("password"));
+    login(json!({ "email": 1, "password": "x" })).await.refused("invalid_argument", Some("email"));
+    login(json!({ "email": "a@b", "password": "x", "nme": 1 })).await.refused("invalid_argument", Some("nme"));
+    login(json!({ "email": "x".repeat(300_000), "password": "x" })).await.refused("too_large", None);
+}
+
+#[tokio::test]
+async fn lists_have_bounds_and_go_on_where_they_ended() {
+    let app = TestApp::start().await;
+    let acme = app.tenant("acme").await;
+    let token = app.token(&acme, &[Permission::DevicesRead, Permission::DevicesWrite]).await;
+    let devices = "/api/v1/tenants/acme/devices";
+    for id in ["c", "a", "b"] {
+        app.call(As::Token(&token), "POST", devices, Some(json!({ "id": id }))).await.expect(201);
+    }
+    let list = async |query: &str| app.call(As::Token(&token), "GET", &format!("{devices}?{query}"), None).await;
+    list("limit=501").await.refused("invalid_argument", Some("limit"));
+    list("limit=x").await.refused("invalid_argument", Some("limit"));
+    list("cursor=*").await.refused("invalid_argument", Some("cursor"));
+    let first = list("limit=2").await.expect(200);
+    assert_eq!((&first["items"][0]["id"], &first["items"][1]["id"]), (&json!("a"), &json!("b")));
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = list(&format!("limit=2&cursor={cursor}")).await.expect(200);
+    assert_eq!((&second["items"][0]["id"], &second["next_cursor"]), (&json!("c"), &Value::Null));
+}
+
+#[tokio::test]
+async fn health_documentation_and_metrics_answer_without_credentials() {
+    let app = TestApp::start().await;
+    assert_eq!(app.call(As::Nobody, "GET", "/healthz", None).await.expect(200)["status"], "ok");
+    let ready = app.call(As::Nobody, "GET", "/readyz", None).await.expect(200);
+    assert_eq!((&ready["ready"], &ready["parts"]["registry"]), (&json!(true), &json!("ok")));
+    app.parts.slices.health.add("broken", || async { Err("out of order".to_owned()) });
+    let degraded = app.call(As::Nobody, "GET", "/readyz", None).await.expect(503);
+    assert_eq!(degraded["parts"]["broken"], "out of order");
+    let metrics = app.call(As::Nobody, "GET", "/metrics", None).await;
+    assert!(metrics.text.contains("muster_http_requests_total{method=\"GET\",status=\"503\"} 1"), "{}", metrics.text);
+    let document = app.call(As::Nobody, "GET", "/api/v1/openapi.json", None).await.expect(200);
+    assert_eq!(document["openapi"], "3.1.0");
+    let viewer = app.call(As::Nobody, "GET", "/docs/", None).await;
+    assert!(viewer.status.is_success() && viewer.text.contains("swagger"), "{}", viewer.text);
+    assert_eq!(viewer.headers["x-content-type-options"], "nosniff");
+}

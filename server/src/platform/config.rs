@@ -1,1 +1,0 @@
-//! Configuration: file, environment and flags, in that order of growing priority.

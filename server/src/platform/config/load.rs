@@ -1,0 +1,146 @@
+//! Reads the layers and merges them.
+
+use super::Config;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use toml::{Table, Value};
+
+/// Environment variables of ours start with this: `MUSTER_SERVER_HTTP_LISTEN` is `http.listen`.
+pub const ENV_PREFIX: &str = "MUSTER_SERVER_";
+/// Variables with the prefix that name something else than a key.
+const ENV_OTHER: [&str; 1] = ["MUSTER_SERVER_CONFIG"];
+/// The largest configuration file.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is too large to be a configuration.
+    #[error("{path} is larger than {FILE_BYTES_MAX} bytes")]
+    Large {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A layer holds an unknown key or a wrong type; the reason names the key.
+    #[error("{origin}: {why}")]
+    Layer {
+        /// File, variable or flag.
+        origin: String,
+        /// Key and expectation.
+        why: String,
+    },
+    /// A value is out of range.
+    #[error("{key}: {why}")]
+    Value {
+        /// The key, as `section.key`.
+        key: &'static str,
+        /// What was expected.
+        why: String,
+    },
+}
+
+/// Where a configuration comes from; kept, so that a reload reads the same layers again.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The file, if any.
+    pub file: Option<PathBuf>,
+    /// The process's variables, as they were at the start.
+    pub env: BTreeMap<String, String>,
+    /// `section.key` and value of each flag, in order.
+    pub flags: Vec<(String, String)>,
+}
+
+impl Sources {
+    /// Reads, merges and checks the layers.
+    ///
+    /// # Errors
+    /// Names the layer, the key and what was expected.
+    pub fn load(&self) -> Result<Config, ConfigError> {
+        let mut merged = match &self.file {
+            Some(path) => read(path)?,
+            None => Table::new(),
+        };
+        for (name, text) in self.env.iter().filter(|(name, _)| is_ours(name)) {
+            let layer = |why| ConfigError::Layer { origin: format!("variable {name}"), why };
+            let key = env_key(&name[ENV_PREFIX.len()..]);
+            merge(&mut merged, check(one(&key, text)).map_err(layer)?);
+        }
+        for (key, text) in &self.flags {
+            let layer = |why| ConfigError::Layer { origin: format!("flag {key}"), why };
+            merge(&mut merged, check(one(key, text)).map_err(layer)?);
+        }
+        let config = parse(merged).map_err(|why| ConfigError::Layer { origin: "configuration".into(), why })?;
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with(ENV_PREFIX) && !ENV_OTHER.contains(&name)
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let fail = |source| ConfigError::Read { path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(fail)?.len() > FILE_BYTES_MAX {
+        return Err(ConfigError::Large { path: path.to_owned() });
+    }
+    let text = std::fs::read_to_string(path).map_err(fail)?;
+    let layer = |why: String| ConfigError::Layer { origin: path.display().to_string(), why };
+    // Straight into the type first: its errors show line and column.
+    toml::from_str::<Config>(&text).map_err(|error| layer(error.to_string()))?;
+    toml::from_str(&text).map_err(|error| layer(error.to_string()))
+}
+
+fn parse(table: Table) -> Result<Config, String> {
+    Value::Table(table).try_into().map_err(|error: toml::de::Error| error.to_string().trim().replace('\n', " "))
+}
+
+/// Checks one layer alone, so that its error names the layer.
+fn check(layer: Table) -> Result<Table, String> {
+    parse(layer.clone()).map(|_| layer)
+}
+
+/// `HTTP_BODY_BYTES_MAX` is `http.body_bytes_max`; `DATA_DIR` is `data_dir`.
+fn env_key(name: &str) -> String {
+    let lower = name.to_ascii_lowercase();
+    let defaults = Table::try_from(Config::default()).unwrap_or_default();
+    let sections = defaults.iter().filter(|(_, value)| value.is_table()).map(|(section, _)| section);
+    let mut found = sections.filter_map(|section| {
+        let key = lower.strip_prefix(section.as_str())?.strip_prefix('_')?;
+        Some(format!("{section}.{key}"))
+    });
+    found.next().unwrap_or(lower)
+}
+
+/// A table with one key. The text is TOML where it parses as such, else a plain string.
+fn one(key: &str, text: &str) -> Table {
+    let value = toml::from_str::<Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| Value::String(text.to_owned()));
+    key.rsplit('.').fold(None, |inner, part| {
+        let value = inner.map_or_else(|| value.clone(), Value::Table);
+        Some(Table::from_iter([(part.to_owned(), value)]))
+    })
+    .unwrap_or_default()
+}
+
+fn merge(into: &mut Table, from: Table) {
+    for (key, value) in from {
+        match (into.get_mut(&key), value) {
+            (Some(Value::Table(old)), Value::Table(new)) => merge(old, new),
+            (_, value) => {
+                into.insert(key, value);
+            }
+        }
+    }
+}

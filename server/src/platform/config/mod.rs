@@ -1,0 +1,277 @@
+//! Configuration: file, environment and flags, in that order of growing priority.
+//!
+//! `main` loads it, `app` hands the sections out, [`Live`] carries what may change while the server runs.
+//! Promise: an unknown key, a wrong type or a value out of range is refused with the place it came from (file and
+//! line, variable, or flag), the key and what was expected; nothing starts half-configured. Secrets are not in it.
+
+mod load;
+mod reload;
+mod validate;
+
+pub use load::{ConfigError, ENV_PREFIX, Sources};
+pub use reload::{Live, RELOADABLE, changed_keys};
+
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::path::PathBuf;
+
+/// Everything that can be configured; a section a part.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where the server keeps everything: databases, log, keys.
+    pub data_dir: PathBuf,
+    /// Logging.
+    pub log: LogSection,
+    /// The admin API and the page.
+    pub http: HttpSection,
+    /// The enrolment listener.
+    pub enroll: EnrollSection,
+    /// The MQTT listeners.
+    pub mqtt: MqttSection,
+    /// The server's own certificate authority.
+    pub pki: PkiSection,
+    /// People's sessions and passwords.
+    pub auth: AuthSection,
+    /// The event log between the gateway and its consumers.
+    pub event_log: EventLogSection,
+    /// The registry's limits a tenant.
+    pub quota: QuotaSection,
+    /// What a device may send.
+    pub limits: LimitsSection,
+    /// How long stored rows are kept.
+    pub retention: RetentionSection,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogSection {
+    /// A filter as `tracing` reads it: `info`, or `info,muster_server::gateway=debug`.
+    pub filter: String,
+}
+
+/// The admin API and the page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HttpSection {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Origins of browsers that may change things besides the server's own: `https://fleet.example`.
+    pub origins: Vec<String>,
+    /// Marks the session cookie `Secure`; needed behind a TLS proxy, impossible on plain HTTP.
+    pub secure_cookies: bool,
+    /// The largest request body.
+    pub body_bytes_max: usize,
+    /// The longest time to the head of an answer.
+    pub timeout_s: u64,
+}
+
+/// The enrolment listener.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EnrollSection {
+    /// Address and port.
+    pub listen: SocketAddr,
+    /// Claims that one address may try a minute.
+    pub attempts_per_minute: u32,
+}
+
+/// The MQTT listeners.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MqttSection {
+    /// TLS for devices; absent: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_listen: Option<SocketAddr>,
+    /// Without TLS, for benches on the loopback address; absent: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plain_listen: Option<SocketAddr>,
+    /// The port that devices are told, where it differs from the listener's (port mapping).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advertise_port: Option<u16>,
+    /// Open connections.
+    pub connections_max: usize,
+}
+
+/// The server's own certificate authority.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PkiSection {
+    /// Names and addresses in the server's certificate; devices are told the first.
+    pub hosts: Vec<String>,
+    /// Life of a device's certificate.
+    pub device_days: u32,
+    /// Life of the server's certificate; it is renewed when a third is left.
+    pub server_days: u32,
+}
+
+/// People's sessions and passwords.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthSection {
+    /// Life of a session.
+    pub session_hours: u32,
+    /// Failed logins of one account, or four times as many of one address, until it is locked.
+    pub login_failures_max: u32,
+    /// How long it stays locked.
+    pub lockout_minutes: u32,
+    /// The longest life of an API token.
+    pub token_days_max: u32,
+}
+
+/// The event log between the gateway and its consumers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EventLogSection {
+    /// The log's size when it is full.
+    pub bytes_max: u64,
+    /// Size of one segment file.
+    pub segment_bytes: u64,
+}
+
+/// The registry's limits a tenant.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct QuotaSection {
+    /// Devices of a tenant.
+    pub devices_max: u32,
+    /// Open claims of a tenant.
+    pub claims_max: u32,
+    /// API tokens of a tenant.
+    pub api_tokens_max: u32,
+    /// Members of a tenant.
+    pub users_max: u32,
+}
+
+/// What a device may send.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSection {
+    /// Messages a second of one device, in the long run.
+    pub device_messages_per_s: u32,
+    /// Messages that it may send at once after a silence.
+    pub device_messages_burst: u32,
+}
+
+/// How long stored rows are kept.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionSection {
+    /// Readings.
+    pub readings_days: u32,
+    /// Events, dead letters, rejected and lost rows.
+    pub events_days: u32,
+    /// Closed alerts.
+    pub alerts_days: u32,
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port))
+}
+
+fn everywhere(port: u16) -> SocketAddr {
+    SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
+}
+
+impl Config {
+    /// The configuration as a file would hold it.
+    ///
+    /// # Errors
+    /// Never in practice: every value has a TOML form.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(self)
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("/var/lib/muster-server"),
+            log: LogSection::default(),
+            http: HttpSection::default(),
+            enroll: EnrollSection::default(),
+            mqtt: MqttSection::default(),
+            pki: PkiSection::default(),
+            auth: AuthSection::default(),
+            event_log: EventLogSection::default(),
+            quota: QuotaSection::default(),
+            limits: LimitsSection::default(),
+            retention: RetentionSection::default(),
+        }
+    }
+}
+
+impl Default for LogSection {
+    fn default() -> Self {
+        Self { filter: "info".into() }
+    }
+}
+
+impl Default for HttpSection {
+    fn default() -> Self {
+        Self {
+            listen: loopback(8080),
+            origins: Vec::new(),
+            secure_cookies: false,
+            body_bytes_max: 256 * 1024,
+            timeout_s: 30,
+        }
+    }
+}
+
+impl Default for EnrollSection {
+    fn default() -> Self {
+        Self { listen: everywhere(8443), attempts_per_minute: 60 }
+    }
+}
+
+impl Default for MqttSection {
+    fn default() -> Self {
+        Self {
+            tls_listen: Some(everywhere(8883)),
+            plain_listen: None,
+            advertise_port: None,
+            connections_max: 18_000,
+        }
+    }
+}
+
+impl Default for PkiSection {
+    fn default() -> Self {
+        Self { hosts: vec!["localhost".into(), "127.0.0.1".into()], device_days: 90, server_days: 365 }
+    }
+}
+
+impl Default for AuthSection {
+    fn default() -> Self {
+        Self { session_hours: 12, login_failures_max: 5, lockout_minutes: 15, token_days_max: 366 }
+    }
+}
+
+impl Default for EventLogSection {
+    fn default() -> Self {
+        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20 }
+    }
+}
+
+impl Default for QuotaSection {
+    fn default() -> Self {
+        Self { devices_max: 100_000, claims_max: 10_000, api_tokens_max: 200, users_max: 1_000 }
+    }
+}
+
+impl Default for LimitsSection {
+    fn default() -> Self {
+        Self { device_messages_per_s: 2_000, device_messages_burst: 20_000 }
+    }
+}
+
+impl Default for RetentionSection {
+    fn default() -> Self {
+        Self { readings_days: 30, events_days: 90, alerts_days: 365 }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,84 @@
+use super::*;
+use std::path::Path;
+
+fn sources(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> (tempfile::TempDir, Sources) {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("muster-server.toml");
+    std::fs::write(&path, file).unwrap();
+    let own = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+    (dir, Sources { file: Some(path), env: own(env).into_iter().collect(), flags: own(flags) })
+}
+
+fn load(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, String> {
+    let (_dir, sources) = sources(file, env, flags);
+    sources.load().map_err(|error| error.to_string())
+}
+
+#[track_caller]
+fn refused(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)], names: &[&str]) {
+    let error = load(file, env, flags).expect_err("is refused");
+    for name in names {
+        assert!(error.contains(name), "{error:?} names {name:?}");
+    }
+}
+
+#[test]
+fn flags_win_over_environment_over_file() {
+    let file = "[http]\nlisten = \"127.0.0.1:1\"\ntimeout_s = 7\n[event_log]\nsegment_bytes = 1048576";
+    let env = [("MUSTER_SERVER_HTTP_LISTEN", "127.0.0.1:2"), ("MUSTER_SERVER_EVENT_LOG_BYTES_MAX", "8388608")];
+    let config = load(file, &env, &[("http.listen", "127.0.0.1:3"), ("pki.hosts", "[\"a.example\"]")]).unwrap();
+    assert_eq!(config.http.listen.port(), 3);
+    assert_eq!(config.http.timeout_s, 7);
+    assert_eq!(config.event_log.bytes_max, 8_388_608);
+    assert_eq!(config.pki.hosts, ["a.example"]);
+    let config = load(file, &env, &[]).unwrap();
+    assert_eq!(config.http.listen.port(), 2);
+}
+
+#[test]
+fn an_error_names_its_place_and_key() {
+    refused("[http]\nlissen = 1", &[], &[], &["muster-server.toml", "lissen", "line 2"]);
+    refused("[htp]\nlisten = 1", &[], &[], &["htp"]);
+    refused("[http]\ntimeout_s = \"soon\"", &[], &[], &["timeout_s", "line 2"]);
+    refused("", &[("MUSTER_SERVER_HTTP_LISSEN", "1")], &[], &["variable MUSTER_SERVER_HTTP_LISSEN", "lissen"]);
+    refused("", &[("MUSTER_SERVER_HTTP_TIMEOUT_S", "soon")], &[], &["MUSTER_SERVER_HTTP_TIMEOUT_S", "timeout_s"]);
+    refused("", &[("MUSTER_SERVER_NOPE", "soon")], &[], &["MUSTER_SERVER_NOPE", "nope"]);
+    refused("", &[], &[("mqtt.plain", "1")], &["flag mqtt.plain", "plain"]);
+    refused("[http]\ntimeout_s = 0", &[], &[], &["http.timeout_s", "1 to 600"]);
+    refused("[mqtt]\nplain_listen = \"0.0.0.0:1883\"", &[], &[], &["mqtt.plain_listen", "loopback"]);
+    refused("[pki]\nhosts = []", &[], &[], &["pki.hosts", "1 to 64"]);
+    refused("[pki]\nhosts = [\"a b\"]", &[], &[], &["pki.hosts", "a b"]);
+    refused("[log]\nfilter = \"a=b=c\"", &[], &[], &["log.filter"]);
+    refused("[http]\norigins = [\"fleet.example\"]", &[], &[], &["http.origins", "fleet.example"]);
+}
+
+#[test]
+fn the_example_file_holds_every_key_with_its_default() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/muster-server.example.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let config: Config = toml::from_str(&text).unwrap();
+    config.validate().unwrap();
+    assert_eq!(changed_keys(&Config::default(), &config), Vec::<String>::new());
+    // Keys that are off by default stand in a comment; all others stand as they are.
+    for key in ["plain_listen", "advertise_port"] {
+        assert!(text.contains(&format!("# {key} = ")), "{key}");
+    }
+    let table: toml::Table = toml::from_str(&text).unwrap();
+    assert_eq!(table, toml::Table::try_from(Config::default()).unwrap());
+}
+
+#[test]
+fn a_reload_takes_what_it_may_and_names_the_rest() {
+    let (_dir, sources) = sources("", &[], &[]);
+    let live = Live::new(sources.load().unwrap());
+    let file = sources.file.clone().unwrap();
+    std::fs::write(&file, "[log]\nfilter = \"debug\"\n[http]\nlisten = \"127.0.0.1:9\"\n[limits]\ndevice_messages_burst = 4096").unwrap();
+    let (applied, refused) = live.reload(&sources).unwrap();
+    assert_eq!(applied, ["limits.device_messages_burst", "log.filter"]);
+    assert_eq!(refused, ["http.listen"]);
+    let now = live.get();
+    assert_eq!((now.limits.device_messages_burst, now.http.listen.port()), (4096, 8080));
+    std::fs::write(&file, "[log]\nfilter = 7").unwrap();
+    assert!(live.reload(&sources).is_err());
+    assert_eq!(live.get().log.filter, "debug");
+}

@@ -1,0 +1,85 @@
+//! Ranges that the types cannot carry.
+
+use super::{Config, ConfigError};
+use std::ops::RangeInclusive;
+
+type Checked = Result<(), ConfigError>;
+
+fn refuse(key: &'static str, why: impl Into<String>) -> Checked {
+    Err(ConfigError::Value { key, why: why.into() })
+}
+
+fn within(key: &'static str, value: u64, range: RangeInclusive<u64>) -> Checked {
+    if range.contains(&value) {
+        return Ok(());
+    }
+    refuse(key, format!("is {value}, must be {} to {}", range.start(), range.end()))
+}
+
+impl Config {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// Names the key and what was expected.
+    pub fn validate(&self) -> Checked {
+        if self.data_dir.as_os_str().is_empty() {
+            return refuse("data_dir", "is empty, must be a directory");
+        }
+        if let Err(error) = self.log.filter.parse::<tracing_subscriber::EnvFilter>() {
+            return refuse("log.filter", format!("is not a filter: {error}"));
+        }
+        self.validate_listeners()?;
+        within("http.body_bytes_max", self.http.body_bytes_max as u64, 4096..=64 << 20)?;
+        within("http.timeout_s", self.http.timeout_s, 1..=600)?;
+        within("auth.session_hours", self.auth.session_hours.into(), 1..=24 * 31)?;
+        within("auth.login_failures_max", self.auth.login_failures_max.into(), 1..=1000)?;
+        within("auth.lockout_minutes", self.auth.lockout_minutes.into(), 1..=24 * 60)?;
+        within("auth.token_days_max", self.auth.token_days_max.into(), 1..=3660)?;
+        within("event_log.segment_bytes", self.event_log.segment_bytes, 1 << 20..=1 << 30)?;
+        within("event_log.bytes_max", self.event_log.bytes_max, 4 * self.event_log.segment_bytes..=1 << 50)?;
+        within("quota.devices_max", self.quota.devices_max.into(), 1..=10_000_000)?;
+        within("quota.claims_max", self.quota.claims_max.into(), 1..=1_000_000)?;
+        within("quota.api_tokens_max", self.quota.api_tokens_max.into(), 1..=100_000)?;
+        within("quota.users_max", self.quota.users_max.into(), 1..=100_000)?;
+        within("limits.device_messages_per_s", self.limits.device_messages_per_s.into(), 1..=1_000_000)?;
+        within("limits.device_messages_burst", self.limits.device_messages_burst.into(), 1..=10_000_000)?;
+        within("retention.readings_days", self.retention.readings_days.into(), 1..=36_500)?;
+        within("retention.events_days", self.retention.events_days.into(), 1..=36_500)?;
+        within("retention.alerts_days", self.retention.alerts_days.into(), 1..=36_500)
+    }
+
+    fn validate_listeners(&self) -> Checked {
+        if self.mqtt.tls_listen.is_none() && self.mqtt.plain_listen.is_none() {
+            return refuse("mqtt.tls_listen", "is absent and so is mqtt.plain_listen: no device could connect");
+        }
+        if self.mqtt.plain_listen.is_some_and(|address| !address.ip().is_loopback()) {
+            return refuse("mqtt.plain_listen", "must be a loopback address: it takes passwords without TLS");
+        }
+        within("mqtt.connections_max", self.mqtt.connections_max as u64, 1..=10_000_000)?;
+        within("enroll.attempts_per_minute", self.enroll.attempts_per_minute.into(), 1..=100_000)?;
+        if !(1..=64).contains(&self.pki.hosts.len()) {
+            return refuse("pki.hosts", "must hold 1 to 64 host names or addresses");
+        }
+        for host in &self.pki.hosts {
+            if !is_host(host) {
+                return refuse("pki.hosts", format!("holds {host:?}, which is neither a host name nor an address"));
+            }
+        }
+        within("pki.device_days", self.pki.device_days.into(), 1..=825)?;
+        within("pki.server_days", self.pki.server_days.into(), 1..=825)?;
+        for origin in &self.http.origins {
+            let rest = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            if rest.is_none_or(|rest| rest.is_empty() || rest.contains('/')) {
+                return refuse("http.origins", format!("holds {origin:?}, must be scheme://host[:port]"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_host(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.parse::<std::net::IpAddr>().is_ok() || (text.len() <= 253 && text.split('.').all(label))
+}

@@ -1,1 +1,0 @@
-//! The CEL kit: compile with limits, evaluate in inner scopes.

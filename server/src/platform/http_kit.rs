@@ -1,1 +1,0 @@
-//! HTTP kit: errors, request ids, extractors, paging.

@@ -1,1 +1,0 @@
-//! The bounded live bus behind the SSE stream.

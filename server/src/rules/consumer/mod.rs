@@ -1,0 +1,236 @@
+//! The rules' reader of the event log: one thread, its own cursor, never in the way of ingest.
+//!
+//! `app.rs` calls [`spawn`]. The reader follows the log without pinning it: where the rules fall behind what the log
+//! keeps, they are moved forward and a row in `rule_gaps` says from where to where. A database that fails is tried
+//! again each [`RETRY`]; nothing is read meanwhile, so memory stays bounded.
+
+mod worker;
+
+pub use worker::{CHECKPOINT_EFFECTS, CHECKPOINT_EVERY, CHECKPOINT_RECORDS, Parts, WARM_RECORDS, Worker};
+
+use crate::platform::db::DbError;
+use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
+use muster_journal::Fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The reader's name.
+pub const READER: &str = "rules";
+/// Bytes read at once.
+const BATCH_BYTES: usize = 1024 * 1024;
+/// How long an empty log is waited for: bounds how late a changed rule is noticed.
+const WAIT: Duration = Duration::from_millis(200);
+/// Between two tries of a failed commit or read.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why the consumer could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    /// The registry failed.
+    #[error("rules cannot read their state")]
+    Db(#[from] DbError),
+    /// The log failed.
+    #[error("rules cannot read the event log")]
+    Log(#[from] EventLogError),
+}
+
+/// Counters of the consumer, for metrics and readiness.
+#[derive(Debug, Default)]
+pub struct Progress {
+    position: AtomicU64,
+    records: AtomicU64,
+    evaluations: AtomicU64,
+    errors: AtomicU64,
+    duplicates: AtomicU64,
+    instances_refused: AtomicU64,
+    commits: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// A reading of [`Progress`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProgressNow {
+    /// The next position to read.
+    pub position: u64,
+    /// Records seen.
+    pub records: u64,
+    /// Conditions evaluated.
+    pub evaluations: u64,
+    /// Evaluations that failed.
+    pub errors: u64,
+    /// Copies of records passed over.
+    pub duplicates: u64,
+    /// Subjects not tracked since the bound was reached.
+    pub instances_refused: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Commits and reads that failed and were tried again.
+    pub failures: u64,
+}
+
+impl Progress {
+    /// The counters now.
+    #[must_use]
+    pub fn now(&self) -> ProgressNow {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ProgressNow {
+            position: get(&self.position),
+            records: get(&self.records),
+            evaluations: get(&self.evaluations),
+            errors: get(&self.errors),
+            duplicates: get(&self.duplicates),
+            instances_refused: get(&self.instances_refused),
+            commits: get(&self.commits),
+            failures: get(&self.failures),
+        }
+    }
+
+    fn note(&self, worker: &Worker) {
+        let stats = worker.engine().stats();
+        for (counter, value) in [
+            (&self.position, worker.position()),
+            (&self.records, stats.records),
+            (&self.evaluations, stats.evaluations),
+            (&self.errors, stats.errors),
+            (&self.duplicates, stats.duplicates),
+            (&self.instances_refused, stats.instances_refused),
+        ] {
+            counter.store(value, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The running consumer; dropping it stops the thread after a last commit.
+pub struct Consumer {
+    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Consumer {
+    /// Its counters.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
+    }
+
+    /// Stops after a last commit.
+    pub fn stop(mut self) {
+        self.join();
+    }
+
+    fn join(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            // A panic was reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+/// Starts the consumer. `labels_changed` counts changes of devices or labels: another number, and selectors are
+/// resolved again.
+///
+/// # Errors
+/// State or log cannot be read.
+pub fn spawn<F: Fs>(
+    log: EventLog<F>,
+    parts: Parts,
+    labels_changed: impl Fn() -> u64 + Send + 'static,
+) -> Result<Consumer, ConsumerError> {
+    let mut worker = Worker::open(parts, log.epoch(), log.first())?;
+    warm(&log, &mut worker)?;
+    let reader = log.reader(READER, worker.position(), Pin::Follows)?;
+    let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
+    let run = Run { reader, worker, stop: stop.clone(), progress: progress.clone() };
+    let thread = std::thread::Builder::new().name("rules".into()).spawn(move || run.run(labels_changed));
+    let thread = thread.expect("a thread can be started at start-up");
+    Ok(Consumer { stop, progress, thread: Some(thread) })
+}
+
+/// Reads what came just before the cursor, so that copies of it are known.
+fn warm<F: Fs>(log: &EventLog<F>, worker: &mut Worker) -> Result<(), EventLogError> {
+    let upto = worker.position();
+    let from = upto.saturating_sub(WARM_RECORDS).max(log.first());
+    let mut reader = log.reader("rules-warm", from, Pin::Follows)?;
+    let mut next = from;
+    while next < upto {
+        let batch = reader.next_batch(BATCH_BYTES, |record| worker.warm(&record))?;
+        if batch.next == next {
+            break;
+        }
+        next = batch.next;
+    }
+    Ok(())
+}
+
+struct Run<F: Fs> {
+    reader: LogReader<F>,
+    worker: Worker,
+    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+}
+
+impl<F: Fs> Run<F> {
+    fn run(mut self, labels_changed: impl Fn() -> u64) {
+        let mut labels = labels_changed();
+        while !self.stop.load(Ordering::Acquire) {
+            let now = labels_changed();
+            if now != labels {
+                labels = now;
+                self.worker.forget_labels();
+            }
+            if let Err(error) = self.turn() {
+                self.progress.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::warn!(error = %chain(&error), "rules are held up, will retry");
+                self.pause();
+            }
+        }
+        if let Err(error) = self.worker.checkpoint() {
+            tracing::warn!(error = %chain(&error), "rules could not commit at the end; the log is read again");
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), ConsumerError> {
+        self.worker.reload_if_changed()?;
+        if self.worker.is_due() {
+            self.worker.checkpoint()?;
+            self.progress.commits.fetch_add(1, Ordering::Relaxed);
+        }
+        let worker = &mut self.worker;
+        let batch = self.reader.next_batch(BATCH_BYTES, |record| worker.observe(&record))?;
+        batch.skipped.iter().for_each(|range| worker.skipped(range));
+        self.progress.note(worker);
+        if batch.next == batch.from {
+            self.reader.wait(WAIT);
+        }
+        Ok(())
+    }
+
+    /// Waits before a retry, in steps that notice a stop.
+    fn pause(&self) {
+        let until = std::time::Instant::now() + RETRY;
+        while std::time::Instant::now() < until && !self.stop.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}

@@ -1,0 +1,306 @@
+//! One tenant's rules, indexed, and what is known of each of its devices.
+//!
+//! A rule that selects every device stands in one shared set; others are resolved once a device is first seen and
+//! kept with it until rules or labels change. So a record costs two look-ups and the rules that match it.
+
+use super::health::Slot;
+use super::{Instance, Stream};
+use crate::platform::expr::CelMap;
+use crate::rules::facts::text_map;
+use crate::rules::model::{CompiledRule, Selector, Trigger};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+/// Gives a device's labels: `(tenant, device)`.
+pub type LabelSource = Arc<dyn Fn(&str, &str) -> BTreeMap<String, String> + Send + Sync>;
+
+/// Copies of records are found among this many of a queue's newest: twice what an agent has in flight.
+const RECENT_SEQS_MAX: usize = 64;
+/// Queues of a device in which copies are looked for.
+const RECENT_QUEUES_MAX: usize = 4;
+
+/// Rules by what they look at.
+#[derive(Debug, Default)]
+pub(super) struct RuleSet {
+    by_metric: HashMap<Box<str>, Vec<u32>>,
+    any_metric: Vec<u32>,
+    by_pipeline: HashMap<Box<str>, Vec<u32>>,
+    any_pipeline: Vec<u32>,
+    last_keys: HashSet<Box<str>>,
+}
+
+impl RuleSet {
+    fn add(&mut self, at: u32, rule: &CompiledRule) {
+        let (named, any, names) = match &rule.spec.on {
+            Trigger::Telemetry { metrics } => (&mut self.by_metric, &mut self.any_metric, metrics),
+            Trigger::Event { pipelines, .. } => (&mut self.by_pipeline, &mut self.any_pipeline, pipelines),
+        };
+        if names.is_empty() {
+            any.push(at);
+        }
+        for name in names.iter().collect::<HashSet<_>>() {
+            named.entry(name.as_str().into()).or_default().push(at);
+        }
+        self.last_keys.extend(rule.last_keys().map(Box::from));
+    }
+
+    fn wants(&self, readings: bool) -> bool {
+        if readings {
+            !self.by_metric.is_empty() || !self.any_metric.is_empty() || !self.last_keys.is_empty()
+        } else {
+            !self.by_pipeline.is_empty() || !self.any_pipeline.is_empty()
+        }
+    }
+
+    fn matching(&self, readings: bool, name: &str, found: &mut Vec<u32>) {
+        let (named, any) =
+            if readings { (&self.by_metric, &self.any_metric) } else { (&self.by_pipeline, &self.any_pipeline) };
+        found.extend(named.get(name).into_iter().flatten());
+        found.extend(any);
+    }
+}
+
+/// What is known of a device.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) name: Arc<str>,
+    watch: Option<Watch>,
+    pub(super) last: CelMap<'static>,
+    pub(super) instances: HashMap<u32, Vec<Instance>>,
+    recent: Vec<Recent>,
+}
+
+#[derive(Debug)]
+pub(super) struct Watch {
+    own: RuleSet,
+    pub(super) labels: CelMap<'static>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    class: u8,
+    queue_id: u64,
+    seqs: VecDeque<u64>,
+}
+
+impl Device {
+    fn new(name: &str) -> Self {
+        let (last, instances) = (CelMap::default(), HashMap::new());
+        Self { name: name.into(), watch: None, last, instances, recent: Vec::new() }
+    }
+
+    /// Whether the record was seen lately; notes it.
+    pub(super) fn is_copy(&mut self, class: u8, queue_id: u64, seq: u64) -> bool {
+        let found = self.recent.iter_mut().find(|recent| recent.class == class && recent.queue_id == queue_id);
+        let Some(recent) = found else {
+            if self.recent.len() == RECENT_QUEUES_MAX {
+                self.recent.remove(0);
+            }
+            self.recent.push(Recent { class, queue_id, seqs: VecDeque::from([seq]) });
+            return false;
+        };
+        if recent.seqs.contains(&seq) {
+            return true;
+        }
+        if recent.seqs.len() == RECENT_SEQS_MAX {
+            recent.seqs.pop_front();
+        }
+        recent.seqs.push_back(seq);
+        false
+    }
+}
+
+/// One tenant's rules and devices.
+#[derive(Debug)]
+pub(super) struct TenantRules {
+    pub(super) name: Arc<str>,
+    slots: Vec<Slot>,
+    everyone: RuleSet,
+    listed: HashMap<Box<str>, Vec<u32>>,
+    labelled: Vec<u32>,
+    devices: HashMap<Arc<str>, Device>,
+}
+
+/// A pending or firing instance whose rules are being replaced.
+pub(super) struct Moved {
+    pub(super) device: Arc<str>,
+    pub(super) rule_id: Arc<str>,
+    pub(super) version: i64,
+    pub(super) instance: Instance,
+    /// Its place among the new rules; none where its version is gone.
+    pub(super) to: Option<u32>,
+}
+
+/// The parts of a tenant that one record's decision needs, borrowed apart.
+pub(super) struct Parts<'a> {
+    pub(super) tenant: &'a Arc<str>,
+    pub(super) slots: &'a mut [Slot],
+    pub(super) everyone: &'a RuleSet,
+    pub(super) watch: &'a Watch,
+    pub(super) device: &'a Arc<str>,
+    pub(super) last: &'a mut CelMap<'static>,
+    pub(super) instances: &'a mut HashMap<u32, Vec<Instance>>,
+}
+
+impl Parts<'_> {
+    /// The rules that look at a metric (or pipeline) of the device.
+    pub(super) fn matching(&self, readings: bool, name: &str, found: &mut Vec<u32>) {
+        found.clear();
+        self.everyone.matching(readings, name, found);
+        self.watch.own.matching(readings, name, found);
+    }
+
+    /// Whether some rule reads the metric's last value.
+    pub(super) fn reads_last(&self, metric: &str) -> bool {
+        self.everyone.last_keys.contains(metric) || self.watch.own.last_keys.contains(metric)
+    }
+}
+
+impl TenantRules {
+    fn new(name: &Arc<str>, mut rules: Vec<Arc<CompiledRule>>) -> Self {
+        rules.sort_by(|a, b| a.id.cmp(&b.id));
+        let mut tenant = Self {
+            name: name.clone(),
+            slots: Vec::with_capacity(rules.len()),
+            everyone: RuleSet::default(),
+            listed: HashMap::new(),
+            labelled: Vec::new(),
+            devices: HashMap::new(),
+        };
+        for (at, rule) in (0_u32..).zip(rules) {
+            let Selector { devices, labels } = &rule.spec.selector;
+            if devices.is_empty() && labels.is_empty() {
+                tenant.everyone.add(at, &rule);
+            } else if devices.is_empty() {
+                tenant.labelled.push(at);
+            }
+            for device in devices.iter().collect::<HashSet<_>>() {
+                tenant.listed.entry(device.as_str().into()).or_default().push(at);
+            }
+            tenant.slots.push(Slot::new(rule));
+        }
+        tenant
+    }
+
+    /// The tenant with new rules: what did not change keeps its health, its last values and its instances.
+    pub(super) fn replacing(old: Option<Self>, name: &Arc<str>, rules: Vec<Arc<CompiledRule>>) -> (Self, Vec<Moved>) {
+        let mut fresh = Self::new(name, rules);
+        let Some(old) = old else { return (fresh, Vec::new()) };
+        let mut moved = Vec::new();
+        let places: Vec<_> =
+            old.slots.iter().map(|slot| fresh.find(&slot.rule.id, slot.rule.version)).collect();
+        for device in old.devices.into_values() {
+            for (rule, instances) in device.instances {
+                let slot = &old.slots[rule as usize].rule;
+                moved.extend(instances.into_iter().map(|instance| Moved {
+                    device: device.name.clone(),
+                    rule_id: slot.id.clone(),
+                    version: slot.version,
+                    instance,
+                    to: places[rule as usize],
+                }));
+            }
+            let kept = fresh.device(&device.name);
+            (kept.last, kept.recent) = (device.last, device.recent);
+        }
+        for (slot, place) in old.slots.into_iter().zip(places) {
+            if let Some(at) = place {
+                fresh.slots[at as usize] = slot;
+            }
+        }
+        (fresh, moved)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    pub(super) fn slot(&self, at: u32) -> &Slot {
+        &self.slots[at as usize]
+    }
+
+    /// The place of a rule's version.
+    pub(super) fn find(&self, id: &str, version: i64) -> Option<u32> {
+        let at = self.slots.binary_search_by(|slot| slot.rule.id.as_ref().cmp(id)).ok()?;
+        (self.slots[at].rule.version == version).then(|| u32::try_from(at).ok()).flatten()
+    }
+
+    pub(super) fn quarantine(&mut self, id: &str, version: i64, reason: String) {
+        if let Some(at) = self.find(id, version) {
+            self.slots[at as usize].health.quarantined = Some(reason);
+        }
+    }
+
+    pub(super) fn forget_labels(&mut self) {
+        self.devices.values_mut().for_each(|device| device.watch = None);
+    }
+
+    /// The device, known from now on.
+    pub(super) fn device(&mut self, name: &str) -> &mut Device {
+        if !self.devices.contains_key(name) {
+            let device = Device::new(name);
+            self.devices.insert(device.name.clone(), device);
+        }
+        self.devices.get_mut(name).expect("it was inserted above")
+    }
+
+    /// Whether any rule looks at the device's readings (or events).
+    pub(super) fn wants(&mut self, device: &str, readings: bool, labels: &LabelSource) -> bool {
+        self.everyone.wants(readings) || self.parts(device, labels).watch.own.wants(readings)
+    }
+
+    /// Notes a queue record; says whether it is a copy.
+    pub(super) fn is_copy(&mut self, device: &str, (class, queue_id, seq): (u8, u64, u64)) -> bool {
+        self.device(device).is_copy(class, queue_id, seq)
+    }
+
+    /// Borrows what a decision needs, with the device's rules resolved.
+    pub(super) fn parts(&mut self, device: &str, labels: &LabelSource) -> Parts<'_> {
+        if self.devices.get(device).is_none_or(|known| known.watch.is_none()) {
+            let watch = self.resolve(device, labels);
+            self.device(device).watch = Some(watch);
+        }
+        let Device { name, watch, last, instances, .. } =
+            self.devices.get_mut(device).expect("it was resolved above");
+        Parts {
+            tenant: &self.name,
+            slots: &mut self.slots,
+            everyone: &self.everyone,
+            watch: watch.as_ref().expect("it was resolved above"),
+            device: name,
+            last,
+            instances,
+        }
+    }
+
+    fn resolve(&self, device: &str, source: &LabelSource) -> Watch {
+        let labels = source(&self.name, device);
+        let mut own = RuleSet::default();
+        let listed = self.listed.get(device).into_iter().flatten();
+        for at in listed.chain(&self.labelled) {
+            let rule = &self.slots[*at as usize].rule;
+            if rule.spec.selector.labels.iter().all(|(key, value)| labels.get(key) == Some(value)) {
+                own.add(*at, rule);
+            }
+        }
+        let labels = text_map(labels.iter().map(|(key, value)| (key.as_str(), value.as_str())));
+        Watch { own, labels }
+    }
+
+    /// The instances of a rule on a device, for a timer.
+    pub(super) fn timed(
+        &mut self,
+        device: &str,
+        rule: u32,
+        subject: &str,
+        stream: Stream,
+    ) -> Option<(&Slot, &Arc<str>, &mut HashMap<u32, Vec<Instance>>, usize)> {
+        let Device { name, instances, .. } = self.devices.get_mut(device)?;
+        let at = instances.get(&rule)?.iter().position(|known| known.is(subject, stream))?;
+        Some((&self.slots[rule as usize], name, instances, at))
+    }
+}

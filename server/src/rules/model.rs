@@ -1,0 +1,175 @@
+//! What a rule is. Pure; [`super::validate`] turns a [`RuleSpec`] into a [`CompiledRule`].
+
+use super::template::Template;
+use crate::alerts::model::Severity;
+use crate::platform::expr::{Expression, Position};
+use muster_wire::{EventKind, TenantId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Rules of one tenant.
+pub const RULES_PER_TENANT_MAX: usize = 1_000;
+/// The longest name, in characters.
+pub const NAME_CHARS_MAX: usize = 100;
+/// Devices that a selector may list.
+pub const SELECTOR_DEVICES_MAX: usize = 1_000;
+/// Labels that a selector may ask for.
+pub const SELECTOR_LABELS_MAX: usize = 16;
+/// Metrics, pipelines or kinds of one trigger.
+pub const TRIGGER_NAMES_MAX: usize = 64;
+/// The longest `for`, in seconds: a week.
+pub const FOR_S_MAX: u32 = 7 * 24 * 3600;
+/// The longest message template, in characters.
+pub const TEMPLATE_CHARS_MAX: usize = 300;
+/// Data older than this when it is received opens `historical` alerts.
+pub const HISTORICAL_AGE_US: i64 = 5 * 60 * 1_000_000;
+
+/// Which devices: all that are listed (where some are) and carry all labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Selector {
+    /// Device ids; none means every device.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<String>,
+    /// Labels that a device must carry with these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What a rule looks at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Trigger {
+    /// Readings.
+    Telemetry {
+        /// Metric names; none means every metric.
+        #[serde(default)]
+        metrics: Vec<String>,
+    },
+    /// Inference results.
+    Event {
+        /// Pipeline names; none means every pipeline.
+        #[serde(default)]
+        pipelines: Vec<String>,
+        /// Kinds of result; none means every kind.
+        #[serde(default)]
+        #[schema(value_type = Vec<String>)]
+        kinds: Vec<EventKind>,
+    },
+}
+
+/// What a rule does, without its identity.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RuleSpec {
+    /// Which devices.
+    #[serde(default)]
+    pub selector: Selector,
+    /// What it looks at.
+    pub on: Trigger,
+    /// CEL that answers a bool: `value > 30 && labels.site == "north"`.
+    pub condition: String,
+    /// CEL that answers when a firing alert clears; absent: when the condition no longer holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clear: Option<String>,
+    /// How long the condition must hold, in seconds.
+    #[serde(default)]
+    pub for_s: u32,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Text of the alert, with `{value}`, `{metric}`, `{device}`, `{labels.<name>}`...; absent: a text of the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// A stored rule.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
+pub struct Rule {
+    /// Its id.
+    pub id: String,
+    /// Unique in its tenant.
+    pub name: String,
+    /// A disabled rule decides nothing; its open alerts are cleared.
+    pub enabled: bool,
+    /// Counts its changes from 1.
+    pub version: i64,
+    /// What it does.
+    #[serde(flatten)]
+    pub spec: RuleSpec,
+    /// Microseconds since 1970 (UTC).
+    pub created_at_us: i64,
+    /// Microseconds since 1970 (UTC).
+    pub updated_at_us: i64,
+}
+
+/// A rule as the engine runs it.
+#[derive(Debug)]
+pub struct CompiledRule {
+    /// Whose.
+    pub tenant: TenantId,
+    /// Its id.
+    pub id: Arc<str>,
+    /// Its version.
+    pub version: i64,
+    /// Its name.
+    pub name: String,
+    /// What it looks at, and where.
+    pub spec: RuleSpec,
+    /// The condition.
+    pub condition: Expression,
+    /// The clear condition, where it has one of its own.
+    pub clear: Option<Expression>,
+    /// The message.
+    pub message: Template,
+}
+
+impl CompiledRule {
+    /// The duration in microseconds.
+    #[must_use]
+    pub fn for_us(&self) -> i64 {
+        i64::from(self.spec.for_s) * 1_000_000
+    }
+
+    /// The metrics that it reads as `last["metric"]`.
+    pub fn last_keys(&self) -> impl Iterator<Item = &str> {
+        self.condition.keys().chain(self.clear.iter().flat_map(Expression::keys))
+    }
+}
+
+/// What is wrong with a rule that somebody wrote.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct FieldError {
+    /// The field, as a path.
+    pub field: String,
+    /// What was expected.
+    pub message: String,
+    /// Where in the field's text.
+    pub position: Option<Position>,
+}
+
+impl FieldError {
+    /// An error of a whole field.
+    #[must_use]
+    pub fn new(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { field: field.into(), message: message.into(), position: None }
+    }
+}
+
+/// How a rule fares, for people.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, utoipa::ToSchema)]
+pub struct RuleHealth {
+    /// The version that the counters are of.
+    pub version: i64,
+    /// Evaluations of its conditions since the start.
+    pub evaluations: u64,
+    /// Those that failed (wrong types and the like).
+    pub errors: u64,
+    /// Those that lacked a value so far: no answer, no error.
+    pub unknown: u64,
+    /// The newest failure.
+    pub last_error: Option<String>,
+    /// Why it no longer runs; a new version is tried again.
+    pub quarantined: Option<String>,
+}

@@ -1,0 +1,244 @@
+//! What people do with rules.
+
+use super::model::{FieldError, RULES_PER_TENANT_MAX, Rule, RuleHealth, RuleSpec, Selector, Trigger};
+use super::store;
+use super::validate::{Written, compile};
+use crate::alerts::model::Severity;
+use crate::platform::clock::SharedClock;
+use crate::platform::db::{Db, DbError, Scope};
+use crate::platform::secret::random_bytes;
+use muster_wire::TenantId;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// Why a rule was not stored or found.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleError {
+    /// No such rule in the tenant.
+    #[error("there is no such rule")]
+    NotFound,
+    /// A field is wrong.
+    #[error(transparent)]
+    Invalid(#[from] FieldError),
+    /// The tenant's bound is reached.
+    #[error("the tenant has {RULES_PER_TENANT_MAX} rules, which is the most")]
+    TooMany,
+    /// Another rule of the tenant has the name.
+    #[error("another rule has this name")]
+    NameTaken,
+    /// Somebody else changed it in between.
+    #[error("the rule was changed by somebody else: load it again")]
+    Conflict,
+    /// The database failed.
+    #[error("rules cannot be stored or read")]
+    Db(#[from] DbError),
+}
+
+/// A rule as somebody writes it. Unknown fields are refused, so the fields of [`RuleSpec`] stand here again.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RuleDraft {
+    /// Unique in its tenant.
+    pub name: String,
+    /// Whether it decides anything.
+    #[serde(default = "enabled")]
+    pub enabled: bool,
+    /// Which devices.
+    #[serde(default)]
+    pub selector: Selector,
+    /// What it looks at.
+    pub on: Trigger,
+    /// CEL that answers a bool: `value > 30 && labels.site == "north"`.
+    pub condition: String,
+    /// CEL that answers when a firing alert clears; absent: when the condition no longer holds.
+    #[serde(default)]
+    pub clear: Option<String>,
+    /// How long the condition must hold, in seconds.
+    #[serde(default)]
+    pub for_s: u32,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Text of the alert, with `{value}`, `{metric}`, `{device}`, `{labels.<name>}`...; absent: a text of the name.
+    #[serde(default)]
+    pub message: Option<String>,
+}
+
+impl RuleDraft {
+    fn parts(self) -> (String, bool, RuleSpec) {
+        let Self { name, enabled, selector, on, condition, clear, for_s, severity, message } = self;
+        (name, enabled, RuleSpec { selector, on, condition, clear, for_s, severity, message })
+    }
+}
+
+fn enabled() -> bool {
+    true
+}
+
+/// What the consumer and people share: that rules changed, and how they fare.
+#[derive(Debug, Default)]
+pub struct RuleBoard {
+    generation: AtomicU64,
+    health: RwLock<HashMap<(String, String), RuleHealth>>,
+}
+
+impl RuleBoard {
+    /// Counts changes of rules.
+    #[must_use]
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How a rule fares, where it runs.
+    #[must_use]
+    pub fn health(&self, tenant: &TenantId, id: &str) -> Option<RuleHealth> {
+        let key = (tenant.as_str().to_owned(), id.to_owned());
+        self.health.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+
+    pub(super) fn set_health(&self, health: HashMap<(String, String), RuleHealth>) {
+        *self.health.write().unwrap_or_else(PoisonError::into_inner) = health;
+    }
+}
+
+/// Rules of every tenant.
+#[derive(Clone)]
+pub struct RuleService {
+    db: Db,
+    clock: SharedClock,
+    board: Arc<RuleBoard>,
+}
+
+impl RuleService {
+    /// A service on a registry.
+    #[must_use]
+    pub fn new(db: Db, clock: SharedClock, board: Arc<RuleBoard>) -> Self {
+        Self { db, clock, board }
+    }
+
+    /// The shared board.
+    #[must_use]
+    pub fn board(&self) -> &Arc<RuleBoard> {
+        &self.board
+    }
+
+    /// Checks a rule without storing it.
+    ///
+    /// # Errors
+    /// The first field at fault.
+    pub fn validate(&self, tenant: &TenantId, draft: RuleDraft) -> Result<(), FieldError> {
+        let (name, _, spec) = draft.parts();
+        check(tenant, &name, &spec)
+    }
+
+    /// Stores a new rule.
+    ///
+    /// # Errors
+    /// A field is wrong, the name is taken, or the tenant has too many.
+    pub async fn create(&self, tenant: &TenantId, draft: RuleDraft) -> Result<Rule, RuleError> {
+        let (name, enabled, spec) = draft.parts();
+        check(tenant, &name, &spec)?;
+        let now_us = self.clock.now_us();
+        let rule = Rule {
+            id: hex::encode(random_bytes::<8>()),
+            name,
+            enabled,
+            version: 1,
+            spec,
+            created_at_us: now_us,
+            updated_at_us: now_us,
+        };
+        let scope = Scope::Tenant(tenant.clone());
+        let stored = self.db.write(move |tx| {
+            let max = i64::try_from(RULES_PER_TENANT_MAX).unwrap_or(i64::MAX);
+            if store::count(tx, &scope)? >= max {
+                return Err(RuleError::TooMany);
+            }
+            store::insert(tx, &scope, &rule).map_err(name_taken)?;
+            Ok(rule)
+        });
+        let rule = stored.await?;
+        self.board.changed();
+        Ok(rule)
+    }
+
+    /// Replaces a rule; its version grows by one. With `version`, only if that is the stored one.
+    ///
+    /// # Errors
+    /// There is none, a field is wrong, the name is taken, or somebody was faster.
+    pub async fn update(
+        &self,
+        tenant: &TenantId,
+        id: &str,
+        version: Option<i64>,
+        draft: RuleDraft,
+    ) -> Result<Rule, RuleError> {
+        let (name, enabled, spec) = draft.parts();
+        check(tenant, &name, &spec)?;
+        let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
+        let stored = self.db.write(move |tx| {
+            let before = store::get(tx, &scope, &id)?.ok_or(RuleError::NotFound)?;
+            if version.is_some_and(|version| version != before.version) {
+                return Err(RuleError::Conflict);
+            }
+            let rule = Rule {
+                name,
+                enabled,
+                version: before.version + 1,
+                spec,
+                updated_at_us: now_us,
+                ..before
+            };
+            let done = store::update(tx, &scope, &rule).map_err(name_taken)?;
+            if done { Ok(rule) } else { Err(RuleError::Conflict) }
+        });
+        let rule = stored.await?;
+        self.board.changed();
+        Ok(rule)
+    }
+
+    /// Deletes a rule; its open alerts are cleared by the consumer.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn delete(&self, tenant: &TenantId, id: &str) -> Result<(), RuleError> {
+        let (scope, id) = (Scope::Tenant(tenant.clone()), id.to_owned());
+        let deleted = self.db.write(move |tx| Ok::<_, RuleError>(store::delete(tx, &scope, &id)?)).await?;
+        if !deleted {
+            return Err(RuleError::NotFound);
+        }
+        self.board.changed();
+        Ok(())
+    }
+
+    /// One rule.
+    ///
+    /// # Errors
+    /// There is none.
+    pub async fn get(&self, tenant: &TenantId, id: &str) -> Result<Rule, RuleError> {
+        let (scope, id) = (Scope::Tenant(tenant.clone()), id.to_owned());
+        let found = self.db.read(move |tx| Ok::<_, RuleError>(store::get(tx, &scope, &id)?)).await?;
+        found.ok_or(RuleError::NotFound)
+    }
+
+    /// Rules by id, from after `after` on.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn list(&self, tenant: &TenantId, after: &str, limit: i64) -> Result<Vec<Rule>, RuleError> {
+        let (scope, after) = (Scope::Tenant(tenant.clone()), after.to_owned());
+        self.db.read(move |tx| Ok(store::list(tx, &scope, &after, limit)?)).await
+    }
+}
+
+fn check(tenant: &TenantId, name: &str, spec: &RuleSpec) -> Result<(), FieldError> {
+    compile(&Written { tenant, id: "draft", version: 0, name, spec }).map(|_| ())
+}
+
+fn name_taken(error: DbError) -> RuleError {
+    if error.is_unique_violation() { RuleError::NameTaken } else { error.into() }
+}

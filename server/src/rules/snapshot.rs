@@ -1,0 +1,87 @@
+//! Commits what the engine decided, and reads back what was committed. One transaction each.
+
+use super::engine::{Effects, Snapshot};
+use super::store::{self, Cursor};
+use super::validate::{Written, compile};
+use super::model::CompiledRule;
+use crate::alerts::model::Alert;
+use crate::alerts::service as alerts;
+use crate::platform::db::{DbError, Scope, Tx};
+use muster_wire::TenantId;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+
+/// The consumer works for every tenant at once.
+pub(super) fn scope() -> Scope {
+    Scope::System("rules: the engine's state and cursor hold every tenant's rows")
+}
+
+/// What one commit writes.
+pub(super) struct Checkpoint {
+    pub(super) cursor: Cursor,
+    pub(super) effects: Effects,
+    /// Positions that could not be read, and why.
+    pub(super) gaps: Vec<(RangeInclusive<u64>, &'static str)>,
+}
+
+/// What was committed last.
+pub(super) struct Restored {
+    pub(super) cursor: Option<Cursor>,
+    pub(super) snapshot: Snapshot,
+}
+
+/// Alerts, states, last values, quarantines, gaps and the cursor: all or nothing. Returns the alerts that changed.
+pub(super) fn commit(tx: &mut Tx<'_>, checkpoint: &Checkpoint, now_us: i64) -> Result<Vec<(TenantId, Alert)>, DbError> {
+    let (scope, effects) = (scope(), &checkpoint.effects);
+    let mut changed = Vec::new();
+    for alert in &effects.opened {
+        changed.extend(alerts::open(tx, alert)?.map(|row| (alert.tenant.clone(), row)));
+    }
+    for cleared in &effects.cleared {
+        let row = alerts::clear(tx, &cleared.tenant, &cleared.id, cleared.at_us, cleared.why)?;
+        changed.extend(row.map(|row| (cleared.tenant.clone(), row)));
+    }
+    for (key, state) in &effects.states {
+        store::save_state(tx, &scope, key, state.as_ref())?;
+    }
+    for (key, value) in &effects.lasts {
+        store::save_last(tx, &scope, key, value)?;
+    }
+    for row in &effects.quarantined {
+        store::save_quarantine(tx, &scope, row, now_us)?;
+    }
+    for (range, reason) in &checkpoint.gaps {
+        store::save_gap(tx, &scope, checkpoint.cursor.log_epoch, range, reason, now_us)?;
+    }
+    store::save_cursor(tx, &scope, &checkpoint.cursor, now_us)?;
+    Ok(changed)
+}
+
+/// Reads the snapshot.
+pub(super) fn restore(tx: &mut Tx<'_>) -> Result<Restored, DbError> {
+    let scope = scope();
+    let cursor = store::cursor(tx, &scope)?;
+    let snapshot = Snapshot {
+        time: cursor.map(|cursor| cursor.time).unwrap_or_default(),
+        states: store::states(tx, &scope)?,
+        lasts: store::lasts(tx, &scope)?,
+        quarantined: store::quarantined(tx, &scope)?,
+    };
+    Ok(Restored { cursor, snapshot })
+}
+
+/// Reads and compiles every enabled rule. One that no longer compiles does not run, and is told.
+pub(super) fn rules(tx: &mut Tx<'_>) -> Result<Vec<Arc<CompiledRule>>, DbError> {
+    let stored = store::enabled(tx, &scope())?;
+    let mut compiled = Vec::with_capacity(stored.len());
+    for (tenant, rule) in stored {
+        let Ok(tenant) = TenantId::parse(&tenant) else { continue };
+        let written =
+            Written { tenant: &tenant, id: &rule.id, version: rule.version, name: &rule.name, spec: &rule.spec };
+        match compile(&written) {
+            Ok(rule) => compiled.push(Arc::new(rule)),
+            Err(error) => tracing::error!(rule_id = %rule.id, %error, "stored rule does not compile and does not run"),
+        }
+    }
+    Ok(compiled)
+}

@@ -1,0 +1,124 @@
+//! The audit chain: one row a change, each row's hash covers the row before it.
+//!
+//! A slice's service appends inside the transaction of the change, so neither exists without the other. Rows are
+//! never changed or deleted (triggers refuse it); a row altered behind the database's back breaks the chain at that
+//! row and [`first_break`] finds it. The chain is per tenant; what concerns the whole server stands under `-`.
+
+use crate::platform::db::{DbError, Scope, Tx};
+use sha2::{Digest as _, Sha256};
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub struct AuditEntry<'a> {
+    /// When.
+    pub at_us: i64,
+    /// Who: `user:<email>`, `token:<id>`, `claim:<id>`, `server`.
+    pub actor: &'a str,
+    /// What: `device.create`.
+    pub action: &'static str,
+    /// On what: the object's id.
+    pub object: &'a str,
+    /// More, as JSON. Never secrets.
+    pub detail: serde_json::Value,
+}
+
+/// A stored row.
+#[derive(Clone, Debug)]
+pub struct AuditRow {
+    /// Position in the tenant's chain, from 1.
+    pub seq: i64,
+    /// When.
+    pub at_us: i64,
+    /// Who.
+    pub actor: String,
+    /// What.
+    pub action: String,
+    /// On what.
+    pub object: String,
+    /// More, as JSON text.
+    pub detail: String,
+    /// Covers this row and the hash before it.
+    pub hash: [u8; 32],
+}
+
+impl AuditRow {
+    fn hash_after(&self, before: &[u8; 32]) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        hash.update(before);
+        hash.update(self.seq.to_be_bytes());
+        hash.update(self.at_us.to_be_bytes());
+        for part in [&self.actor, &self.action, &self.object, &self.detail] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part.as_bytes());
+        }
+        hash.finalize().into()
+    }
+}
+
+/// The tenant text of a chain.
+fn chain_of(scope: &Scope) -> &str {
+    match scope {
+        Scope::Tenant(tenant) => tenant.as_str(),
+        Scope::System(_) => "-",
+    }
+}
+
+/// Appends a row to the scope's chain.
+///
+/// # Errors
+/// The database's.
+pub fn append(tx: &mut Tx<'_>, scope: &Scope, entry: &AuditEntry<'_>) -> Result<(), DbError> {
+    let chain = chain_of(scope);
+    let newest = "SELECT seq, hash FROM audit WHERE tenant = $1 ORDER BY seq DESC LIMIT 1";
+    let last = tx.query_opt(newest, &[&chain], |row| Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<[u8; 32]>(1)?)))?;
+    let (seq, before) = last.unwrap_or((0, [0; 32]));
+    let mut row = AuditRow {
+        seq: seq + 1,
+        at_us: entry.at_us,
+        actor: entry.actor.to_owned(),
+        action: entry.action.to_owned(),
+        object: entry.object.to_owned(),
+        detail: entry.detail.to_string(),
+        hash: [0; 32],
+    };
+    row.hash = row.hash_after(&before);
+    tx.execute(
+        "INSERT INTO audit (tenant, seq, at_us, actor, action, object, detail, hash)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+        &[&chain, &row.seq, &row.at_us, &row.actor, &row.action, &row.object, &row.detail, &row.hash],
+    )?;
+    Ok(())
+}
+
+/// Rows of the scope's chain after a position, oldest first.
+///
+/// # Errors
+/// The database's.
+pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Vec<AuditRow>, DbError> {
+    let sql = "SELECT seq, at_us, actor, action, object, detail, hash FROM audit
+               WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    tx.query(sql, &[&chain_of(scope), &after, &limit], |row| {
+        Ok(AuditRow {
+            seq: row.get(0)?,
+            at_us: row.get(1)?,
+            actor: row.get(2)?,
+            action: row.get(3)?,
+            object: row.get(4)?,
+            detail: row.get(5)?,
+            hash: row.get(6)?,
+        })
+    })
+}
+
+/// The first row whose hash does not follow from the row before it; `rows` start at the chain's first.
+#[must_use]
+pub fn first_break(rows: &[AuditRow]) -> Option<i64> {
+    let mut before = [0; 32];
+    for (at, row) in (1..).zip(rows) {
+        if row.seq != at || row.hash != row.hash_after(&before) {
+            return Some(row.seq);
+        }
+        before = row.hash;
+    }
+    None
+}

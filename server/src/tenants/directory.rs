@@ -1,0 +1,71 @@
+//! API tokens in memory: the HTTP API and the gateway look them up on every request without a query.
+//!
+//! Loaded at the start, kept in step by the service after each commit. Bound: `quota.api_tokens_max` a tenant.
+
+use super::model::{Permission, Role};
+use muster_wire::TenantId;
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// What a token may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenInfo {
+    /// The token's id.
+    pub token_id: String,
+    /// Its only tenant.
+    pub tenant: TenantId,
+    /// The role that it cannot exceed.
+    pub role: Role,
+    /// What it may do.
+    pub scopes: Vec<Permission>,
+    /// The end of its life.
+    pub expires_at_us: i64,
+}
+
+/// Told of each token that comes (with its life) or goes (`None`).
+pub type Follower = Box<dyn Fn(&[u8; 32], Option<&TokenInfo>) + Send + Sync>;
+
+/// Every token by its SHA-256; clones share it.
+#[derive(Clone, Default)]
+pub struct TokenDirectory {
+    maps: Arc<RwLock<Maps>>,
+}
+
+#[derive(Default)]
+struct Maps {
+    tokens: HashMap<[u8; 32], Arc<TokenInfo>>,
+    follower: Option<Follower>,
+}
+
+impl TokenDirectory {
+    /// The token of a hash, unless it is past its life. A lookup by hash leaks no prefix of the secret.
+    #[must_use]
+    pub fn token(&self, sha256: &[u8; 32], now_us: i64) -> Option<Arc<TokenInfo>> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        maps.tokens.get(sha256).filter(|token| token.expires_at_us > now_us).cloned()
+    }
+
+    /// Tells a follower of every token now and of each change later. One follower: `app.rs` sets the gateway's.
+    pub fn follow(&self, follower: Follower) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        for (sha256, token) in &maps.tokens {
+            follower(sha256, Some(token));
+        }
+        maps.follower = Some(follower);
+    }
+
+    pub(super) fn insert(&self, sha256: [u8; 32], token: TokenInfo) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(follower) = &maps.follower {
+            follower(&sha256, Some(&token));
+        }
+        maps.tokens.insert(sha256, Arc::new(token));
+    }
+
+    pub(super) fn remove(&self, sha256: &[u8; 32]) {
+        let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
+        if maps.tokens.remove(sha256).is_some() && let Some(follower) = &maps.follower {
+            follower(sha256, None);
+        }
+    }
+}

@@ -1,0 +1,306 @@
+//! SQL of tenants, users, sessions and API tokens. Only the service calls it.
+
+use super::directory::TokenInfo;
+use super::model::{Permission, Role};
+use crate::platform::db::{DbError, Row, Scope, Tx};
+use muster_wire::TenantId;
+
+/// A tenant's row.
+#[derive(Clone, Debug)]
+pub struct TenantRow {
+    pub tenant: String,
+    pub name: String,
+    pub created_at_us: i64,
+}
+
+/// An account's row.
+#[derive(Clone, Debug)]
+pub struct UserRow {
+    pub user_id: String,
+    pub email: String,
+    pub password_hash: String,
+    pub password_pending: bool,
+    pub system_admin: bool,
+    pub created_at_us: i64,
+}
+
+/// A membership with its account.
+#[derive(Clone, Debug)]
+pub struct MemberRow {
+    pub user_id: String,
+    pub email: String,
+    pub role: Role,
+    pub password_pending: bool,
+    pub created_at_us: i64,
+}
+
+/// An API token's row, without its hash.
+#[derive(Clone, Debug)]
+pub struct TokenRow {
+    pub token_id: String,
+    pub name: String,
+    pub role: Role,
+    pub scopes: Vec<Permission>,
+    pub created_by: String,
+    pub created_at_us: i64,
+    pub expires_at_us: i64,
+}
+
+fn column(name: &str) -> DbError {
+    DbError::Column { column: name.into() }
+}
+
+fn role(text: &str) -> Result<Role, DbError> {
+    Role::parse(text).ok_or_else(|| column("role"))
+}
+
+/// Unknown scopes (of a newer build) are dropped: a token never gains by them.
+fn scopes(text: &str) -> Vec<Permission> {
+    text.split(' ').filter_map(Permission::parse).collect()
+}
+
+fn scopes_text(scopes: &[Permission]) -> String {
+    scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ")
+}
+
+fn count(tx: &mut Tx<'_>, sql: &str, tenant: &str) -> Result<i64, DbError> {
+    Ok(tx.query_opt(sql, &[&tenant], |row| row.get(0))?.unwrap_or(0))
+}
+
+pub fn tenant_insert(tx: &mut Tx<'_>, scope: &Scope, row: &TenantRow) -> Result<(), DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let sql = "INSERT INTO tenants (tenant, name, created_at_us) VALUES ($1, $2, $3)";
+    tx.execute(sql, &[&row.tenant, &row.name, &row.created_at_us]).map(drop)
+}
+
+pub fn tenant_rename(tx: &mut Tx<'_>, scope: &Scope, name: &str) -> Result<bool, DbError> {
+    Ok(tx.execute("UPDATE tenants SET name = $2 WHERE tenant = $1", &[&scope.tenant()?, &name])? == 1)
+}
+
+fn tenant_row(row: &Row<'_>) -> Result<TenantRow, DbError> {
+    Ok(TenantRow { tenant: row.get(0)?, name: row.get(1)?, created_at_us: row.get(2)? })
+}
+
+pub fn tenant_get(tx: &mut Tx<'_>, scope: &Scope) -> Result<Option<TenantRow>, DbError> {
+    let sql = "SELECT tenant, name, created_at_us FROM tenants WHERE tenant = $1";
+    tx.query_opt(sql, &[&scope.tenant()?], tenant_row)
+}
+
+/// The tenants that an account is a member of.
+pub fn tenant_list(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    user_id: &str,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<TenantRow>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let sql = "SELECT t.tenant, t.name, t.created_at_us FROM tenants t
+               JOIN memberships m ON m.tenant = t.tenant AND m.user_id = $1
+               WHERE t.tenant > $2 ORDER BY t.tenant LIMIT $3";
+    tx.query(sql, &[&user_id, &after, &limit], tenant_row)
+}
+
+pub fn any_tenant(tx: &mut Tx<'_>, scope: &Scope) -> Result<bool, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    Ok(tx.query_opt("SELECT 1 FROM tenants LIMIT 1", &[], |row| row.get::<i64>(0))?.is_some())
+}
+
+pub fn user_insert(tx: &mut Tx<'_>, scope: &Scope, row: &UserRow) -> Result<(), DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.execute(
+        "INSERT INTO users (user_id, email, password_hash, password_pending, system_admin, created_at_us)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+        &[&row.user_id, &row.email, &row.password_hash, &row.password_pending, &row.system_admin, &row.created_at_us],
+    )
+    .map(drop)
+}
+
+const USER_COLUMNS: &str = "u.user_id, u.email, u.password_hash, u.password_pending, u.system_admin, u.created_at_us";
+
+fn user_row(row: &Row<'_>) -> Result<UserRow, DbError> {
+    Ok(UserRow {
+        user_id: row.get(0)?,
+        email: row.get(1)?,
+        password_hash: row.get(2)?,
+        password_pending: row.get(3)?,
+        system_admin: row.get(4)?,
+        created_at_us: row.get(5)?,
+    })
+}
+
+pub fn user_by_email(tx: &mut Tx<'_>, scope: &Scope, email: &str) -> Result<Option<UserRow>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let sql = format!("SELECT {USER_COLUMNS} FROM users u WHERE u.email = $1");
+    tx.query_opt(&sql, &[&email], user_row)
+}
+
+pub fn user_by_session(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    session: &[u8; 32],
+    now_us: i64,
+) -> Result<Option<UserRow>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let sql = format!(
+        "SELECT {USER_COLUMNS} FROM sessions s JOIN users u ON u.user_id = s.user_id
+         WHERE s.session_sha256 = $1 AND s.expires_at_us > $2"
+    );
+    tx.query_opt(&sql, &[session, &now_us], user_row)
+}
+
+pub fn user_set_password(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    user_id: &str,
+    hash: &str,
+    pending: bool,
+) -> Result<bool, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let sql = "UPDATE users SET password_hash = $2, password_pending = $3 WHERE user_id = $1";
+    Ok(tx.execute(sql, &[&user_id, &hash, &pending])? == 1)
+}
+
+pub fn memberships_of(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Vec<(TenantId, Role)>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.query("SELECT tenant, role FROM memberships WHERE user_id = $1 ORDER BY tenant", &[&user_id], |row| {
+        let tenant = TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))?;
+        Ok((tenant, role(&row.get::<String>(1)?)?))
+    })
+}
+
+pub fn member_put(tx: &mut Tx<'_>, scope: &Scope, user_id: &str, role: Role, now_us: i64) -> Result<(), DbError> {
+    let sql = "INSERT INTO memberships (tenant, user_id, role, created_at_us) VALUES ($1, $2, $3, $4)
+               ON CONFLICT (tenant, user_id) DO UPDATE SET role = excluded.role";
+    tx.execute(sql, &[&scope.tenant()?, &user_id, &role.as_str(), &now_us]).map(drop)
+}
+
+pub fn member_delete(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<bool, DbError> {
+    let sql = "DELETE FROM memberships WHERE tenant = $1 AND user_id = $2";
+    Ok(tx.execute(sql, &[&scope.tenant()?, &user_id])? == 1)
+}
+
+const MEMBER_SELECT: &str = "SELECT u.user_id, u.email, m.role, u.password_pending, m.created_at_us
+     FROM memberships m JOIN users u ON u.user_id = m.user_id WHERE m.tenant = $1";
+
+fn member_row(row: &Row<'_>) -> Result<MemberRow, DbError> {
+    Ok(MemberRow {
+        user_id: row.get(0)?,
+        email: row.get(1)?,
+        role: role(&row.get::<String>(2)?)?,
+        password_pending: row.get(3)?,
+        created_at_us: row.get(4)?,
+    })
+}
+
+pub fn member_get(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Option<MemberRow>, DbError> {
+    tx.query_opt(&format!("{MEMBER_SELECT} AND u.user_id = $2"), &[&scope.tenant()?, &user_id], member_row)
+}
+
+pub fn member_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Result<Vec<MemberRow>, DbError> {
+    let sql = format!("{MEMBER_SELECT} AND u.user_id > $2 ORDER BY u.user_id LIMIT $3");
+    tx.query(&sql, &[&scope.tenant()?, &after, &limit], member_row)
+}
+
+pub fn member_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
+    count(tx, "SELECT count(*) FROM memberships WHERE tenant = $1", scope.tenant()?)
+}
+
+pub fn owner_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
+    count(tx, "SELECT count(*) FROM memberships WHERE tenant = $1 AND role = 'owner'", scope.tenant()?)
+}
+
+/// Adds a session and drops the account's expired and oldest ones beyond `keep`.
+pub fn session_insert(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    session: &[u8; 32],
+    user_id: &str,
+    life: (i64, i64),
+    keep: i64,
+) -> Result<(), DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let (now_us, expires_at_us) = life;
+    tx.execute(
+        "INSERT INTO sessions (session_sha256, user_id, created_at_us, expires_at_us) VALUES ($1, $2, $3, $4)",
+        &[session, &user_id, &now_us, &expires_at_us],
+    )?;
+    tx.execute(
+        "DELETE FROM sessions WHERE user_id = $1 AND (expires_at_us <= $2 OR session_sha256 NOT IN
+           (SELECT session_sha256 FROM sessions WHERE user_id = $1 ORDER BY created_at_us DESC LIMIT $3))",
+        &[&user_id, &now_us, &keep],
+    )?;
+    Ok(())
+}
+
+pub fn session_delete(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Result<(), DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.execute("DELETE FROM sessions WHERE session_sha256 = $1", &[session]).map(drop)
+}
+
+/// Ends every session of an account but one.
+pub fn sessions_delete_others(tx: &mut Tx<'_>, scope: &Scope, user_id: &str, but: &[u8]) -> Result<(), DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.execute("DELETE FROM sessions WHERE user_id = $1 AND session_sha256 <> $2", &[&user_id, &but]).map(drop)
+}
+
+pub fn token_insert(tx: &mut Tx<'_>, scope: &Scope, row: &TokenRow, sha256: &[u8; 32]) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO api_tokens
+           (tenant, token_id, name, token_sha256, role, scopes, created_by, created_at_us, expires_at_us)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        &[
+            &scope.tenant()?, &row.token_id, &row.name, sha256, &row.role.as_str(), &scopes_text(&row.scopes),
+            &row.created_by, &row.created_at_us, &row.expires_at_us,
+        ],
+    )
+    .map(drop)
+}
+
+/// Deletes a token; gives its hash.
+pub fn token_delete(tx: &mut Tx<'_>, scope: &Scope, token_id: &str) -> Result<Option<[u8; 32]>, DbError> {
+    let sql = "DELETE FROM api_tokens WHERE tenant = $1 AND token_id = $2 RETURNING token_sha256";
+    tx.query_opt(sql, &[&scope.tenant()?, &token_id], |row| row.get(0))
+}
+
+/// Deletes the tenant's tokens past their life, so that they do not count as open; gives their hashes.
+pub fn tokens_expire(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Vec<[u8; 32]>, DbError> {
+    let sql = "DELETE FROM api_tokens WHERE tenant = $1 AND expires_at_us <= $2 RETURNING token_sha256";
+    tx.query(sql, &[&scope.tenant()?, &now_us], |row| row.get(0))
+}
+
+pub fn token_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
+    count(tx, "SELECT count(*) FROM api_tokens WHERE tenant = $1", scope.tenant()?)
+}
+
+pub fn token_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Result<Vec<TokenRow>, DbError> {
+    let sql = "SELECT token_id, name, role, scopes, created_by, created_at_us, expires_at_us FROM api_tokens
+               WHERE tenant = $1 AND token_id > $2 ORDER BY token_id LIMIT $3";
+    tx.query(sql, &[&scope.tenant()?, &after, &limit], |row| {
+        Ok(TokenRow {
+            token_id: row.get(0)?,
+            name: row.get(1)?,
+            role: role(&row.get::<String>(2)?)?,
+            scopes: scopes(&row.get::<String>(3)?),
+            created_by: row.get(4)?,
+            created_at_us: row.get(5)?,
+            expires_at_us: row.get(6)?,
+        })
+    })
+}
+
+/// Every token of every tenant, for the directory.
+pub fn tokens_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<([u8; 32], TokenInfo)>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.query("SELECT token_sha256, token_id, tenant, role, scopes, expires_at_us FROM api_tokens", &[], |row| {
+        let tenant = TenantId::parse(&row.get::<String>(2)?).map_err(|_| column("tenant"))?;
+        let token = TokenInfo {
+            token_id: row.get(1)?,
+            tenant,
+            role: role(&row.get::<String>(3)?)?,
+            scopes: scopes(&row.get::<String>(4)?),
+            expires_at_us: row.get(5)?,
+        };
+        Ok((row.get(0)?, token))
+    })
+}

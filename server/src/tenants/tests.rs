@@ -1,0 +1,232 @@
+use super::audit::{self, AuditEntry, first_break};
+use super::model::{Decision, Permission, Principal, Role, authorise, may_change_role};
+use crate::platform::db::{DbError, Scope, SqlValue};
+use muster_wire::TenantId;
+
+fn tenant(text: &str) -> TenantId {
+    TenantId::parse(text).unwrap()
+}
+
+fn user(role: Role, system_admin: bool, password_pending: bool) -> Principal {
+    let memberships = vec![(tenant("acme"), role)];
+    Principal::User { user_id: "u-1".into(), email: "a@b".into(), memberships, system_admin, password_pending }
+}
+
+fn token(role: Role, scopes: &[Permission]) -> Principal {
+    Principal::Token { token_id: "t-1".into(), tenant: tenant("acme"), role, scopes: scopes.to_vec() }
+}
+
+#[test]
+fn every_role_may_what_it_may_and_no_more() {
+    for &permission in Permission::ALL.iter().filter(|permission| **permission != Permission::PlatformAdmin) {
+        for role in Role::ALL {
+            let expect = if role >= permission.least_role() { Decision::Allow } else { Decision::Denied };
+            let who = user(role, false, false);
+            assert_eq!(authorise(&who, permission, Some(&tenant("acme"))), expect, "{role:?} {permission:?}");
+            assert_eq!(authorise(&who, permission, Some(&tenant("other"))), Decision::NotFound);
+            let with = authorise(&token(role, &[permission]), permission, Some(&tenant("acme")));
+            assert_eq!(with, expect, "token of {role:?} with {permission:?}");
+            let without = authorise(&token(role, &[]), permission, Some(&tenant("acme")));
+            assert_eq!(without, Decision::Denied, "token of {role:?} without {permission:?}");
+            let foreign = authorise(&token(role, Permission::ALL), permission, Some(&tenant("other")));
+            assert_eq!(foreign, Decision::NotFound);
+        }
+    }
+}
+
+#[test]
+fn the_whole_server_is_for_system_administrators() {
+    let ask = |who: &Principal| authorise(who, Permission::PlatformAdmin, None);
+    assert_eq!(ask(&user(Role::Owner, false, false)), Decision::Denied);
+    assert_eq!(ask(&user(Role::Viewer, true, false)), Decision::Allow);
+    assert_eq!(ask(&token(Role::Owner, &[Permission::PlatformAdmin])), Decision::Allow);
+    assert_eq!(ask(&token(Role::Owner, &[Permission::TenantRead])), Decision::Denied);
+    // An administrator of the server is no member of every tenant.
+    let read = authorise(&user(Role::Owner, true, false), Permission::TenantRead, Some(&tenant("other")));
+    assert_eq!(read, Decision::NotFound);
+}
+
+#[test]
+fn a_one_time_password_opens_nothing_but_its_own_change() {
+    for &permission in Permission::ALL {
+        let ask = authorise(&user(Role::Owner, true, true), permission, Some(&tenant("acme")));
+        assert_eq!(ask, Decision::PasswordPending, "{permission:?}");
+    }
+}
+
+#[test]
+fn nobody_reaches_above_their_own_role() {
+    use Role::{Admin, Operator, Owner, Viewer};
+    let table = [
+        (Owner, Some(Owner), None, true),
+        (Admin, Some(Owner), None, false),
+        (Admin, Some(Admin), Some(Owner), false),
+        (Admin, Some(Viewer), Some(Admin), true),
+        (Operator, None, Some(Viewer), false),
+    ];
+    for (actor, from, to, expect) in table {
+        assert_eq!(may_change_role(actor, from, to), expect, "{actor:?} {from:?} {to:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_audit_chain_shows_where_it_was_altered() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = crate::platform::db::Db::open(&dir.path().join("r.db"), crate::platform::schema::registry(), 1).unwrap();
+    let scope = Scope::Tenant(tenant("acme"));
+    let rows = db
+        .write(move |tx| {
+            for at_us in 0..5 {
+                let detail = serde_json::json!({ "at": at_us });
+                audit::append(tx, &scope, &AuditEntry { at_us, actor: "server", action: "test", object: "o", detail })?;
+            }
+            let none = tx.query_opt("SELECT 1", &[], |row| row.get::<SqlValue>(0))?;
+            assert!(none.is_some());
+            for sql in ["UPDATE audit SET actor = 'x'", "DELETE FROM audit"] {
+                assert!(tx.execute(sql, &[]).is_err(), "{sql}");
+            }
+            audit::list(tx, &scope, 0, 100)
+        })
+        .await;
+    let mut rows = rows.map_err(|error: DbError| error.to_string()).unwrap();
+    assert_eq!((rows.len(), first_break(&rows)), (5, None));
+    rows[2].actor = "somebody".into();
+    assert_eq!(first_break(&rows), Some(3));
+    rows.remove(2);
+    assert_eq!(first_break(&rows), Some(4));
+}
+
+mod http {
+    use crate::tenants::{Permission, Role};
+    use crate::testing::{As, ORIGIN, TestApp, owner, raw};
+    use axum::body::Body;
+    use axum::http::{Request, header};
+    use serde_json::json;
+
+    const LOGIN: &str = "/api/v1/auth/login";
+    const NEW: &str = "a long new password";
+
+    #[tokio::test]
+    async fn the_first_owner_changes_the_one_time_password_before_anything_else() {
+        let app = TestApp::start().await;
+        let first = app.parts.slices.tenants.first_start().await.unwrap().unwrap();
+        assert!(app.parts.slices.tenants.first_start().await.unwrap().is_none(), "only once");
+        let body = json!({ "email": first.email, "password": first.password });
+        let answer = app.call(As::Nobody, "POST", LOGIN, Some(body.clone())).await;
+        let cookie = answer.headers[header::SET_COOKIE].to_str().unwrap().to_owned();
+        assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite=Strict"), "{cookie}");
+        assert_eq!(answer.expect(200)["password_pending"], true);
+        let session = cookie.split(['=', ';']).nth(1).unwrap();
+        let tenant = "/api/v1/tenants/default";
+        app.call(As::Session(session), "GET", tenant, None).await.refused("permission_denied", None);
+        let change = |old: &str, new: &str| {
+            let body = json!({ "old_password": old, "new_password": new });
+            app.call(As::Session(session), "POST", "/api/v1/auth/password", Some(body))
+        };
+        change(&first.password, "short").await.refused("invalid_argument", Some("new_password"));
+        change("wrong", NEW).await.refused("unauthenticated", None);
+        change(&first.password, NEW).await.expect(204);
+        app.call(As::Session(session), "GET", tenant, None).await.expect(200);
+        app.call(As::Nobody, "POST", LOGIN, Some(body)).await.refused("unauthenticated", None);
+        app.call(As::Session(session), "POST", "/api/v1/auth/logout", None).await.expect(204);
+        app.call(As::Session(session), "GET", tenant, None).await.refused("unauthenticated", None);
+    }
+
+    #[tokio::test]
+    async fn a_session_needs_its_own_origin_and_ends_in_time() {
+        let app = TestApp::start().await;
+        let acme = app.tenant("acme").await;
+        let session = app.member(&acme, "a@acme", Role::Admin).await;
+        let ask = async |origin: Option<&str>| {
+            let mut request = Request::patch("/api/v1/tenants/acme")
+                .header(header::HOST, "muster.test")
+                .header(header::COOKIE, format!("muster_session={session}"))
+                .header(header::CONTENT_TYPE, "application/json");
+            if let Some(origin) = origin {
+                request = request.header(header::ORIGIN, origin);
+            }
+            raw(&app.admin, request.body(Body::from(r#"{"name":"Acme"}"#)).unwrap()).await
+        };
+        ask(None).await.refused("permission_denied", None);
+        ask(Some("http://evil.test")).await.refused("permission_denied", None);
+        ask(Some(ORIGIN)).await.expect(200);
+        app.clock.advance_us(12 * 3_600_000_000);
+        ask(Some(ORIGIN)).await.refused("unauthenticated", None);
+    }
+
+    #[tokio::test]
+    async fn failed_logins_lock_the_account_for_a_while() {
+        let app = TestApp::start_with(|config| config.auth.login_failures_max = 2).await;
+        let acme = app.tenant("acme").await;
+        app.member(&acme, "a@acme", Role::Viewer).await;
+        let login = |password: &str| {
+            app.call(As::Nobody, "POST", LOGIN, Some(json!({ "email": "A@acme", "password": password })))
+        };
+        login("wrong").await.refused("unauthenticated", None);
+        login("wrong").await.refused("unauthenticated", None);
+        let locked = login(NEW).await;
+        locked.refused("rate_limited", None);
+        assert_eq!(locked.headers[header::RETRY_AFTER], "901");
+        app.clock.advance_us(901_000_000);
+        login(NEW).await.expect(200);
+    }
+
+    #[tokio::test]
+    async fn a_token_has_an_end_and_no_more_than_its_maker() {
+        let app = TestApp::start().await;
+        let acme = app.tenant("acme").await;
+        let maker = app.token(&acme, &[Permission::TokensWrite, Permission::DevicesRead]).await;
+        let tokens = "/api/v1/tenants/acme/api-tokens";
+        let make = |body| app.call(As::Token(&maker), "POST", tokens, Some(body));
+        make(json!({ "name": "x", "scopes": ["rules:write"] })).await.refused("invalid_argument", Some("scopes"));
+        make(json!({ "name": "x", "scopes": ["nope"] })).await.refused("invalid_argument", Some("scopes[0]"));
+        make(json!({ "name": "x", "scopes": [], "days": 4000 })).await.refused("invalid_argument", Some("days"));
+        make(json!({ "name": "\u{7}", "scopes": [] })).await.refused("invalid_argument", Some("name"));
+        let made = make(json!({ "name": "x", "scopes": ["devices:read"], "days": 1 })).await.expect(201);
+        let (secret, id) = (made["secret"].as_str().unwrap(), made["api_token"]["id"].as_str().unwrap());
+        let devices = "/api/v1/tenants/acme/devices";
+        app.call(As::Token(secret), "GET", devices, None).await.expect(200);
+        app.clock.advance_us(86_400_000_000);
+        app.call(As::Token(secret), "GET", devices, None).await.refused("unauthenticated", None);
+        let other = make(json!({ "name": "y", "scopes": ["devices:read"] })).await.expect(201);
+        let (secret, other) = (other["secret"].as_str().unwrap(), other["api_token"]["id"].as_str().unwrap());
+        assert_ne!(id, other);
+        app.call(As::Token(&maker), "DELETE", &format!("{tokens}/{other}"), None).await.expect(204);
+        app.call(As::Token(secret), "GET", devices, None).await.refused("unauthenticated", None);
+    }
+
+    #[tokio::test]
+    async fn the_last_owner_stays_and_nobody_rises_above_themselves() {
+        let app = TestApp::start().await;
+        let acme = app.tenant("acme").await;
+        let admin = app.member(&acme, "admin@acme", Role::Admin).await;
+        let users = "/api/v1/tenants/acme/users";
+        let list = app.call(As::Session(&admin), "GET", users, None).await.expect(200);
+        let owner_row = list["items"].as_array().unwrap().iter().find(|user| user["role"] == "owner").unwrap().clone();
+        let owner_path = format!("{users}/{}", owner_row["id"].as_str().unwrap());
+        let demote = Some(json!({ "role": "viewer" }));
+        app.call(As::Session(&admin), "PATCH", &owner_path, demote.clone()).await.refused("permission_denied", None);
+        let rise = Some(json!({ "email": "x@acme", "role": "owner" }));
+        app.call(As::Session(&admin), "POST", users, rise).await.refused("permission_denied", None);
+        let again = Some(json!({ "email": "admin@acme", "role": "viewer" }));
+        app.call(As::Session(&admin), "POST", users, again).await.refused("conflict", None);
+        let token = app.token(&acme, &[Permission::UsersWrite]).await;
+        app.call(As::Token(&token), "PATCH", &owner_path, demote).await.refused("conflict", None);
+        app.call(As::Token(&token), "DELETE", &owner_path, None).await.refused("conflict", None);
+    }
+
+    #[tokio::test]
+    async fn every_change_stands_in_a_chain_that_holds() {
+        let app = TestApp::start().await;
+        let acme = app.tenant("acme").await;
+        app.token(&acme, &[]).await;
+        app.parts.slices.tenants.rename_tenant(&owner(&acme), &acme, "Acme".into()).await.unwrap();
+        let reader = app.token(&acme, &[Permission::AuditRead]).await;
+        let audit = "/api/v1/tenants/acme/audit";
+        let page = app.call(As::Token(&reader), "GET", audit, None).await.expect(200);
+        let actions: Vec<_> = page["items"].as_array().unwrap().iter().map(|row| row["action"].clone()).collect();
+        assert_eq!(actions, ["tenant.create", "token.create", "tenant.rename", "token.create"]);
+        let rows = app.parts.slices.tenants.audit(&acme, 0, 100).await.unwrap();
+        assert_eq!(super::first_break(&rows), None);
+    }
+}

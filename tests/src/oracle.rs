@@ -1,0 +1,75 @@
+//! The oracle of the promise: stored = count(*) = count(distinct serial) = accepted - dropped.
+
+use crate::agent::{Agent, Inspection};
+use crate::server::Server;
+use rusqlite::{Connection, OpenFlags};
+use std::path::Path;
+
+/// What the server's store holds of one device's metric `serial`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Rows.
+    pub rows: u64,
+    /// Distinct values.
+    pub distinct: u64,
+}
+
+/// Counts the rows of `metric` of a device straight from the store's tables.
+///
+/// # Panics
+/// When the file is not the store's.
+#[must_use]
+pub fn stored(data_dir: &Path, device: &str, metric: &str) -> Stored {
+    let file = data_dir.join("telemetry.db");
+    let db = Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_ONLY).expect("the store opens");
+    let days: Vec<i64> = {
+        let mut days =
+            db.prepare("SELECT day FROM reading_day ORDER BY day").expect("the store lists its days");
+        let rows = days.query_map([], |row| row.get(0)).expect("days can be read");
+        rows.collect::<Result<_, _>>().expect("days are numbers")
+    };
+    if days.is_empty() {
+        return Stored { rows: 0, distinct: 0 };
+    }
+    let all =
+        days.iter().map(|day| format!("SELECT series_id, value FROM reading_{day}")).collect::<Vec<_>>();
+    let sql = format!(
+        "SELECT count(*), count(DISTINCT value) FROM ({}) WHERE series_id IN
+         (SELECT s.id FROM series s JOIN device d ON d.id = s.device_id WHERE d.name = ?1 AND s.name = ?2)",
+        all.join(" UNION ALL ")
+    );
+    let (rows, distinct): (i64, i64) = db
+        .query_row(&sql, (device, metric), |row| Ok((row.get(0)?, row.get(1)?)))
+        .expect("readings can be counted");
+    Stored { rows: rows.unsigned_abs(), distinct: distinct.unsigned_abs() }
+}
+
+/// Waits until the agent's queue is drained, stops both, and asserts the promise.
+///
+/// # Panics
+/// When a reading is lost or stored twice.
+pub fn assert_exactly_once(server: &mut Server, agent: &mut Agent, device: &str, seed: u64) -> Inspection {
+    agent.stop_reading();
+    let path = format!("/api/v1/tenants/default/devices/{device}/ledger");
+    crate::wait_for("the backlog to drain and the ledger to agree", || {
+        let answer = server.api.call("GET", &path, None).map_err(|error| error.to_string())?;
+        let ledger: serde_json::Value =
+            serde_json::from_str(&answer.text).map_err(|error| error.to_string())?;
+        let totals = &ledger["totals"];
+        let pending =
+            totals["pending"].as_u64().ok_or_else(|| format!("no totals.pending in {}", answer.text))?;
+        let stored = totals["stored"].as_u64().unwrap_or(0);
+        if pending == 0 && stored > 0 { Ok(()) } else { Err(format!("ledger says {totals}")) }
+    });
+    agent.stop();
+    let ledger = server.api.get(&path);
+    server.stop();
+    let told = agent.inspect();
+    let held = stored(&server.data_dir(), device, "serial");
+    let context = format!("seed {seed}: agent {told:?}, store {held:?}, ledger {}", ledger["totals"]);
+    assert_eq!(told.released, told.next, "the queue is not drained; {context}");
+    assert_eq!(held.rows, held.distinct, "a reading is stored twice; {context}");
+    assert_eq!(held.rows, told.accepted - told.dropped, "a reading is lost; {context}");
+    assert_eq!(ledger["totals"]["lost"], 0, "{context}");
+    told
+}

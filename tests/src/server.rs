@@ -1,0 +1,122 @@
+//! A real `muster-server` on ephemeral ports; it can be killed and started again on the same files.
+
+use crate::http::Api;
+use crate::process::{Process, binary};
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The server with its directory.
+pub struct Server {
+    dir: PathBuf,
+    extra: String,
+    process: Option<Process>,
+    /// The API with the owner's token.
+    pub api: Api,
+    ready: Value,
+}
+
+impl Server {
+    /// Starts a fresh server under `dir`.
+    #[must_use]
+    pub fn start(dir: &Path) -> Self {
+        Self::start_with(dir, "")
+    }
+
+    /// Starts a fresh server with more lines of configuration.
+    ///
+    /// # Panics
+    /// When it does not become ready.
+    #[must_use]
+    pub fn start_with(dir: &Path, extra: &str) -> Self {
+        std::fs::create_dir_all(dir).expect("the server's directory can be made");
+        let api = Api { addr: ([127, 0, 0, 1], 0).into(), token: String::new() };
+        let mut server =
+            Self { dir: dir.to_owned(), extra: extra.to_owned(), process: None, api, ready: Value::Null };
+        server.start_again();
+        let bootstrap =
+            std::fs::read_to_string(dir.join("bootstrap.json")).expect("first start writes the bootstrap");
+        let bootstrap: Value = serde_json::from_str(&bootstrap).expect("the bootstrap file is JSON");
+        bootstrap["api_token"]
+            .as_str()
+            .expect("the bootstrap holds an API token")
+            .clone_into(&mut server.api.token);
+        server
+    }
+
+    /// Starts the process on the files that are there, and waits until it is ready.
+    ///
+    /// # Panics
+    /// When it ends instead.
+    pub fn start_again(&mut self) {
+        let ready_file = self.dir.join("ready.json");
+        let _ = std::fs::remove_file(&ready_file);
+        let config = self.dir.join("muster-server.toml");
+        std::fs::write(&config, &self.extra).expect("the configuration can be written");
+        let mut command = Command::new(binary("muster-server"));
+        command.arg("run").arg("--config").arg(&config).arg("--data-dir").arg(self.dir.join("data"));
+        command.args(["--mqtt-tls-listen", "127.0.0.1:0", "--mqtt-plain-listen", "127.0.0.1:0"]);
+        command.args(["--http-listen", "127.0.0.1:0", "--enroll-listen", "127.0.0.1:0"]);
+        command
+            .arg("--ready-file")
+            .arg(&ready_file)
+            .arg("--bootstrap-file")
+            .arg(self.dir.join("bootstrap.json"));
+        let mut process = Process::start("muster-server", &mut command, &self.dir.join("server.log"));
+        self.ready = crate::wait_for("muster-server to be ready", || {
+            if let Some(status) = process.ended() {
+                panic!("muster-server ended ({status}) before it was ready\n{}", process.log_tail());
+            }
+            let text = std::fs::read_to_string(&ready_file).map_err(|error| error.to_string())?;
+            serde_json::from_str(&text).map_err(|error| error.to_string())
+        });
+        self.api.addr = self.address("http");
+        self.process = Some(process);
+    }
+
+    /// An address that the server listens on: `http`, `enroll`, `mqtt_tls`, `mqtt_plain`.
+    ///
+    /// # Panics
+    /// When the ready file does not hold it.
+    #[must_use]
+    pub fn address(&self, name: &str) -> SocketAddr {
+        let text =
+            self.ready[name].as_str().unwrap_or_else(|| panic!("ready file has no {name}: {}", self.ready));
+        text.parse().expect("the ready file holds socket addresses")
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// SIGTERM, and the end.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let status = process.terminate();
+            assert!(status.success(), "muster-server stopped with {status}\n{}", process.log_tail());
+        }
+    }
+
+    /// The server's data directory.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// A new claim for one device of tenant `default`.
+    ///
+    /// # Panics
+    /// When the API refuses.
+    #[must_use]
+    pub fn claim(&self, device: &str) -> String {
+        let answer = self.api.post("/api/v1/tenants/default/claims", &json!({ "device": device }));
+        answer["claim"].as_str().unwrap_or_else(|| panic!("no claim in {answer}")).to_owned()
+    }
+}

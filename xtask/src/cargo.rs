@@ -1,0 +1,49 @@
+//! Where the workspace is, and cargo as a child process.
+
+use anyhow::{Context, Result, bail};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The workspace's root directory.
+pub(crate) fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().expect("xtask stands one level below the workspace root").to_owned()
+}
+
+/// The directory that cargo builds into.
+pub(crate) fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// The cargo that runs this program.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(root());
+    command
+}
+
+/// Where the dev profile's binaries are after a build.
+pub(crate) fn dev_binaries() -> PathBuf {
+    target_dir().join("debug")
+}
+
+/// Builds every binary and test together, so that both resolve to the same features and dependencies are
+/// compiled once.
+///
+/// # Errors
+/// Cargo cannot be started, or the build fails.
+pub(crate) fn build_for_tests() -> Result<()> {
+    run(cargo().args(["build", "--locked", "--workspace", "--bins", "--tests"]))
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// It cannot be started, or ends with another status than 0.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot start {command:?}"))?;
+    if !status.success() {
+        bail!("{command:?} ended with {status}");
+    }
+    Ok(())
+}

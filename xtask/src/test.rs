@@ -1,0 +1,208 @@
+//! `xtask test`: the whole test suite with whichever runner is installed.
+//!
+//! Promise: the real binaries are built before the first test; a test that could not run here is listed at the
+//! end, never hidden; the last lines are the runner's own summary, also kept in `target/test-summary.txt`.
+
+use crate::cargo;
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// Where tests append `name: why` when they cannot run here.
+const SKIPS_VARIABLE: &str = "MUSTER_SKIPS_FILE";
+/// Where tests find the real binaries.
+const BINARIES_VARIABLE: &str = "MUSTER_BIN_DIR";
+
+/// Command line of `xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Fail on skipped tests that tests/skips.txt does not list.
+    #[arg(long)]
+    ci: bool,
+    /// Use cargo's own runner even where nextest is installed.
+    #[arg(long)]
+    plain: bool,
+    /// Passed on to the runner (for example `-p muster-journal`, or a test name).
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+/// Builds, tests and reports; answers whether all passed.
+///
+/// # Errors
+/// The build fails, or the runner cannot be started.
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    cargo::build_for_tests()?;
+    let target = cargo::target_dir();
+    let skips_file = target.join("test-skips.txt");
+    std::fs::write(&skips_file, "").with_context(|| format!("cannot write {}", skips_file.display()))?;
+
+    let runner = if arguments.plain { Runner::Cargo } else { Runner::installed() };
+    let mut command = runner.command(&arguments.rest);
+    command.env(SKIPS_VARIABLE, &skips_file).env(BINARIES_VARIABLE, cargo::dev_binaries());
+    let (passed, summary) = watch(command, runner)?;
+
+    let skips_held = report_skips(&skips_file, arguments.ci)?;
+    let summary = runner.closing_lines(&summary);
+    std::fs::write(target.join("test-summary.txt"), &summary).context("cannot write the summary")?;
+    print!("\n{summary}");
+    Ok(passed && skips_held)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runner {
+    Nextest,
+    Cargo,
+}
+
+impl Runner {
+    fn installed() -> Self {
+        let answers = cargo::cargo()
+            .args(["nextest", "--version"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success());
+        if answers { Self::Nextest } else { Self::Cargo }
+    }
+
+    fn command(self, rest: &[String]) -> Command {
+        let mut command = cargo::cargo();
+        match self {
+            Self::Nextest => command.args(["nextest", "run", "--locked", "--no-fail-fast"]),
+            Self::Cargo => command.args(["test", "--locked", "--no-fail-fast"]),
+        };
+        if !rest.iter().any(|argument| argument == "-p" || argument.starts_with("--package")) {
+            command.arg("--workspace");
+        }
+        command.args(rest);
+        command
+    }
+
+    /// Whether a line of the runner's output belongs to its own summary.
+    fn is_summary(self, line: &str) -> bool {
+        match self {
+            Self::Nextest => line.trim_start().starts_with("Summary ["),
+            Self::Cargo => line.starts_with("test result: "),
+        }
+    }
+
+    /// The summary as it is printed last. Cargo prints one line a test binary: empty ones are left out and a
+    /// total is added.
+    fn closing_lines(self, summary: &[String]) -> String {
+        let mut text = String::new();
+        let shown = summary.iter().filter(|line| !line.contains(" 0 passed; 0 failed; 0 ignored;"));
+        for line in shown {
+            text.push_str(line.trim());
+            text.push('\n');
+        }
+        if self == Self::Cargo {
+            let total = |noun: &str| summary.iter().filter_map(|line| count_before(line, noun)).sum::<u64>();
+            let (passed, failed, ignored) = (total("passed"), total("failed"), total("ignored"));
+            text.push_str(&format!("total: {passed} passed; {failed} failed; {ignored} ignored\n"));
+        }
+        text
+    }
+}
+
+/// The number before a noun: 3 in `ok. 3 passed; 0 failed`.
+fn count_before(line: &str, noun: &str) -> Option<u64> {
+    let before = line.split(noun).next()?;
+    before.split_whitespace().last()?.parse().ok()
+}
+
+/// Runs the command, passes its output on, and keeps the summary lines.
+fn watch(mut command: Command, runner: Runner) -> Result<(bool, Vec<String>)> {
+    // nextest writes its summary to stderr, cargo's harness to stdout.
+    match runner {
+        Runner::Nextest => command.stderr(Stdio::piped()),
+        Runner::Cargo => command.stdout(Stdio::piped()),
+    };
+    let mut child = command.spawn().context("cannot start the test runner")?;
+    let mut summary = Vec::new();
+    let keep = |line: &str, summary: &mut Vec<String>| {
+        if runner.is_summary(line) {
+            summary.push(line.to_owned());
+        }
+    };
+    if let Some(output) = child.stderr.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line.context("cannot read the runner's output")?;
+            eprintln!("{line}");
+            keep(&line, &mut summary);
+        }
+    }
+    if let Some(output) = child.stdout.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line.context("cannot read the runner's output")?;
+            println!("{line}");
+            keep(&line, &mut summary);
+        }
+    }
+    let status = child.wait().context("cannot wait for the test runner")?;
+    if status.success() && summary.is_empty() {
+        bail!("the runner printed no summary");
+    }
+    Ok((status.success(), summary))
+}
+
+/// Prints what was skipped; in CI only the listed names may be.
+fn report_skips(skips_file: &Path, ci: bool) -> Result<bool> {
+    let allowed_file = cargo::root().join("tests/skips.txt");
+    let allowed = std::fs::read_to_string(&allowed_file)
+        .with_context(|| format!("cannot read {}", allowed_file.display()))?;
+    let skipped = std::fs::read_to_string(skips_file).context("cannot read the skip list")?;
+    let allowed: BTreeSet<&str> = names(&allowed).collect();
+    let skipped_lines: BTreeSet<&str> = lines(&skipped).collect();
+    println!("\nskipped tests: {}", skipped_lines.len());
+    for line in &skipped_lines {
+        println!("  {line}");
+    }
+    let unlisted: Vec<&str> = names(&skipped).filter(|name| !allowed.contains(name)).collect();
+    if ci && !unlisted.is_empty() {
+        eprintln!("skipped, but not listed in tests/skips.txt: {}", unlisted.join(", "));
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+fn lines(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn names(text: &str) -> impl Iterator<Item = &str> {
+    lines(text).filter_map(|line| line.split(": ").next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_summaries_are_added_up_and_empty_ones_left_out() {
+        let summary = [
+            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+            "test result: FAILED. 2 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s",
+        ]
+        .map(str::to_owned);
+        let text = Runner::Cargo.closing_lines(&summary);
+        assert_eq!(text.lines().count(), 3);
+        assert_eq!(text.lines().last(), Some("total: 5 passed; 1 failed; 1 ignored"));
+    }
+
+    #[test]
+    fn nextest_summary_line_is_found() {
+        let line = "     Summary [   0.005s] 3 tests run: 3 passed, 0 skipped";
+        assert!(Runner::Nextest.is_summary(line));
+        assert_eq!(Runner::Nextest.closing_lines(&[line.to_owned()]), format!("{}\n", line.trim()));
+    }
+
+    #[test]
+    fn skip_lists_hold_names_with_a_reason() {
+        let text = "# comment\n\nmosquitto_pub_joins: mosquitto is not installed\nother: why: not\n";
+        assert_eq!(names(text).collect::<Vec<_>>(), ["mosquitto_pub_joins", "other"]);
+    }
+}
