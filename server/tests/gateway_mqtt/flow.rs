@@ -284,7 +284,7 @@ fn an_integration_client_follows_its_tenants_durable_messages() {
         assert_ne!(packet_id, 0, "with the higher QoS");
     }
     assert_eq!(events.message(), ("muster/acme/pump/up/event".to_owned(), event, 0));
-    assert_eq!(events.unsubscribe(2, "muster/acme/+/up/event"), []);
+    assert!(events.unsubscribe(2, "muster/acme/+/up/event").is_empty());
     events.ping();
 }
 

@@ -131,13 +131,14 @@ fn a_connect_is_answered_by_who_asks() {
     let rig = Rig::new();
     let pump = Hello::device("acme/pump");
     let senml = "muster/acme/pump/up/senml";
+    let long = "x".repeat(129);
     let table: Vec<(Hello<'_>, u8, u8, &str)> = vec![
         (Hello { user: None, password: None, ..pump }, 0x87, 5, "no_credentials"),
         (Hello { password: Some("wrong"), ..pump }, 0x86, 4, "bad_login"),
         (Hello { user: Some("acme/nobody"), ..pump }, 0x86, 4, "bad_login"),
         (Hello { user: Some("api"), ..pump }, 0x86, 4, "bad_login"),
         (Hello { user: Some("acme/pump"), password: Some(API_TOKEN), ..pump }, 0x86, 4, "bad_login"),
-        (Hello { client_id: &"x".repeat(129), ..pump }, 0x85, 2, "client_id"),
+        (Hello { client_id: &long, ..pump }, 0x85, 2, "client_id"),
         (Hello { will: Some(("muster/acme/fan/up/death", b"", 1, false)), ..pump }, 0x87, 5, "will_topic"),
         (Hello { will: Some((senml, b"", 1, false)), ..pump }, 0x87, 5, "will_topic"),
         (Hello { will: Some(("muster/acme/pump/up/death", b"", 2, false)), ..pump }, 0x9B, 5, "will_qos"),

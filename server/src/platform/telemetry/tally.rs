@@ -23,6 +23,13 @@ impl Tally {
         *self.counts.entry((tenant_id, name)).or_default() += by;
     }
 
+    /// Takes one back that was counted in this batch.
+    pub(super) fn uncount(&mut self, tenant_id: i64, name: &'static str) {
+        if let Some(count) = self.counts.get_mut(&(tenant_id, name)) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
     pub(super) fn reject(&mut self, tenant_id: i64, device_id: i64, record: &LogRecord<'_>, reason: u8) {
         self.count(tenant_id, "rejected", 1);
         let key = (tenant_id, device_id, record.received_at_us.div_euclid(MINUTE_US), record.class, reason);
