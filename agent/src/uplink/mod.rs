@@ -158,5 +158,5 @@ impl<F: Fs> Uplink<F> {
     }
 }
 
-// #[cfg(test)]
-// mod trials;
+#[cfg(test)]
+mod trials;
