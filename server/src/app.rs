@@ -137,7 +137,8 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let directory = Arc::new(Directory::new());
     let tenants = Tenants::open(registry.clone(), clock.clone(), config.clone()).await?;
     let devices =
-        Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone()).await?;
+        Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone())
+            .await?;
     let health = Health::new(metrics.clone());
     health.add("registry", move || {
         let registry = registry.clone();
@@ -214,7 +215,12 @@ impl App {
 ///
 /// # Errors
 /// Names the part that cannot start.
-pub async fn run(options: RunOptions, config: Config, clock: SharedClock, log: LogControl) -> Result<(), AppError> {
+pub async fn run(
+    options: RunOptions,
+    config: Config,
+    clock: SharedClock,
+    log: LogControl,
+) -> Result<(), AppError> {
     let live = Live::new(config);
     let app = App::start(live.clone(), clock).await?;
     first_start(&app, options.bootstrap_file.as_deref()).await?;
@@ -232,11 +238,16 @@ pub async fn run(options: RunOptions, config: Config, clock: SharedClock, log: L
 /// Makes the first tenant and owner; prints the one-time password once.
 async fn first_start(app: &App, bootstrap_file: Option<&Path>) -> Result<(), AppError> {
     let Some(first) = app.slices.tenants.first_start().await? else { return Ok(()) };
-    let mut bootstrap =
-        Bootstrap { tenant: first.tenant.to_string(), email: first.email, password: first.password, api_token: None };
+    let mut bootstrap = Bootstrap {
+        tenant: first.tenant.to_string(),
+        email: first.email,
+        password: first.password,
+        api_token: None,
+    };
     bootstrap.print();
     if let Some(path) = bootstrap_file {
-        let token = app.slices.tenants.create_bootstrap_token(&first.tenant, report::BOOTSTRAP_TOKEN_DAYS).await?;
+        let token =
+            app.slices.tenants.create_bootstrap_token(&first.tenant, report::BOOTSTRAP_TOKEN_DAYS).await?;
         bootstrap.api_token = Some(token.secret);
         bootstrap.write(path)?;
     }

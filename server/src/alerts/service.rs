@@ -58,7 +58,13 @@ pub fn open(tx: &mut Tx<'_>, alert: &NewAlert) -> Result<Option<Alert>, DbError>
 ///
 /// # Errors
 /// The database failed.
-pub fn clear(tx: &mut Tx<'_>, tenant: &TenantId, id: &str, at_us: i64, why: &str) -> Result<Option<Alert>, DbError> {
+pub fn clear(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &str,
+    at_us: i64,
+    why: &str,
+) -> Result<Option<Alert>, DbError> {
     let scope = Scope::Tenant(tenant.clone());
     let Some(mut alert) = store::get(tx, &scope, id)? else { return Ok(None) };
     let Ok(state) = alert.state.after(Step::Clear) else { return Ok(None) };
@@ -144,7 +150,13 @@ impl AlertService {
         self.answer(tenant, id, Step::Resolve, answer).await
     }
 
-    async fn answer(&self, tenant: &TenantId, id: &str, step: Step, answer: Answer) -> Result<Alert, AlertError> {
+    async fn answer(
+        &self,
+        tenant: &TenantId,
+        id: &str,
+        step: Step,
+        answer: Answer,
+    ) -> Result<Alert, AlertError> {
         if answer.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
             return Err(AlertError::NoteTooLong);
         }

@@ -185,14 +185,8 @@ impl RuleService {
             if version.is_some_and(|version| version != before.version) {
                 return Err(RuleError::Conflict);
             }
-            let rule = Rule {
-                name,
-                enabled,
-                version: before.version + 1,
-                spec,
-                updated_at_us: now_us,
-                ..before
-            };
+            let rule =
+                Rule { name, enabled, version: before.version + 1, spec, updated_at_us: now_us, ..before };
             let done = store::update(tx, &scope, &rule).map_err(name_taken)?;
             if done { Ok(rule) } else { Err(RuleError::Conflict) }
         });
