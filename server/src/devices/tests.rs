@@ -225,8 +225,14 @@ mod pki {
         assert_ne!(first.server_chain_pem(), renamed.server_chain_pem());
         assert_eq!(first.ca_spki_sha256(), renamed.ca_spki_sha256());
         let day_us = 86_400_000_000;
-        assert_eq!(open(&["fleet.example"], START_US + 59 * day_us).server_chain_pem(), renamed.server_chain_pem());
-        assert_ne!(open(&["fleet.example"], START_US + 61 * day_us).server_chain_pem(), renamed.server_chain_pem());
+        assert_eq!(
+            open(&["fleet.example"], START_US + 59 * day_us).server_chain_pem(),
+            renamed.server_chain_pem()
+        );
+        assert_ne!(
+            open(&["fleet.example"], START_US + 61 * day_us).server_chain_pem(),
+            renamed.server_chain_pem()
+        );
     }
 
     #[test]

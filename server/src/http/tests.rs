@@ -80,7 +80,10 @@ fn table() -> Vec<(&'static str, &'static str, Needs, Option<Value>)> {
         ("POST", "/api/v1/tenants/{tenant}/claims", Tenant(P::DevicesWrite), Some(json!({}))),
         ("DELETE", "/api/v1/tenants/{tenant}/claims/{claim}", Tenant(P::DevicesWrite), None),
         (
-            "GET", "/api/v1/tenants/{tenant}/devices/{device}/readings?metric=m", Tenant(P::TelemetryRead), None,
+            "GET",
+            "/api/v1/tenants/{tenant}/devices/{device}/readings?metric=m",
+            Tenant(P::TelemetryRead),
+            None,
         ),
         ("GET", "/api/v1/tenants/{tenant}/devices/{device}/last", Tenant(P::TelemetryRead), None),
         ("GET", "/api/v1/tenants/{tenant}/devices/{device}/ledger", Tenant(P::TelemetryRead), None),
@@ -115,7 +118,8 @@ fn every_operation_stands_in_the_table() {
             item.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
         })
         .collect();
-    let listed = table().into_iter().map(|(method, path, ..)| (method.to_owned(), route(path).to_owned())).collect();
+    let listed =
+        table().into_iter().map(|(method, path, ..)| (method.to_owned(), route(path).to_owned())).collect();
     assert_eq!(operations, listed);
     assert_eq!(table().iter().filter(|row| row.2 == Nothing).count(), 6, "the exception list only shrinks");
     // What is not public in the table is not public in the document, and the other way round.

@@ -274,7 +274,9 @@ fn a_changed_rule_is_loaded_and_its_alerts_cleared() {
     let mut json = hot_json(0);
     (json["name"], json["enabled"]) = (json!("at-once"), json!(false));
     let draft: RuleDraft = serde_json::from_value(json).unwrap();
-    runtime.block_on(service.update(&crate::testing::owner(&acme()), &acme(), "at-once", Some(1), draft)).unwrap();
+    runtime
+        .block_on(service.update(&crate::testing::owner(&acme()), &acme(), "at-once", Some(1), draft))
+        .unwrap();
     worker.reload_if_changed().unwrap();
     let alert = site.alerts(&runtime).remove(0);
     assert_eq!(alert.cleared_why.as_deref(), Some("rule_changed"));
