@@ -9,14 +9,17 @@
 //!
 //! Threads: `ingest-store`, `ingest-tick`, `ingest-retention`.
 
+pub mod api;
 pub mod bench;
 mod consumer;
+pub mod queries;
 mod retention;
 #[cfg(test)]
 mod tests;
 mod tick;
 #[cfg(test)]
 mod trials;
+mod views;
 
 pub use consumer::{BATCH_BYTES_MAX, COMMIT_INTERVAL, Consumer, IngestError, OnStored, Step};
 pub use retention::PolicySource;

@@ -2,11 +2,11 @@
 
 use muster_server::devices::directory::{DeviceAuth, Directory, IntegrationToken, token_hash};
 use muster_server::gateway::{self, Config, Dependencies, Gateway};
-use muster_server::platform::clock::{Clock, SystemClock};
+use muster_server::platform::clock::SystemClock;
 use muster_server::platform::event_log::{EventLog, Kind, Options, Origin, Pin};
 use muster_wire::{DeviceId, Envelope, QueueId, TenantId, UpClass};
 use prometheus::Registry;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -57,6 +57,9 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        // A name of its own: OpenSSL takes a certificate with its issuer's name for a self-signed one.
+        params.distinguished_name.push(DnType::CommonName, "test authority");
         let pem = params.self_signed(&key).unwrap().pem();
         Self { pem, issuer: Issuer::new(params, key) }
     }
@@ -194,10 +197,6 @@ impl Rig {
     pub fn wait_metric(&self, name: &str, reason: &str, value: u64) {
         wait_until(&format!("{name} {reason} is {value}"), || self.metric(name, reason) == value);
     }
-}
-
-pub fn now_us() -> i64 {
-    SystemClock.now_us()
 }
 
 /// A queue record's envelope.

@@ -12,6 +12,7 @@ pub use load::{ConfigError, ENV_PREFIX, Sources};
 pub use reload::{Live, RELOADABLE, changed_keys};
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
@@ -92,6 +93,8 @@ pub struct MqttSection {
     pub advertise_port: Option<u16>,
     /// Open connections.
     pub connections_max: usize,
+    /// Threads that serve connections.
+    pub worker_threads: usize,
 }
 
 /// The server's own certificate authority.
@@ -158,12 +161,12 @@ pub struct LimitsSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionSection {
-    /// Readings.
-    pub readings_days: u32,
-    /// Events, dead letters, rejected and lost rows.
-    pub events_days: u32,
-    /// Closed alerts.
+    /// Readings, events, dead letters and rejected messages.
+    pub telemetry_days: u32,
+    /// Alerts that were resolved or cleared.
     pub alerts_days: u32,
+    /// Days of telemetry by tenant, where it is not `telemetry_days`.
+    pub tenants: BTreeMap<String, u32>,
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -233,6 +236,7 @@ impl Default for MqttSection {
             plain_listen: None,
             advertise_port: None,
             connections_max: 18_000,
+            worker_threads: 1,
         }
     }
 }
@@ -269,7 +273,7 @@ impl Default for LimitsSection {
 
 impl Default for RetentionSection {
     fn default() -> Self {
-        Self { readings_days: 30, events_days: 90, alerts_days: 365 }
+        Self { telemetry_days: 30, alerts_days: 365, tenants: BTreeMap::new() }
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use toml::{Table, Value};
 
 /// Sections that apply without a restart.
-pub const RELOADABLE: [&str; 5] = ["log", "auth", "quota", "limits", "retention"];
+pub const RELOADABLE: [&str; 4] = ["log", "auth", "quota", "retention"];
 
 /// The configuration in force; clones share it. Cheap to read on every request.
 #[derive(Clone, Debug)]
@@ -41,11 +41,13 @@ impl Live {
     pub fn reload(&self, sources: &Sources) -> Result<(Vec<String>, Vec<String>), ConfigError> {
         let next = sources.load()?;
         let old = self.get();
-        let reloadable = |key: &String| RELOADABLE.iter().any(|section| key.split('.').next() == Some(*section));
-        let (applied, refused): (Vec<_>, Vec<_>) = changed_keys(&old, &next).into_iter().partition(reloadable);
+        let reloadable =
+            |key: &String| RELOADABLE.iter().any(|section| key.split('.').next() == Some(*section));
+        let (applied, refused): (Vec<_>, Vec<_>) =
+            changed_keys(&old, &next).into_iter().partition(reloadable);
         if !applied.is_empty() {
-            let Config { log, auth, quota, limits, retention, .. } = next;
-            self.now.send_replace(Arc::new(Config { log, auth, quota, limits, retention, ..(*old).clone() }));
+            let Config { log, auth, quota, retention, .. } = next;
+            self.now.send_replace(Arc::new(Config { log, auth, quota, retention, ..(*old).clone() }));
         }
         Ok((applied, refused))
     }
@@ -60,7 +62,8 @@ pub fn changed_keys(old: &Config, new: &Config) -> Vec<String> {
         keys
     };
     let (old, new) = (flat(old), flat(new));
-    let mut changed: Vec<String> = old.iter().filter(|pair| !new.contains(pair)).map(|(key, _)| key.clone()).collect();
+    let mut changed: Vec<String> =
+        old.iter().filter(|pair| !new.contains(pair)).map(|(key, _)| key.clone()).collect();
     changed.extend(new.iter().filter(|pair| !old.contains(pair)).map(|(key, _)| key.clone()));
     changed.sort();
     changed.dedup();
