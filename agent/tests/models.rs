@@ -44,7 +44,10 @@ fn stored(queue: &Queue, class: QueueClass, mut take: impl FnMut(&[u8])) {
     let mut reader = queue.reader(class, 1).unwrap();
     let mut at = 1;
     while at < next {
-        at = reader.next_batch(1 << 20, |record| take(Body::read(record.payload).unwrap().bytes)).unwrap().next;
+        at = reader
+            .next_batch(1 << 20, |record| take(Body::read(record.payload).unwrap().bytes))
+            .unwrap()
+            .next;
     }
 }
 
@@ -55,7 +58,8 @@ fn events(queue: &Queue) -> Vec<Event> {
 }
 
 fn demo_rows() -> CsvReader {
-    let path = std::fs::read_dir(bundle("motion-anomaly").join("demo")).unwrap().next().unwrap().unwrap().path();
+    let path =
+        std::fs::read_dir(bundle("motion-anomaly").join("demo")).unwrap().next().unwrap().unwrap().path();
     CsvReader::open(&path, &[], None).unwrap()
 }
 
@@ -86,12 +90,17 @@ fn sensor_rows_become_scores_and_a_raised_and_cleared_anomaly() {
 #[test]
 fn pictures_become_digits() {
     let mut bench = bench("meter-digits", Feed::Pictures, "scores = false");
-    let mut files: Vec<_> =
-        std::fs::read_dir(bundle("meter-digits").join("demo")).unwrap().map(|file| file.unwrap().path()).collect();
+    let mut files: Vec<_> = std::fs::read_dir(bundle("meter-digits").join("demo"))
+        .unwrap()
+        .map(|file| file.unwrap().path())
+        .collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "png"));
     files.sort();
     for path in &files {
-        bench.pipeline.take(Sample { measured_at_us: 1, content: Content::Image { path: path.clone() } }).unwrap();
+        bench
+            .pipeline
+            .take(Sample { measured_at_us: 1, content: Content::Image { path: path.clone() } })
+            .unwrap();
     }
     let events = events(&bench.queue);
     assert_eq!(events.len(), files.len());
