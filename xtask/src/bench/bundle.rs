@@ -56,7 +56,7 @@ fn expected() -> f64 {
 }
 
 fn manifest() -> Result<String> {
-    let list = |text: &str| vec![text; COLUMNS].join(", ");
+    let list = |text: &str| [text; COLUMNS].join(", ");
     let columns: Vec<String> = (0..COLUMNS).map(|number| format!("{:?}", column(number))).collect();
     let mut text = format!(
         "format = 1\nname = \"bench-dense\"\nversion = \"1.0.0\"\nlicence = \"Apache-2.0 OR MIT\"\ntask = \"anomaly\"\n\n\

@@ -35,7 +35,7 @@ const COMMON: [&str; 8] = [
 /// The log must hold the stalled minute and the blast.
 const BIG_LOG: [&str; 2] = ["--set", "event_log.bytes_max=17179869184"];
 /// Nobody reads the log.
-const CONSUMERS_OFF: [&str; 2] = ["--set", "ingest.enabled=false"];
+const CONSUMERS_OFF: [&str; 2] = ["--set", "event_log.consumers=false"];
 /// The longest drain of the stalled log.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
 
