@@ -140,7 +140,8 @@ pub struct App {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     gateway: Gateway,
-    consumers: Consumers,
+    /// None where the configuration leaves the log unread.
+    consumers: Option<Consumers>,
     log: EventLog,
     _lock: DataDirLock,
 }
@@ -206,7 +207,10 @@ impl App {
         // Bound before the gateway starts: a taken port refuses the start before any device was let in.
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
-        let consumers = Consumers::start(&config, &parts)?;
+        let consumers = match now.event_log.consumers {
+            true => Some(Consumers::start(&config, &parts)?),
+            false => None,
+        };
         let gateway = start_gateway(&now, &parts)?;
         let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
         let addresses = Addresses { http, enroll, mqtt_tls, mqtt_plain };
@@ -236,7 +240,9 @@ impl App {
         let (gateway, consumers, log) = (self.gateway, self.consumers, self.log);
         let closed = tokio::task::spawn_blocking(move || {
             gateway.stop();
-            consumers.stop();
+            if let Some(consumers) = consumers {
+                consumers.stop();
+            }
             log.close()
         });
         match closed.await {
