@@ -191,7 +191,7 @@ async fn health_documentation_and_metrics_answer_without_credentials() {
     let degraded = app.call(As::Nobody, "GET", "/readyz", None).await.expect(503);
     assert_eq!(degraded["parts"]["broken"], "out of order");
     let metrics = app.call(As::Nobody, "GET", "/metrics", None).await;
-    assert!(metrics.text.contains("muster_http_requests_total{method=\"GET\",status=\"503\"} 1"), "{}", metrics.text);
+    assert!(metrics.text.contains("http_requests_total{method=\"GET\",status=\"503\"} 1"), "{}", metrics.text);
     let document = app.call(As::Nobody, "GET", "/api/v1/openapi.json", None).await.expect(200);
     assert_eq!(document["openapi"], "3.1.0");
     let viewer = app.call(As::Nobody, "GET", "/docs/", None).await;
