@@ -2,11 +2,11 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use muster_agent::app;
 use muster_agent::clock::AgentClock;
 use muster_agent::config::{Config, SourceConfig};
 use muster_agent::queue::{Bounds, inspect};
 use muster_agent::source::CsvReader;
-use muster_agent::app;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -115,7 +115,10 @@ fn enroll(file: &Path, claim: &str) -> Result<()> {
     let config = Config::load(file)?;
     start_log(&config)?;
     let identity = runtime(0)?.block_on(app::enroll(&config, claim))?;
-    println!("enrolled as {}/{}, server {}:{}", identity.tenant, identity.device, identity.mqtt_host, identity.mqtt_port);
+    println!(
+        "enrolled as {}/{}, server {}:{}",
+        identity.tenant, identity.device, identity.mqtt_host, identity.mqtt_port
+    );
     Ok(())
 }
 
@@ -133,7 +136,12 @@ fn check(file: &Path) -> Result<()> {
     for line in app::check_models(&config)? {
         println!("{line}");
     }
-    println!("{}: {} sources, {} pipelines, ok", file.display(), config.sources.len(), config.pipelines.len());
+    println!(
+        "{}: {} sources, {} pipelines, ok",
+        file.display(),
+        config.sources.len(),
+        config.pipelines.len()
+    );
     Ok(())
 }
 
@@ -146,12 +154,21 @@ fn queue_inspect(file: &Path, json: bool) -> Result<()> {
         return Ok(());
     }
     for class in &inspection.classes {
-        println!("{}: accepted {}, dropped {}, released below {}, next {}", class.class, class.accepted, class.dropped, class.released, class.next);
+        println!(
+            "{}: accepted {}, dropped {}, released below {}, next {}",
+            class.class, class.accepted, class.dropped, class.released, class.next
+        );
         for range in &class.openings {
             println!("  accepted {} {}..={}", range.queue_id, range.first, range.last);
         }
         for range in &class.drops {
-            println!("  dropped  {} {}..={} {}", range.queue_id, range.first, range.last, range.reason.as_str());
+            println!(
+                "  dropped  {} {}..={} {}",
+                range.queue_id,
+                range.first,
+                range.last,
+                range.reason.as_str()
+            );
         }
     }
     Ok(())

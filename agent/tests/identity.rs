@@ -43,7 +43,8 @@ impl Server {
     async fn start() -> Self {
         let ca = Arc::new(ca());
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &*ca).unwrap();
+        let certificate =
+            CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &*ca).unwrap();
         let chain = vec![certificate.der().clone(), ca.der().clone()];
         let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let config = rustls::ServerConfig::builder_with_provider(muster_agent::tls::provider())
@@ -155,7 +156,8 @@ async fn a_server_of_another_ca_hears_no_token() {
     let server = Server::start().await;
     let dir = tempfile::tempdir().unwrap();
     let claim = Claim { ca_spki_sha256: [7; 32], ..server.claim.clone() };
-    let error = identity::enroll(dir.path(), &claim, None, Arc::new(AgentClock::default())).await.unwrap_err();
+    let error =
+        identity::enroll(dir.path(), &claim, None, Arc::new(AgentClock::default())).await.unwrap_err();
     assert!(matches!(error, EnrollError::Connect { .. }), "{error:?}");
     assert!(server.seen.lock().unwrap().is_empty());
 }
@@ -165,7 +167,8 @@ async fn a_server_under_another_name_hears_no_token() {
     let server = Server::start().await;
     let dir = tempfile::tempdir().unwrap();
     let claim = Claim { host: "127.0.0.1".into(), ..server.claim.clone() };
-    let error = identity::enroll(dir.path(), &claim, None, Arc::new(AgentClock::default())).await.unwrap_err();
+    let error =
+        identity::enroll(dir.path(), &claim, None, Arc::new(AgentClock::default())).await.unwrap_err();
     assert!(matches!(error, EnrollError::Connect { .. }), "{error:?}");
     assert!(server.seen.lock().unwrap().is_empty());
 }

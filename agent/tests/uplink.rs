@@ -49,7 +49,8 @@ impl Bench {
     fn start(&mut self) {
         let (sender, stop) = stop_pair();
         let settings = Arc::new(settings(self.broker.port));
-        let uplink = Uplink::new(self.queue.clone(), Arc::new(AgentClock::default()), Metrics::new(), stop, settings);
+        let uplink =
+            Uplink::new(self.queue.clone(), Arc::new(AgentClock::default()), Metrics::new(), stop, settings);
         self.stop = sender;
         self.task = Some(tokio::spawn(async move { uplink.run().await.unwrap() }));
     }
@@ -57,7 +58,10 @@ impl Bench {
     async fn put(&self, class: QueueClass, count: usize) -> u64 {
         let queue = self.queue.clone();
         let put = move || {
-            let last = (0..count).map(|n| queue.append(class, 7, &[u8::try_from(n % 256).unwrap()]).unwrap()).last().unwrap();
+            let last = (0..count)
+                .map(|n| queue.append(class, 7, &[u8::try_from(n % 256).unwrap()]).unwrap())
+                .last()
+                .unwrap();
             queue.wait_accepted(class, last).unwrap();
             last
         };
@@ -178,7 +182,8 @@ async fn the_window_holds_with_a_silent_server() {
     for _ in 0..30 {
         bench.broker.next_of(UpClass::Telemetry).await;
     }
-    let more = tokio::time::timeout(Duration::from_millis(300), bench.broker.next_of(UpClass::Telemetry)).await;
+    let more =
+        tokio::time::timeout(Duration::from_millis(300), bench.broker.next_of(UpClass::Telemetry)).await;
     assert!(more.is_err(), "a thirty-first record came");
     assert_eq!(bench.queue.released(), [1, 1]);
 }

@@ -14,9 +14,9 @@ mod report;
 
 use consumers::Consumers;
 pub use lock::DataDirLock;
+pub(crate) use parts::Parts;
 #[cfg(test)]
 pub(crate) use parts::build;
-pub(crate) use parts::Parts;
 pub use report::{Addresses, Bootstrap};
 
 use crate::devices::directory::Directory;
@@ -157,7 +157,8 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<(TcpListener, 
 /// TLS of the enrolment listener: the server's certificate, no client certificate.
 fn enroll_tls(pki: &Pki) -> Result<TlsAcceptor, AppError> {
     let bad = |error: rustls::pki_types::pem::Error| AppError::Tls(rustls::Error::General(error.to_string()));
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pki.server_chain_pem().as_bytes()).collect();
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(pki.server_chain_pem().as_bytes()).collect();
     let key = PrivateKeyDer::from_pem_slice(pki.server_key_pem().as_bytes()).map_err(bad)?;
     let mut config = rustls::ServerConfig::builder_with_provider(gateway::provider())
         .with_safe_default_protocol_versions()
@@ -190,9 +191,10 @@ async fn follow_limits(set: gateway::RateSetter, config: Live, mut stop: watch::
 
 fn start_gateway(config: &Config, parts: &Parts) -> Result<Gateway, AppError> {
     let pki = &parts.pki;
-    let tls = config.mqtt.tls_listen.map(|_| {
-        gateway::server_config(pki.server_chain_pem(), pki.server_key_pem(), pki.ca_pem())
-    });
+    let tls = config
+        .mqtt
+        .tls_listen
+        .map(|_| gateway::server_config(pki.server_chain_pem(), pki.server_key_pem(), pki.ca_pem()));
     let settings = gateway::Config {
         tls_listen: config.mqtt.tls_listen,
         plain_listen: config.mqtt.plain_listen,
@@ -270,7 +272,12 @@ impl App {
 ///
 /// # Errors
 /// Names the part that cannot start.
-pub async fn run(options: RunOptions, config: Config, clock: SharedClock, log: LogControl) -> Result<(), AppError> {
+pub async fn run(
+    options: RunOptions,
+    config: Config,
+    clock: SharedClock,
+    log: LogControl,
+) -> Result<(), AppError> {
     let files = files::raise_limit();
     if files < config.mqtt.connections_max as u64 {
         tracing::warn!(files, connections_max = config.mqtt.connections_max, "fewer open files than connections");
@@ -292,11 +299,16 @@ pub async fn run(options: RunOptions, config: Config, clock: SharedClock, log: L
 /// Makes the first tenant and owner; prints the one-time password once.
 async fn first_start(app: &App, bootstrap_file: Option<&Path>) -> Result<(), AppError> {
     let Some(first) = app.slices.tenants.first_start().await? else { return Ok(()) };
-    let mut bootstrap =
-        Bootstrap { tenant: first.tenant.to_string(), email: first.email, password: first.password, api_token: None };
+    let mut bootstrap = Bootstrap {
+        tenant: first.tenant.to_string(),
+        email: first.email,
+        password: first.password,
+        api_token: None,
+    };
     bootstrap.print();
     if let Some(path) = bootstrap_file {
-        let token = app.slices.tenants.create_bootstrap_token(&first.tenant, report::BOOTSTRAP_TOKEN_DAYS).await?;
+        let token =
+            app.slices.tenants.create_bootstrap_token(&first.tenant, report::BOOTSTRAP_TOKEN_DAYS).await?;
         bootstrap.api_token = Some(token.secret);
         bootstrap.write(path)?;
     }

@@ -21,7 +21,9 @@ use std::time::Duration;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder, SecurityRequirement};
+use utoipa::openapi::{
+    Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder, SecurityRequirement,
+};
 use utoipa_axum::router::OpenApiRouter;
 
 /// What the routes stand on.
@@ -66,7 +68,8 @@ fn with_problems(mut document: OpenApi) -> OpenApi {
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             let content = Content::new(Some(Ref::from_schema_name("Problem")));
-            let answer = ResponseBuilder::new().description("Any error").content(http_kit::PROBLEM_JSON, content);
+            let answer =
+                ResponseBuilder::new().description("Any error").content(http_kit::PROBLEM_JSON, content);
             operation.responses.responses.insert("default".into(), RefOr::T(answer.build()));
         }
     }

@@ -35,11 +35,7 @@ fn problem(field: impl Into<String>, expected: impl Into<String>, found: impl Di
 }
 
 fn within<T: PartialOrd + Display>(field: impl Into<String>, value: T, min: T, max: T) -> Checked {
-    if value >= min && value <= max {
-        Ok(())
-    } else {
-        Err(problem(field, format!("{min} to {max}"), value))
-    }
+    if value >= min && value <= max { Ok(()) } else { Err(problem(field, format!("{min} to {max}"), value)) }
 }
 
 fn name_ok(field: impl Into<String>, name: &str) -> Checked {
@@ -63,7 +59,11 @@ pub(super) fn check(config: &Config) -> Checked {
     for source in &config.sources {
         check_source(source)?;
         if !names.insert(source.name()) {
-            return Err(problem("source.name", "a name that no other source has", format!("{:?}", source.name())));
+            return Err(problem(
+                "source.name",
+                "a name that no other source has",
+                format!("{:?}", source.name()),
+            ));
         }
     }
     let mut names = HashSet::new();
@@ -89,7 +89,8 @@ fn check_identity(identity: &Identity) -> Checked {
         name_ok("identity.device_name", name)?;
     }
     let token_parts = [
-        ("identity.tenant", identity.tenant.is_some()), ("identity.device", identity.device.is_some()),
+        ("identity.tenant", identity.tenant.is_some()),
+        ("identity.device", identity.device.is_some()),
         ("identity.token_file", identity.token_file.is_some()),
     ];
     if token_parts.iter().any(|part| part.1) {

@@ -3,7 +3,9 @@
 use crate::config;
 use crate::metrics::Refusal;
 use crate::source::Content;
-use muster_runtime::{Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError};
+use muster_runtime::{
+    Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError,
+};
 use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
 use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind};
 use std::path::{Path, PathBuf};
@@ -145,10 +147,18 @@ impl Scorer {
             (Kind::Series { pipeline, columns, row }, Content::Row { values, number }) => {
                 row.clear();
                 for column in columns.iter() {
-                    let value = values.iter().find(|(name, _)| **name == **column).and_then(|(_, value)| value.as_number());
-                    row.push(value.ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?);
+                    let value = values
+                        .iter()
+                        .find(|(name, _)| **name == **column)
+                        .and_then(|(_, value)| value.as_number());
+                    row.push(
+                        value
+                            .ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?,
+                    );
                 }
-                let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else { return Ok(None) };
+                let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else {
+                    return Ok(None);
+                };
                 (inference, number.to_string())
             }
             (Kind::Image(pipeline), Content::Image { path }) => {

@@ -108,7 +108,12 @@ fn inspect_class(queue: &Queue, class: QueueClass, lines: &[Line]) -> ClassInspe
         openings: sorted(openings),
         drops: drops
             .into_iter()
-            .map(|drop| DroppedRange { queue_id: drop.queue_id, first: drop.first, last: drop.last, reason: drop.reason })
+            .map(|drop| DroppedRange {
+                queue_id: drop.queue_id,
+                first: drop.first,
+                last: drop.last,
+                reason: drop.reason,
+            })
             .collect(),
     }
 }

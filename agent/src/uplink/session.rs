@@ -53,7 +53,12 @@ pub(super) struct Session<'a, F: Fs> {
 }
 
 impl<'a, F: Fs> Session<'a, F> {
-    pub(super) fn new(uplink: &'a mut Uplink<F>, core: &'a mut Core, lanes: &'a mut Lanes<F>, link: Link) -> Self {
+    pub(super) fn new(
+        uplink: &'a mut Uplink<F>,
+        core: &'a mut Core,
+        lanes: &'a mut Lanes<F>,
+        link: Link,
+    ) -> Self {
         let now = Instant::now();
         let released = uplink.queue.released();
         Self {

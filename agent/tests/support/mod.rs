@@ -140,7 +140,8 @@ async fn serve(
                 let (id, payload) = ([rest[0], rest[1]], &rest[3..]);
                 let envelope = Envelope::decode(payload).unwrap();
                 let (class, queue_id, seq) = (envelope.class, envelope.queue_id.0, envelope.seq);
-                let _ = seen.send(Seen::Publish { topic, class, queue_id, seq, body: envelope.body.to_vec() });
+                let _ =
+                    seen.send(Seen::Publish { topic, class, queue_id, seq, body: envelope.body.to_vec() });
                 gated = seq != 0;
                 let answer = if seq == 0 { None } else { plan.lock().unwrap().pop_front() };
                 match answer.unwrap_or(Answer::Reason(0)) {

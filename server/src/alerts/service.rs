@@ -51,7 +51,13 @@ pub fn open(tx: &mut Tx<'_>, alert: &NewAlert) -> Result<Option<Alert>, DbError>
 ///
 /// # Errors
 /// The database failed.
-pub fn clear(tx: &mut Tx<'_>, tenant: &TenantId, id: &str, at_us: i64, why: &str) -> Result<Option<Alert>, DbError> {
+pub fn clear(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &str,
+    at_us: i64,
+    why: &str,
+) -> Result<Option<Alert>, DbError> {
     let scope = Scope::Tenant(tenant.clone());
     let Some(mut alert) = store::get(tx, &scope, id)? else { return Ok(None) };
     let Ok(state) = alert.state.after(Step::Clear) else { return Ok(None) };
@@ -176,7 +182,11 @@ impl AlertService {
                 alert.note = note;
             }
             store::update(tx, &scope, &alert)?;
-            audit::append(tx, &scope, &AuditEntry { at_us: now_us, actor: &actor, action, object: &id, detail })?;
+            audit::append(
+                tx,
+                &scope,
+                &AuditEntry { at_us: now_us, actor: &actor, action, object: &id, detail },
+            )?;
             Ok::<_, AlertError>(alert)
         });
         let alert = changed.await?;

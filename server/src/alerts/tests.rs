@@ -62,8 +62,14 @@ fn every_step_from_every_state() {
 async fn the_same_alert_opens_once_and_clears_once() {
     let dir = tempfile::tempdir().unwrap();
     let db = registry(dir.path());
-    assert_eq!(open_all(&db, vec![alert("acme", 1, Severity::Info), alert("acme", 1, Severity::Info)]).await, 1);
-    assert_eq!(open_all(&db, vec![alert("acme", 1, Severity::Info), alert("other", 1, Severity::Info)]).await, 1);
+    assert_eq!(
+        open_all(&db, vec![alert("acme", 1, Severity::Info), alert("acme", 1, Severity::Info)]).await,
+        1
+    );
+    assert_eq!(
+        open_all(&db, vec![alert("acme", 1, Severity::Info), alert("other", 1, Severity::Info)]).await,
+        1
+    );
     let clear = |who: &'static str| {
         let db = db.clone();
         async move {
@@ -96,8 +102,14 @@ async fn lists_page_and_filter_within_the_tenant() {
     assert_eq!(seen, [9, 8, 7, 6, 5, 4, 3, 2, 1]);
     let count = async |filter| service.list(&acme, filter, None, 100).await.unwrap().len();
     assert_eq!(count(AlertFilter { device: Some("d1".into()), ..AlertFilter::default() }).await, 5);
-    assert_eq!(count(AlertFilter { severity_min: Some(Severity::Warning), ..AlertFilter::default() }).await, 6);
-    assert_eq!(count(AlertFilter { severity_min: Some(Severity::Critical), ..AlertFilter::default() }).await, 3);
+    assert_eq!(
+        count(AlertFilter { severity_min: Some(Severity::Warning), ..AlertFilter::default() }).await,
+        6
+    );
+    assert_eq!(
+        count(AlertFilter { severity_min: Some(Severity::Critical), ..AlertFilter::default() }).await,
+        3
+    );
     assert_eq!(count(AlertFilter { historical: Some(true), ..AlertFilter::default() }).await, 3);
     assert_eq!(count(AlertFilter { state: Some(AlertState::Acked), ..AlertFilter::default() }).await, 0);
     assert_eq!(count(AlertFilter { rule_id: Some("r2".into()), ..AlertFilter::default() }).await, 0);
@@ -115,7 +127,10 @@ async fn people_answer_once_and_watchers_are_told() {
     let me = crate::testing::owner(&acme);
     let mut watcher = live.subscribe("acme", Filter::default(), None).unwrap();
     let acked = service.ack(&me, &acme, &id, note("on my way")).await.unwrap();
-    assert_eq!((acked.state, acked.acked_at_us, acked.note.as_deref()), (AlertState::Acked, Some(77), Some("on my way")));
+    assert_eq!(
+        (acked.state, acked.acked_at_us, acked.note.as_deref()),
+        (AlertState::Acked, Some(77), Some("on my way"))
+    );
     assert!(watcher.next().await.unwrap().json.contains("\"state\":\"acked\""));
     assert!(matches!(service.ack(&me, &acme, &id, None).await, Err(AlertError::Illegal(_))));
     assert!(matches!(service.ack(&me, &tenant("other"), &id, None).await, Err(AlertError::NotFound)));

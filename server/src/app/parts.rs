@@ -51,7 +51,8 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let tenants = Tenants::open(registry.clone(), clock.clone(), config.clone()).await?;
     integrations(&tenants, &directory);
     let devices =
-        Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone()).await?;
+        Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone())
+            .await?;
     let live = LiveBus::new();
     let board = Arc::new(RuleBoard::default());
     let labels = devices.labels().clone();

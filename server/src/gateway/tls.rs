@@ -48,7 +48,11 @@ pub fn provider() -> Arc<CryptoProvider> {
 ///
 /// # Errors
 /// Names the text at fault.
-pub fn server_config(chain_pem: &str, key_pem: &str, device_ca_pem: &str) -> Result<Arc<ServerConfig>, TlsError> {
+pub fn server_config(
+    chain_pem: &str,
+    key_pem: &str,
+    device_ca_pem: &str,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let certificates = |what, pem: &str| {
         let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
         all.map_err(|source| TlsError::Pem { what, source })

@@ -72,7 +72,8 @@ fn parse_step(text: &str) -> Result<i64, ApiError> {
     let (digits, unit_s) = unit.unwrap_or((text, 1));
     let seconds = digits.parse::<i64>().ok().and_then(|count| count.checked_mul(unit_s));
     let seconds = seconds.filter(|seconds| (1..=366 * 86_400).contains(seconds));
-    let seconds = seconds.ok_or_else(|| ApiError::invalid("step", "must be 1s to 366d: `10s`, `5m`, `1h`, `1d`"))?;
+    let seconds =
+        seconds.ok_or_else(|| ApiError::invalid("step", "must be 1s to 366d: `10s`, `5m`, `1h`, `1d`"))?;
     Ok(seconds * 1_000_000)
 }
 

@@ -7,8 +7,8 @@ use crate::devices::{Devices, DevicesError};
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::telemetry::{
-    self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LastValue, Points, ReadingsQuery, RejectedRow,
-    TelemetryStore, Totals,
+    self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LastValue, Points, ReadingsQuery,
+    RejectedRow, TelemetryStore, Totals,
 };
 use muster_wire::{DeviceId, TenantId};
 
@@ -58,7 +58,12 @@ impl Queries {
     ///
     /// # Errors
     /// No such device; the database's.
-    pub async fn readings(&self, tenant: &TenantId, device: &DeviceId, range: Range) -> Result<Points, DevicesError> {
+    pub async fn readings(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        range: Range,
+    ) -> Result<Points, DevicesError> {
         self.devices.get(tenant, device).await?;
         let to_us = range.to_us.unwrap_or_else(|| self.clock.now_us().saturating_add(1));
         let query = ReadingsQuery {
@@ -94,7 +99,11 @@ impl Queries {
     ///
     /// # Errors
     /// No such device; the database's.
-    pub async fn device_ledger(&self, tenant: &TenantId, device: &DeviceId) -> Result<DeviceLedger, DevicesError> {
+    pub async fn device_ledger(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<DeviceLedger, DevicesError> {
         self.devices.get(tenant, device).await?;
         let device = device.to_string();
         Ok(self.read(tenant, move |tx, scope| telemetry::device_ledger(tx, scope, &device)).await?)

@@ -1,7 +1,8 @@
 //! What stands in the API's answers; the store's rows may change without it.
 
 use crate::platform::telemetry::{
-    DeadLetter, DeviceLedger, EventRow, LastValue, MergedQueues, Point, Points, QueueLedger, RejectedRow, Totals,
+    DeadLetter, DeviceLedger, EventRow, LastValue, MergedQueues, Point, Points, QueueLedger, RejectedRow,
+    Totals,
 };
 use muster_wire::{DropReason, UpClass, Value};
 use std::collections::BTreeMap;
@@ -31,7 +32,8 @@ pub struct ReadingsView {
 
 impl From<Points> for ReadingsView {
     fn from(found: Points) -> Self {
-        let view = |Point { ts_us, value, count, clock_suspect }| PointView { ts_us, value, count, clock_suspect };
+        let view =
+            |Point { ts_us, value, count, clock_suspect }| PointView { ts_us, value, count, clock_suspect };
         Self { points: found.points.into_iter().map(view).collect(), truncated: found.truncated }
     }
 }
@@ -240,7 +242,11 @@ impl From<QueueLedger> for QueueView {
             pending: queue.pending,
             lost: queue.lost,
             duplicated: queue.duplicates,
-            stored_ranges: queue.stored_ranges.into_iter().map(|held| range(held.first, held.last, None)).collect(),
+            stored_ranges: queue
+                .stored_ranges
+                .into_iter()
+                .map(|held| range(held.first, held.last, None))
+                .collect(),
             dropped_ranges: queue
                 .dropped_ranges
                 .into_iter()
@@ -312,7 +318,11 @@ impl From<DeviceLedger> for DeviceLedgerView {
         }
         totals.accepted = totals.stored + totals.dropped + totals.pending + totals.lost;
         let merged = ledger.merged.into_iter().map(|(class, merged)| (class.to_owned(), merged.into()));
-        Self { totals, queues: ledger.queues.into_iter().map(QueueView::from).collect(), merged: merged.collect() }
+        Self {
+            totals,
+            queues: ledger.queues.into_iter().map(QueueView::from).collect(),
+            merged: merged.collect(),
+        }
     }
 }
 

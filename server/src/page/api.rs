@@ -84,7 +84,8 @@ pub async fn live_stream(
     let unknown = EventId { epoch: !bus.newest().epoch, seq: 0 };
     let last = last.map(|text| EventId::parse(&text).unwrap_or(unknown));
     let subscription = bus.subscribe(tenant.as_str(), filter, last);
-    let subscription = subscription.map_err(|full| ApiError::new(ErrorCode::RateLimited, full.to_string()))?;
+    let subscription =
+        subscription.map_err(|full| ApiError::new(ErrorCode::RateLimited, full.to_string()))?;
     Ok(Sse::new(events(subscription, bus.newest())))
 }
 
@@ -99,8 +100,13 @@ struct Streaming {
 
 fn events(subscription: Subscription, newest: EventId) -> impl Stream<Item = Result<Event, Infallible>> {
     let now = Instant::now();
-    let start =
-        Streaming { subscription, hello: Some(newest), ping_at: now + HEARTBEAT, until: now + STREAM_LIFE_MAX, over: false };
+    let start = Streaming {
+        subscription,
+        hello: Some(newest),
+        ping_at: now + HEARTBEAT,
+        until: now + STREAM_LIFE_MAX,
+        over: false,
+    };
     stream::unfold(start, |mut streaming| async move {
         let event = streaming.next().await?;
         Some((Ok(event), streaming))
@@ -142,9 +148,13 @@ impl Streaming {
 fn hello(resume: Resume, newest: EventId) -> Event {
     match resume {
         // Replayed events carry ids of their own; the last one given stays until they come.
-        Resume::Replayed(count) => Event::default().retry(RETRY).event("hello").data(format!("replays {count}")),
+        Resume::Replayed(count) => {
+            Event::default().retry(RETRY).event("hello").data(format!("replays {count}"))
+        }
         Resume::Fresh => Event::default().retry(RETRY).event("hello").id(newest.to_string()).data("fresh"),
-        Resume::Gap => Event::default().retry(RETRY).event("reset").id(newest.to_string()).data("events were missed"),
+        Resume::Gap => {
+            Event::default().retry(RETRY).event("reset").id(newest.to_string()).data("events were missed")
+        }
     }
 }
 

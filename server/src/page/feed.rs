@@ -149,7 +149,8 @@ impl Feed {
                     self.left_out.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
-                let shown = ResultShown { kind: *kind, label: label.clone(), score: *score, at_us: *measured_at_us };
+                let shown =
+                    ResultShown { kind: *kind, label: label.clone(), score: *score, at_us: *measured_at_us };
                 news.results.insert(pipeline.clone(), shown);
             }
             StoredWhat::Ledger => news.ledger = true,

@@ -141,7 +141,12 @@ impl RuleService {
     ///
     /// # Errors
     /// A field is wrong, the name is taken, or the tenant has too many.
-    pub async fn create(&self, who: &Principal, tenant: &TenantId, draft: RuleDraft) -> Result<Rule, RuleError> {
+    pub async fn create(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        draft: RuleDraft,
+    ) -> Result<Rule, RuleError> {
         let (name, enabled, spec) = draft.parts();
         check(tenant, &name, &spec)?;
         let now_us = self.clock.now_us();
@@ -190,14 +195,8 @@ impl RuleService {
             if version.is_some_and(|version| version != before.version) {
                 return Err(RuleError::Conflict);
             }
-            let rule = Rule {
-                name,
-                enabled,
-                version: before.version + 1,
-                spec,
-                updated_at_us: now_us,
-                ..before
-            };
+            let rule =
+                Rule { name, enabled, version: before.version + 1, spec, updated_at_us: now_us, ..before };
             if !store::update(tx, &scope, &rule).map_err(name_taken)? {
                 return Err(RuleError::Conflict);
             }
@@ -252,9 +251,19 @@ fn check(tenant: &TenantId, name: &str, spec: &RuleSpec) -> Result<(), FieldErro
 }
 
 /// One row of the audit chain; the rule as it now is says what was done.
-fn audit(tx: &mut Tx<'_>, scope: &Scope, actor: &str, action: &'static str, rule: &Rule) -> Result<(), DbError> {
+fn audit(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    actor: &str,
+    action: &'static str,
+    rule: &Rule,
+) -> Result<(), DbError> {
     let detail = serde_json::json!({ "name": rule.name, "version": rule.version, "enabled": rule.enabled, "spec": rule.spec });
-    audit::append(tx, scope, &AuditEntry { at_us: rule.updated_at_us, actor, action, object: &rule.id, detail })
+    audit::append(
+        tx,
+        scope,
+        &AuditEntry { at_us: rule.updated_at_us, actor, action, object: &rule.id, detail },
+    )
 }
 
 fn name_taken(error: DbError) -> RuleError {

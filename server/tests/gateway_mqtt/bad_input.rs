@@ -57,7 +57,11 @@ fn what_breaks_the_protocol_ends_the_connection() {
         ([publish(5, 1, 1), vec![]], [Some(0x9A); 2], "retain"),
         ([publish(5, 0, 1), vec![]], [Some(0x9A); 2], "retain"),
         ([packet(0x32, &alias), vec![]], [Some(0x94); 2], "topic_alias"),
-        ([packet(0x82, &[0, 1, 2, 0x0B, 1, 0, 1, b'x', 0]), vec![]], [Some(0xA1); 2], "subscription_identifier"),
+        (
+            [packet(0x82, &[0, 1, 2, 0x0B, 1, 0, 1, b'x', 0]), vec![]],
+            [Some(0xA1); 2],
+            "subscription_identifier",
+        ),
     ];
     for (bytes, codes, reason) in table {
         for (at, version) in [(0, 5), (1, 4)] {
@@ -68,7 +72,12 @@ fn what_breaks_the_protocol_ends_the_connection() {
             let mut client = rig.device(version, "acme/pump");
             client.send(&bytes[at]);
             let expect = if version == 5 { codes[at] } else { None };
-            assert_eq!(client.end(), expect, "{reason} {version} {:02x?}", &bytes[at][..bytes[at].len().min(12)]);
+            assert_eq!(
+                client.end(),
+                expect,
+                "{reason} {version} {:02x?}",
+                &bytes[at][..bytes[at].len().min(12)]
+            );
             rig.wait_metric("gateway_disconnects_total", reason, before + 1);
             wait_until("the name is free", || rig.gateway.connections() == 1);
         }
@@ -113,7 +122,8 @@ fn a_bad_message_is_refused_and_the_connection_lives() {
             client.ping();
             assert_eq!(rig.metric("gateway_publishes_refused_total", reason), before + 1);
             assert_eq!(rig.metric("gateway_qos0_refused_total", reason), before_zero + 1);
-            let kept = rig.stored(from).iter().filter(|each| each.kind == Kind::Rejected { reason: *code }).count();
+            let kept =
+                rig.stored(from).iter().filter(|each| each.kind == Kind::Rejected { reason: *code }).count();
             assert_eq!(kept, usize::from(version == 4), "{topic} {version}");
             client.send(&[0xE0, 0]);
             wait_until("the name is free", || rig.gateway.connections() == 1);
@@ -170,7 +180,9 @@ fn first_bytes_that_are_no_connect_close_the_socket() {
     let socket = socket(rig.plain());
     drop(socket);
     rig.wait_metric("gateway_early_ends_total", "lost", 1);
-    for body in [&[0, 4, b'M', b'Q', b'T', b'T', 6, 2, 0, 60][..], &[0, 6, b'M', b'Q', b'I', b's', b'd', b'p', 3]] {
+    for body in
+        [&[0, 4, b'M', b'Q', b'T', b'T', 6, 2, 0, 60][..], &[0, 6, b'M', b'Q', b'I', b's', b'd', b'p', 3]]
+    {
         let mut client = Client::open(rig.plain(), 4);
         client.send(&packet(0x10, body));
         assert_eq!(client.receive(), Some((0x20, vec![0, 1])), "unacceptable protocol version");

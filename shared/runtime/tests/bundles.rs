@@ -1,5 +1,7 @@
 //! The committed demo bundles load and answer as promised; tampered ones are refused, with the difference.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod support;
 
 use std::fs;

@@ -2,6 +2,8 @@
 //!
 //! The models are not part of the project: they lie in `shared/models` beside the workspace, or below `MUSTER_SHARED`.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod support;
 
 use std::path::Path;

@@ -146,7 +146,8 @@ impl Devices {
     ) -> Result<Self, DevicesError> {
         let now_us = clock.now_us();
         let all = |tx: &mut Tx<'_>| store::devices_all(tx, &Scope::System("device directory"));
-        let revoked = move |tx: &mut Tx<'_>| store::serials_revoked(tx, &Scope::System("device directory"), now_us);
+        let revoked =
+            move |tx: &mut Tx<'_>| store::serials_revoked(tx, &Scope::System("device directory"), now_us);
         let serials = db.read(revoked).await?;
         let (endpoints, hasher, guard) = (OnceLock::new(), RandomState::new(), std::sync::Mutex::default());
         let locks = std::array::from_fn(|_| Mutex::new(()));
@@ -197,7 +198,12 @@ impl Devices {
     ///
     /// # Errors
     /// Taken id; a field out of range; quota.
-    pub async fn create(&self, who: &Principal, tenant: &TenantId, new: NewDevice) -> Result<DeviceRow, DevicesError> {
+    pub async fn create(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        new: NewDevice,
+    ) -> Result<DeviceRow, DevicesError> {
         model::check_device_name(&new.name)?;
         model::check_labels(&new.labels)?;
         let _held = self.lock(tenant, &new.device).await;
@@ -216,7 +222,8 @@ impl Devices {
         let write = move |tx: &mut Tx<'_>| {
             insert_device(tx, &scope, &row, max)?;
             let (action, detail) = ("device.create", serde_json::json!({}));
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: row.device.as_str(), detail };
+            let entry =
+                AuditEntry { at_us: now_us, actor: &actor, action, object: row.device.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
             Ok::<_, DevicesError>(row)
         };
@@ -240,7 +247,8 @@ impl Devices {
     /// # Errors
     /// The database's.
     pub async fn list(&self, tenant: &TenantId, page: &Page) -> Result<Vec<DeviceRow>, DevicesError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         Ok(self.inner.db.read(move |tx| store::device_list(tx, &scope, &after, limit)).await?)
     }
 
@@ -290,7 +298,12 @@ impl Devices {
     ///
     /// # Errors
     /// No such device.
-    pub async fn delete_token(&self, who: &Principal, tenant: &TenantId, device: &DeviceId) -> Result<(), DevicesError> {
+    pub async fn delete_token(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<(), DevicesError> {
         let clear = |row: &mut DeviceRow| row.token_sha256 = None;
         self.update(who, tenant, device, "device.token_revoke", serde_json::json!({}), clear).await?;
         Ok(())
@@ -327,7 +340,12 @@ impl Devices {
     ///
     /// # Errors
     /// No such device.
-    pub async fn delete(&self, who: &Principal, tenant: &TenantId, device: &DeviceId) -> Result<(), DevicesError> {
+    pub async fn delete(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<(), DevicesError> {
         let _held = self.lock(tenant, device).await;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let gone = device.clone();
@@ -358,7 +376,8 @@ impl Devices {
         device: &DeviceId,
         page: &Page,
     ) -> Result<Vec<CertificateRow>, DevicesError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         let device = device.clone();
         let read = move |tx: &mut Tx<'_>| {
             store::device_get(tx, &scope, &device)?.ok_or(NO_DEVICE)?;
@@ -405,6 +424,10 @@ fn insert_device(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow, max: u32) -> R
         return Err(DevicesError::Quota { noun: "devices", max });
     }
     store::device_insert(tx, scope, row).map_err(|error| {
-        if error.is_unique_violation() { DevicesError::Conflict("the device exists already") } else { error.into() }
+        if error.is_unique_violation() {
+            DevicesError::Conflict("the device exists already")
+        } else {
+            error.into()
+        }
     })
 }

@@ -55,7 +55,10 @@ impl Config {
 
     fn validate_listeners(&self) -> Checked {
         if self.mqtt.tls_listen.is_none() && self.mqtt.plain_listen.is_none() {
-            return refuse("mqtt.tls_listen", "is absent and so is mqtt.plain_listen: no device could connect");
+            return refuse(
+                "mqtt.tls_listen",
+                "is absent and so is mqtt.plain_listen: no device could connect",
+            );
         }
         if self.mqtt.plain_listen.is_some_and(|address| !address.ip().is_loopback()) {
             return refuse("mqtt.plain_listen", "must be a loopback address: it takes passwords without TLS");
@@ -68,7 +71,10 @@ impl Config {
         }
         for host in &self.pki.hosts {
             if !is_host(host) {
-                return refuse("pki.hosts", format!("holds {host:?}, which is neither a host name nor an address"));
+                return refuse(
+                    "pki.hosts",
+                    format!("holds {host:?}, which is neither a host name nor an address"),
+                );
             }
         }
         within("pki.device_days", self.pki.device_days.into(), 1..=825)?;
@@ -85,7 +91,8 @@ impl Config {
 
 fn is_host(text: &str) -> bool {
     let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     text.parse::<std::net::IpAddr>().is_ok() || (text.len() <= 253 && text.split('.').all(label))
 }

@@ -34,10 +34,19 @@ async fn rules_are_written_changed_and_deleted_within_their_tenant() {
     clock.advance_us(SECOND);
     let before = service.board().generation();
     let changed = service.update(&me(), &acme(), &made.id, Some(1), draft("hotter")).await.unwrap();
-    assert_eq!((changed.version, changed.name.as_str(), changed.updated_at_us), (2, "hotter", START + SECOND));
+    assert_eq!(
+        (changed.version, changed.name.as_str(), changed.updated_at_us),
+        (2, "hotter", START + SECOND)
+    );
     assert!(service.board().generation() > before);
-    assert!(matches!(service.update(&me(), &acme(), &made.id, Some(1), draft("x")).await, Err(RuleError::Conflict)));
-    assert!(matches!(service.update(&me(), &other, &made.id, None, draft("x")).await, Err(RuleError::NotFound)));
+    assert!(matches!(
+        service.update(&me(), &acme(), &made.id, Some(1), draft("x")).await,
+        Err(RuleError::Conflict)
+    ));
+    assert!(matches!(
+        service.update(&me(), &other, &made.id, None, draft("x")).await,
+        Err(RuleError::NotFound)
+    ));
     assert!(matches!(service.delete(&me(), &other, &made.id).await, Err(RuleError::NotFound)));
     service.delete(&me(), &acme(), &made.id).await.unwrap();
     assert!(matches!(service.delete(&me(), &acme(), &made.id).await, Err(RuleError::NotFound)));
@@ -50,13 +59,16 @@ async fn a_wrong_rule_is_not_stored() {
     let (service, _) = service(dir.path());
     let mut wrong = draft("hot");
     wrong.condition = "value > nope".into();
-    let Err(RuleError::Invalid(error)) = service.create(&me(), &acme(), wrong.clone()).await else { panic!("it was stored") };
+    let Err(RuleError::Invalid(error)) = service.create(&me(), &acme(), wrong.clone()).await else {
+        panic!("it was stored")
+    };
     assert_eq!((error.field.as_str(), error.position.unwrap().column), ("condition", 9));
     assert_eq!(service.validate(&acme(), wrong).unwrap_err().field, "condition");
     for name in ["", " x", "a\nb", &"x".repeat(101)] {
         assert_eq!(service.validate(&acme(), draft(name)).unwrap_err().field, "name", "{name:?}");
     }
-    let unknown = json!({"name": "x", "on": {"telemetry": {}}, "condition": "true", "severity": "info", "nope": 1});
+    let unknown =
+        json!({"name": "x", "on": {"telemetry": {}}, "condition": "true", "severity": "info", "nope": 1});
     assert!(serde_json::from_value::<RuleDraft>(unknown).unwrap_err().to_string().contains("nope"));
 }
 
