@@ -5,7 +5,9 @@
 //! finish what they hold, the log is synced and closed.
 
 mod consumers;
+mod files;
 mod lock;
+mod metrics;
 mod parts;
 mod reload;
 mod report;
@@ -169,6 +171,25 @@ fn enroll_tls(pki: &Pki) -> Result<TlsAcceptor, AppError> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
+fn rate(config: &Config) -> gateway::RateLimit {
+    let limits = &config.limits;
+    gateway::RateLimit { per_s: limits.device_messages_per_s, burst: limits.device_messages_burst }
+}
+
+/// Hands reloaded limits to the gateway until the server stops.
+async fn follow_limits(set: gateway::RateSetter, config: Live, mut stop: watch::Receiver<bool>) {
+    let mut changes = config.subscribe();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => set.set(rate(&config.get())),
+                Err(_) => return,
+            },
+            _ = stop.changed() => return,
+        }
+    }
+}
+
 fn start_gateway(config: &Config, parts: &Parts) -> Result<Gateway, AppError> {
     let pki = &parts.pki;
     let tls = config
@@ -180,10 +201,7 @@ fn start_gateway(config: &Config, parts: &Parts) -> Result<Gateway, AppError> {
         plain_listen: config.mqtt.plain_listen,
         worker_threads: config.mqtt.worker_threads,
         connections_max: config.mqtt.connections_max,
-        rate: gateway::RateLimit {
-            per_s: config.limits.device_messages_per_s,
-            burst: config.limits.device_messages_burst,
-        },
+        rate: rate(config),
         ..gateway::Config::default()
     };
     let dependencies = gateway::Dependencies {
@@ -207,8 +225,13 @@ impl App {
         // Bound before the gateway starts: a taken port refuses the start before any device was let in.
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
+        metrics::of_log(&parts.metrics, &parts.log)?;
         let consumers = match now.event_log.consumers {
-            true => Some(Consumers::start(&config, &parts)?),
+            true => {
+                let consumers = Consumers::start(&config, &parts)?;
+                metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
+                Some(consumers)
+            }
             false => None,
         };
         let gateway = start_gateway(&now, &parts)?;
@@ -223,7 +246,8 @@ impl App {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::serve(http_listener, None, http::admin_router(&parts.slices), stopped.clone()));
         let tls = enroll_tls(&parts.pki)?;
-        tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped));
+        tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped.clone()));
+        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped));
         tracing::info!(%addresses, "listening");
         let Parts { slices, directory, log, .. } = parts;
         Ok(Self { slices, addresses, directory, stop, tasks, gateway, consumers, log, _lock: lock })
@@ -263,6 +287,10 @@ pub async fn run(
     clock: SharedClock,
     log: LogControl,
 ) -> Result<(), AppError> {
+    let files = files::raise_limit();
+    if files < config.mqtt.connections_max as u64 {
+        tracing::warn!(files, connections_max = config.mqtt.connections_max, "fewer open files than connections");
+    }
     let live = Live::new(config);
     let app = App::start(live.clone(), clock).await?;
     first_start(&app, options.bootstrap_file.as_deref()).await?;

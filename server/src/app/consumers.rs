@@ -5,6 +5,7 @@ use crate::ingest::{self, Ingest};
 use crate::platform::config::{Config, Live};
 use crate::platform::telemetry::Policy;
 use crate::rules::consumer;
+use std::sync::Arc;
 
 /// The running consumers.
 pub(super) struct Consumers {
@@ -34,6 +35,11 @@ impl Consumers {
         let labels = parts.slices.devices.labels().clone();
         let rules = consumer::spawn(parts.log.clone(), parts.rules.clone(), move || labels.changes())?;
         Ok(Self { ingest, rules })
+    }
+
+    /// The rules' counters.
+    pub(super) fn progress(&self) -> Arc<consumer::Progress> {
+        self.rules.progress()
     }
 
     /// Stops after what they hold is committed. Blocks.

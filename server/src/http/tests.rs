@@ -225,7 +225,7 @@ async fn health_documentation_and_metrics_answer_without_credentials() {
     assert_eq!(degraded["parts"]["broken"], "out of order");
     let metrics = app.call(As::Nobody, "GET", "/metrics", None).await;
     assert!(
-        metrics.text.contains("muster_http_requests_total{method=\"GET\",status=\"503\"} 1"),
+        metrics.text.contains("http_requests_total{method=\"GET\",status=\"503\"} 1"),
         "{}",
         metrics.text
     );

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 use toml::{Table, Value};
 
 /// Sections that apply without a restart.
-pub const RELOADABLE: [&str; 4] = ["log", "auth", "quota", "retention"];
+pub const RELOADABLE: [&str; 5] = ["log", "auth", "quota", "limits", "retention"];
 
 /// The configuration in force; clones share it. Cheap to read on every request.
 #[derive(Clone, Debug)]
@@ -46,8 +46,8 @@ impl Live {
         let (applied, refused): (Vec<_>, Vec<_>) =
             changed_keys(&old, &next).into_iter().partition(reloadable);
         if !applied.is_empty() {
-            let Config { log, auth, quota, retention, .. } = next;
-            self.now.send_replace(Arc::new(Config { log, auth, quota, retention, ..(*old).clone() }));
+            let Config { log, auth, quota, limits, retention, .. } = next;
+            self.now.send_replace(Arc::new(Config { log, auth, quota, limits, retention, ..(*old).clone() }));
         }
         Ok((applied, refused))
     }
