@@ -228,7 +228,7 @@ impl App {
         metrics::of_log(&parts.metrics, &parts.log)?;
         let consumers = match now.event_log.consumers {
             true => {
-                let consumers = Consumers::start(&config, &parts)?;
+                let consumers = Consumers::start(&config, &parts).await?;
                 metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
                 Some(consumers)
             }
