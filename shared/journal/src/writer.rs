@@ -304,8 +304,22 @@ impl<F: Fs> Writer<F> {
     }
 }
 
+/// Lets nobody wait for a writer thread that panicked (in a callback, say).
+struct StopOnPanic<'a, F: Fs>(&'a Inner<F>);
+
+impl<F: Fs> Drop for StopOnPanic<'_, F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.batch).stopped = true;
+            lock(&self.0.state).failed.get_or_insert_with(|| "the writer panicked".to_owned());
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 /// The writer thread.
 pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
+    let _stop = StopOnPanic(inner);
     loop {
         let stopping = inner.stopping.load(Ordering::Acquire);
         let mut writer = lock(&inner.writer);
@@ -314,13 +328,13 @@ pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
         }
         writer.step(inner);
         drop(writer);
-        let lazy = {
+        let (failed, lazy) = {
             let state = lock(&inner.state);
-            if state.failed.is_some() {
-                return lock(&inner.writer).finish(inner);
-            }
-            state.control_lazy
+            (state.failed.is_some(), state.control_lazy)
         };
+        if failed {
+            return lock(&inner.writer).finish(inner);
+        }
         let mut batch = lock(&inner.batch);
         let timeout = match batch.stalled {
             Some(_) => Some(STALL_RETRY),
