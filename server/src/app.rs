@@ -11,6 +11,7 @@ mod metrics;
 mod parts;
 mod reload;
 mod report;
+mod retention;
 
 use consumers::Consumers;
 pub use lock::DataDirLock;
@@ -240,7 +241,9 @@ impl App {
         tasks.spawn(serve::serve(http_listener, None, http::admin_router(&parts.slices), stopped.clone()));
         let tls = enroll_tls(&parts.pki)?;
         tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped.clone()));
-        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped));
+        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped.clone()));
+        tasks.spawn(parts.slices.page.feed.clone().run(stopped.clone()));
+        tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
         tracing::info!(%addresses, "listening");
         let Parts { slices, directory, log, .. } = parts;
         Ok(Self { slices, addresses, directory, stop, tasks, gateway, consumers, log, _lock: lock })
@@ -249,6 +252,7 @@ impl App {
     /// Stops every part; returns once the log is synced and closed.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
+        self.slices.page.bus.close();
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a task failed");

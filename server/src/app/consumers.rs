@@ -24,12 +24,12 @@ impl Consumers {
     /// # Errors
     /// A cursor or the log cannot be read.
     pub(super) fn start(config: &Live, parts: &Parts) -> Result<Self, AppError> {
-        let config = config.clone();
+        let (config, feed) = (config.clone(), parts.slices.page.feed.clone());
         let ingest = Ingest::start(ingest::Parts {
             log: parts.log.clone(),
             store: parts.telemetry.clone(),
             clock: parts.clock.clone(),
-            on_stored: Vec::new(),
+            on_stored: vec![Box::new(move |batch| feed.on_stored(batch))],
             retention: Box::new(move || policy(&config.get())),
         })?;
         let labels = parts.slices.devices.labels().clone();

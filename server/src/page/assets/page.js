@@ -275,7 +275,7 @@ async function loadHistory(device, known) {
   const numbers = [...known.values].filter(([, held]) => typeof held.value === "number" && !held.loaded).slice(0, 24);
   await Promise.all(numbers.map(async ([metric, held]) => {
     held.loaded = true;
-    const query = new URLSearchParams({ metric, from, to, step: 10e6, agg: "avg" });
+    const query = new URLSearchParams({ metric, from, to, step: "10s", agg: "avg" });
     const answer = await api(ofTenant(`/devices/${encodeURIComponent(device)}/readings?${query}`));
     const points = (answer.points || answer.items || []).filter((point) => typeof point.value === "number");
     const older = points.map((point) => ({ t: point.ts_us, v: point.value }));
