@@ -3,13 +3,11 @@
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use muster_agent::app;
-use muster_agent::clock::AgentClock;
 use muster_agent::config::{Config, SourceConfig};
-use muster_agent::queue::{Bounds, inspect};
+use muster_agent::queue::inspect;
 use muster_agent::source::CsvReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Threads for pipelines come on top of these (models loading, a look at the machine, closing the queue).
@@ -47,7 +45,7 @@ enum Command {
         #[arg(long, short, default_value = "/etc/muster/agent.toml")]
         config: PathBuf,
     },
-    /// Looks into the durable queue of a stopped agent.
+    /// Looks into the durable queue.
     Queue {
         #[command(subcommand)]
         command: QueueCommand,
@@ -147,8 +145,7 @@ fn check(file: &Path) -> Result<()> {
 
 fn queue_inspect(file: &Path, json: bool) -> Result<()> {
     let config = Config::load(file)?;
-    let bounds = Bounds::from_config(&config.queue);
-    let inspection = inspect(&config.queue_dir(), bounds, Arc::new(AgentClock::default()))?;
+    let inspection = inspect(&config.queue_dir())?;
     if json {
         println!("{}", serde_json::to_string(&inspection)?);
         return Ok(());

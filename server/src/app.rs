@@ -143,7 +143,8 @@ pub struct App {
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     gateway: Gateway,
-    consumers: Consumers,
+    /// None where the configuration leaves the log unread.
+    consumers: Option<Consumers>,
     log: EventLog,
     _lock: DataDirLock,
 }
@@ -225,9 +226,15 @@ impl App {
         // Bound before the gateway starts: a taken port refuses the start before any device was let in.
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
-        let consumers = Consumers::start(&config, &parts)?;
         metrics::of_log(&parts.metrics, &parts.log)?;
-        metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
+        let consumers = match now.event_log.consumers {
+            true => {
+                let consumers = Consumers::start(&config, &parts)?;
+                metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
+                Some(consumers)
+            }
+            false => None,
+        };
         let gateway = start_gateway(&now, &parts)?;
         let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
         let addresses = Addresses { http, enroll, mqtt_tls, mqtt_plain };
@@ -261,7 +268,9 @@ impl App {
         let (gateway, consumers, log) = (self.gateway, self.consumers, self.log);
         let closed = tokio::task::spawn_blocking(move || {
             gateway.stop();
-            consumers.stop();
+            if let Some(consumers) = consumers {
+                consumers.stop();
+            }
             log.close()
         });
         match closed.await {

@@ -93,10 +93,9 @@ fn check_identity(identity: &Identity) -> Checked {
         ("identity.device", identity.device.is_some()),
         ("identity.token_file", identity.token_file.is_some()),
     ];
-    if token_parts.iter().any(|part| part.1) {
-        if let Some(missing) = token_parts.iter().find(|part| !part.1) {
-            return Err(problem(missing.0, "tenant, device and token_file together", "nothing"));
-        }
+    let missing = token_parts.iter().find(|part| !part.1);
+    if let Some(missing) = missing.filter(|_| token_parts.iter().any(|part| part.1)) {
+        return Err(problem(missing.0, "tenant, device and token_file together", "nothing"));
     }
     if let Some(tenant) = &identity.tenant {
         let expected = "1 to 36 of a-z, 0-9 and '-'";
@@ -177,7 +176,7 @@ fn check_csv(csv: &CsvSource, field: impl Fn(&str) -> String) -> Checked {
 
 fn check_images(images: &ImagesSource, field: impl Fn(&str) -> String) -> Checked {
     within(field("interval_ms"), images.interval_ms, 1, 86_400_000)?;
-    if images.folder.is_some() == !images.files.is_empty() {
+    if images.folder.is_none() == images.files.is_empty() {
         let found = if images.files.is_empty() { "neither" } else { "both" };
         return Err(problem(field("folder"), "either folder or files", found));
     }

@@ -27,7 +27,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: BundleError,
+        source: Box<BundleError>,
     },
     /// The model does not load, or its answers differ from its golden samples.
     #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
@@ -38,7 +38,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// The model does not fit the pipeline.
     #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
@@ -49,7 +49,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: PipelineError,
+        source: Box<PipelineError>,
     },
     /// `inputs` names another number of columns than the model takes.
     #[error("pipeline {pipeline:?}.inputs: expected {expected} columns for {columns:?}, found {found}")]
@@ -99,11 +99,11 @@ pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, Mod
     let (pipeline, bundle) = (config.name.clone(), dir.clone());
     let opened = match Bundle::open(dir) {
         Ok(opened) => opened,
-        Err(source) => return Err(ModelError::Bundle { pipeline, bundle, source }),
+        Err(source) => return Err(ModelError::Bundle { pipeline, bundle, source: Box::new(source) }),
     };
     let model = match Model::load(&opened) {
         Ok(model) => model,
-        Err(source) => return Err(ModelError::Load { pipeline, bundle, source }),
+        Err(source) => return Err(ModelError::Load { pipeline, bundle, source: Box::new(source) }),
     };
     let (name, version) = (model.manifest().name.clone(), model.manifest().version.clone());
     let self_test = model.self_test();
@@ -115,12 +115,14 @@ pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, Mod
         }),
         Feed::Pictures => ImagePipeline::new(model).map(|made| Kind::Image(Box::new(made))),
     };
-    let kind = made.map_err(|source| ModelError::Pipeline { pipeline: pipeline.clone(), bundle, source })?;
-    if let Kind::Series { columns: inputs, .. } = &kind {
-        if inputs.len() != columns.len() {
-            let (expected, found) = (columns.len(), inputs.len());
-            return Err(ModelError::Inputs { pipeline, columns, expected, found });
-        }
+    let unfit =
+        |source| ModelError::Pipeline { pipeline: pipeline.clone(), bundle, source: Box::new(source) };
+    let kind = made.map_err(unfit)?;
+    if let Kind::Series { columns: inputs, .. } = &kind
+        && inputs.len() != columns.len()
+    {
+        let (expected, found) = (columns.len(), inputs.len());
+        return Err(ModelError::Inputs { pipeline, columns, expected, found });
     }
     Ok(Some(Scorer { name, version, self_test, kind }))
 }

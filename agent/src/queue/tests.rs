@@ -86,8 +86,7 @@ fn a_drop_is_reported_until_it_is_confirmed_and_stays_in_the_history() {
     assert!(queue.report().drops.is_empty());
     queue.close().unwrap();
 
-    let bounds = Bounds::from_config(&config::Queue::default());
-    let inspection = inspect(dir.path(), bounds, Arc::new(ManualClock::at(1))).unwrap();
+    let inspection = inspect(dir.path()).unwrap();
     let telemetry = &inspection.classes[0];
     assert_eq!((telemetry.accepted, telemetry.dropped, telemetry.released, telemetry.next), (3, 1, 4, 4));
     assert_eq!(telemetry.openings, [OpeningRange { queue_id, first: 1, last: 3 }]);

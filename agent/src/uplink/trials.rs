@@ -10,7 +10,7 @@ use crate::clock::ManualClock;
 use crate::config;
 use crate::queue::{Bounds, Queue, QueueClass, QueueError, Report, Seq};
 use muster_journal::sim::{Loss, Rng, SimFs};
-use muster_journal::{Sabotage, WriterMode};
+use muster_journal::{JournalError, Sabotage, WriterMode};
 use muster_wire::{DropReason, QueueId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -112,6 +112,7 @@ impl Trial {
         for life in 0..LIVES {
             let last = life + 1 == LIVES;
             trial.life(last)?;
+            trial.fs.set_budget(None);
             let loss = if trial.rng.one_in(4) { Loss::Process } else { Loss::Random };
             trial.fs = trial.fs.reboot(loss);
         }
@@ -145,7 +146,11 @@ impl Trial {
         for _ in 0..self.rng.below(80) {
             let step = self.step(life);
             self.note_accepted(&life.queue);
-            step?;
+            match step {
+                // A full disk refuses for now; nothing is lost by that.
+                Err(Broken::Queue(QueueError::Journal { source: JournalError::DiskFull, .. })) => {}
+                other => other?,
+            }
             if self.fs.is_cut() {
                 break;
             }
@@ -164,7 +169,7 @@ impl Trial {
 
     fn step(&mut self, life: &mut Life) -> Result<(), Broken> {
         life.now += Duration::from_millis(50);
-        match self.rng.below(10) {
+        match self.rng.below(11) {
             0..=3 => self.append(life),
             4 => self.commit(life)?,
             5 | 6 => self.pump(life)?,
@@ -179,6 +184,10 @@ impl Trial {
                 if self.rng.one_in(2) {
                     life.queue.confirm(&report)?;
                 }
+            }
+            9 => {
+                let room = self.fs.used_bytes() + self.rng.below(9000);
+                self.fs.set_budget(self.rng.one_in(2).then_some(room));
             }
             _ => {
                 life.in_flight.clear();
@@ -273,6 +282,7 @@ impl Trial {
 
     /// The last life: no faults; everything must reach the server.
     fn drain(&mut self, life: &mut Life) -> Result<(), Broken> {
+        self.fs.set_budget(None);
         self.commit(life)?;
         self.note_accepted(&life.queue);
         for _ in 0..10_000 {

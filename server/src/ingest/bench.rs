@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Instant;
 
 /// Devices that send, as many as the connections of the gateway's blast.
-const DEVICES: u64 = 100;
+pub const DEVICES_DEFAULT: u64 = 100;
 const READINGS: usize = 5;
 
 /// What the blast measured. Appending to the log happens before and is not counted.
@@ -36,15 +36,20 @@ impl Blast {
     }
 }
 
-/// Fills a log in `dir` and stores it.
+/// Fills a log in `dir` with messages of so many devices, in turns, and stores it.
 ///
 /// # Errors
 /// The log or the store failed.
-pub fn decoded_blast(dir: &Path, messages: u64, clock: SharedClock) -> Result<Blast, IngestError> {
+pub fn decoded_blast(
+    dir: &Path,
+    messages: u64,
+    devices: u64,
+    clock: SharedClock,
+) -> Result<Blast, IngestError> {
     let log = EventLog::open(&Options::at(&dir.join("log")), clock.clone())?;
-    let names: Vec<String> = (0..DEVICES).map(|device| format!("dev-{device:05}")).collect();
+    let names: Vec<String> = (0..devices).map(|device| format!("dev-{device:05}")).collect();
     for at in 0..messages {
-        append(&log, &names[(at % DEVICES) as usize], at / DEVICES + 1, clock.now_us())?;
+        append(&log, &names[(at % devices) as usize], at / devices + 1, clock.now_us())?;
     }
     log.commit()?;
     let store = TelemetryStore::open(&dir.join("telemetry.db"), StoreOptions::default())?;

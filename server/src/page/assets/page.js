@@ -129,9 +129,9 @@ function empty(title, text) {
 
 function problem(part, error) {
   if (error) state.problems.set(part, error.message); else state.problems.delete(part);
-  const [first] = state.problems;
-  byId("notice").hidden = !first;
-  byId("notice").textContent = first ? `${first[0]} cannot be shown: ${first[1]}` : "";
+  const parts = [...state.problems.keys()], [why] = state.problems.values();
+  byId("notice").hidden = !parts.length;
+  byId("notice").textContent = parts.length ? `${parts.join(", ")} cannot be loaded: ${why}` : "";
 }
 
 // ---- signing in and out
@@ -234,7 +234,7 @@ async function part(name, work) {
     await work();
     problem(name, null);
   } catch (error) {
-    if (state.me && error.status !== 401) problem(name, error);
+    if (state.me && error.status !== 401) problem(name, error instanceof Refused ? error : new Error("the server cannot be reached"));
   }
 }
 
@@ -428,7 +428,7 @@ setInterval(() => {
 }, 5000);
 
 setInterval(() => { if (state.tenant && !document.hidden) loadLedger(); }, 10000);
-setInterval(() => { if (state.tenant && !document.hidden) { loadDevices(); loadPresence(); } }, 60000);
+setInterval(() => { if (state.tenant && !document.hidden) { reload(); } }, 60000);
 
 function isOnline(id) {
   const presence = state.presence.get(id);
@@ -453,7 +453,7 @@ function showLedger(answer) {
     ["Accepted", totals.accepted], ["Stored", totals.stored], ["Pending", totals.pending], ["Dropped", dropped, reasons],
     ["Sent again", totals.duplicates ?? totals.duplicated], ["Readings", totals.readings], ["Inferences", totals.events],
   ].filter(([, n]) => n !== undefined);
-  byId("totals").replaceChildren(...rows.map(([name, n, title]) => h("div", { title }, h("dt", { text: name }),
+  byId("totals").replaceChildren(...rows.map(([name, n, title]) => h("div", { title: title || wholeNumber.format(n) }, h("dt", { text: name }),
     h("dd", { text: count(n), cls: name === "Dropped" && n ? "look" : null }))));
 }
 
@@ -467,7 +467,7 @@ function drawDevices() {
   const list = byId("devices");
   if (!found.length) {
     list.replaceChildren(h("li", {}, all.length ? empty("No device fits", "Try another word.")
-      : empty("No devices yet", "Make a claim in the API and start an agent with it.")));
+      : state.problems.has("Devices") ? empty("Not loaded", "Tried again within a minute.") : empty("No devices yet", "Make a claim in the API and start an agent with it.")));
     return;
   }
   const focused = document.activeElement && document.activeElement.dataset.device;
@@ -504,12 +504,13 @@ function drawAlerts() {
   open.sort((a, b) => (a.state === "open" ? 0 : 1) - (b.state === "open" ? 0 : 1) || RANK[a.severity] - RANK[b.severity] || b.opened_at_us - a.opened_at_us);
   const past = all.filter((alert) => !isOpen(alert)).sort((a, b) => b.opened_at_us - a.opened_at_us);
   const badge = byId("alerts-count");
-  badge.textContent = open.length ? `${open.length} open` : "none open";
-  badge.dataset.none = open.length ? "no" : "yes";
+  const unknown = !all.length && state.problems.has("Alerts");
+  badge.textContent = unknown ? "unknown" : open.length ? `${open.length} open` : "none open";
+  badge.dataset.none = unknown ? "unknown" : open.length ? "no" : "yes";
   const rows = byId("past").checked ? [...open, ...past] : open;
   const list = byId("alerts");
   if (!rows.length) {
-    list.replaceChildren(h("li", {}, empty("All quiet", past.length ? "No alert is open. Past ones can be shown." : "No rule has opened an alert.")));
+    list.replaceChildren(h("li", {}, unknown ? empty("Not loaded", "Tried again within a minute.") : empty("All quiet", past.length ? "No alert is open. Past ones can be shown." : "No rule has opened an alert.")));
     return;
   }
   list.replaceChildren(...rows.slice(0, ALERTS_SHOWN).map(alertRow));
@@ -525,8 +526,8 @@ function alertRow(alert) {
       alert.historical ? h("span", { cls: "badge", "data-kind": "plain", text: "from old data", title: "The data was older than five minutes when it came" }) : null,
       h("span", { cls: "grow" }), h("span", { cls: "quiet" }, h("small", {}, timeOf(alert.opened_at_us)))),
     h("span", { cls: "message", text: alert.message }),
-    h("span", { cls: "sub" }, h("span", { text: alert.rule_name }), h("span", { text: `· ${alert.device}` }),
-      h("span", { text: `· ${alert.subject.replace(":", " ")}` }),
+    h("span", { cls: "sub" }, h("span", { text: alert.device }), h("span", { text: `· ${alert.subject.replace(/^[a-z]+:/, "")}` }),
+      h("span", { text: `· rule “${alert.rule_name}”` }),
       alert.cleared_at_us ? h("span", {}, "· cleared ", timeOf(alert.cleared_at_us)) : null)));
 }
 

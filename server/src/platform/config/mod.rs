@@ -131,6 +131,9 @@ pub struct EventLogSection {
     pub bytes_max: u64,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// Whether this process reads the log: the store and the rules. `false` leaves everything in the log, for
+    /// maintenance of the store and for benches of the gateway; a later start with `true` reads on.
+    pub consumers: bool,
 }
 
 /// The registry's limits a tenant.
@@ -255,7 +258,7 @@ impl Default for AuthSection {
 
 impl Default for EventLogSection {
     fn default() -> Self {
-        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20 }
+        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20, consumers: true }
     }
 }
 
