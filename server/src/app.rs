@@ -247,7 +247,12 @@ impl App {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::serve(http_listener, None, http::admin_router(&parts.slices), stopped.clone()));
         let tls = enroll_tls(&parts.pki)?;
-        tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped.clone()));
+        tasks.spawn(serve::serve(
+            enroll_listener,
+            Some(tls),
+            http::enroll_router(&parts.slices),
+            stopped.clone(),
+        ));
         tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped.clone()));
         tasks.spawn(parts.slices.page.feed.clone().run(stopped.clone()));
         tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
@@ -293,7 +298,11 @@ pub async fn run(
 ) -> Result<(), AppError> {
     let files = files::raise_limit();
     if files < config.mqtt.connections_max as u64 {
-        tracing::warn!(files, connections_max = config.mqtt.connections_max, "fewer open files than connections");
+        tracing::warn!(
+            files,
+            connections_max = config.mqtt.connections_max,
+            "fewer open files than connections"
+        );
     }
     let live = Live::new(config);
     let app = App::start(live.clone(), clock).await?;

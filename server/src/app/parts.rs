@@ -70,8 +70,11 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         live: live.clone(),
         labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
     };
-    let page =
-        PageState { bus: live.clone(), feed: Feed::new(live.clone(), clock.now_us()), telemetry: telemetry.clone() };
+    let page = PageState {
+        bus: live.clone(),
+        feed: Feed::new(live.clone(), clock.now_us()),
+        telemetry: telemetry.clone(),
+    };
     let slices = Slices {
         rules: RuleService::new(registry.clone(), clock.clone(), board),
         alerts: AlertService::new(registry, clock.clone(), live),

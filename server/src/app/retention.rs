@@ -31,7 +31,9 @@ async fn pass(slices: &Slices, clock: &SharedClock) {
         match slices.alerts.prune(&tenant, before_us).await {
             Ok(0) => {}
             Ok(alerts) => tracing::info!(%tenant, alerts, "expired alerts deleted"),
-            Err(error) => tracing::warn!(%tenant, error = %chain(&error), "alert retention failed, will retry"),
+            Err(error) => {
+                tracing::warn!(%tenant, error = %chain(&error), "alert retention failed, will retry")
+            }
         }
     }
 }

@@ -138,7 +138,8 @@ pub async fn live_stream(
     // Taken before joining: what comes between the two is sent and seen, never skipped by a later resume.
     let newest = bus.newest();
     let subscription = bus.subscribe(tenant.as_str(), filter, last);
-    let subscription = subscription.map_err(|full| ApiError::new(ErrorCode::RateLimited, full.to_string()))?;
+    let subscription =
+        subscription.map_err(|full| ApiError::new(ErrorCode::RateLimited, full.to_string()))?;
     Ok(Sse::new(events(subscription, newest)))
 }
 

@@ -107,7 +107,13 @@ impl Feed {
     /// what the log tells of before `started_at_us` is not believed.
     #[must_use]
     pub fn new(bus: LiveBus, started_at_us: i64) -> Self {
-        Self { bus, started_at_us, presence: Arc::default(), waiting: Arc::default(), left_out: Arc::default() }
+        Self {
+            bus,
+            started_at_us,
+            presence: Arc::default(),
+            waiting: Arc::default(),
+            left_out: Arc::default(),
+        }
     }
 
     /// Whether a device is connected; none where it neither came nor went since the start.
