@@ -24,12 +24,12 @@ impl Consumers {
     /// # Errors
     /// A cursor or the log cannot be read.
     pub(super) async fn start(config: &Live, parts: &Parts) -> Result<Self, AppError> {
-        let retention = config.clone();
+        let (retention, feed) = (config.clone(), parts.slices.page.feed.clone());
         let of_ingest = ingest::Parts {
             log: parts.log.clone(),
             store: parts.telemetry.clone(),
             clock: parts.clock.clone(),
-            on_stored: Vec::new(),
+            on_stored: vec![Box::new(move |batch| feed.on_stored(batch))],
             retention: Box::new(move || policy(&retention.get())),
         };
         let labels = parts.slices.devices.labels().clone();
