@@ -118,7 +118,8 @@ impl Directory {
     /// Removes a device.
     pub fn remove_device(&self, tenant: &TenantId, device: &DeviceId) {
         let mut maps = self.write();
-        let before = maps.devices.get_mut(tenant.as_str()).and_then(|of_tenant| of_tenant.remove(device.as_str()));
+        let before =
+            maps.devices.get_mut(tenant.as_str()).and_then(|of_tenant| of_tenant.remove(device.as_str()));
         drop(maps);
         if before.is_some() {
             self.announce(Change::Device { tenant: tenant.clone(), device: device.clone() });

@@ -246,7 +246,8 @@ fn other(packet: Packet) -> Result<Incoming, FrameError> {
         }
         Packet::PingReq(_) => Ok(Incoming::PingReq),
         Packet::Disconnect(disconnect, _) => {
-            let with_will = disconnect.reason_code == protocol::DisconnectReasonCode::DisconnectWithWillMessage;
+            let with_will =
+                disconnect.reason_code == protocol::DisconnectReasonCode::DisconnectWithWillMessage;
             Ok(Incoming::Disconnect { with_will })
         }
         _ => Err(FrameError::Malformed),
@@ -280,7 +281,9 @@ pub(crate) fn first_packet(buffer: &mut BytesMut) -> Result<Option<Connect>, Con
     };
     let asks_session = match version {
         Version::Three => !connect.clean_session,
-        Version::Five => properties.as_ref().is_some_and(|each| each.session_expiry_interval.unwrap_or(0) > 0),
+        Version::Five => {
+            properties.as_ref().is_some_and(|each| each.session_expiry_interval.unwrap_or(0) > 0)
+        }
     };
     let receive_maximum = properties.as_ref().and_then(|each| each.receive_maximum).unwrap_or(u16::MAX);
     let packet_bytes_max = properties.as_ref().and_then(|each| each.max_packet_size);

@@ -83,7 +83,8 @@ fn every_corpus_packet_is_a_packet_in_one_version_at_least() {
         let ok = if frame[0] == 0x10 {
             codec::first_packet(&mut BytesMut::from(&frame[..])).is_ok_and(|connect| connect.is_some())
         } else {
-            let packets = [Version::Three, Version::Five].map(|version| read_all(&frame, version).map(|all| all.len()));
+            let packets =
+                [Version::Three, Version::Five].map(|version| read_all(&frame, version).map(|all| all.len()));
             // A subscription identifier in a client's PUBLISH is whole and refused.
             packets.contains(&Ok(1)) || packets.contains(&Err(FrameError::PacketType(3)))
         };
@@ -93,7 +94,9 @@ fn every_corpus_packet_is_a_packet_in_one_version_at_least() {
 
 #[test]
 fn the_known_panics_are_refused_by_their_first_byte() {
-    for frame in [&[0xB2, 2, 0, 1][..], &[0xB0, 2, 0, 1], &[0x20, 2, 0, 0], &[0x20, 3, 0, 0, 0], &[0x20, 0], &[0xB0]] {
+    for frame in
+        [&[0xB2, 2, 0, 1][..], &[0xB0, 2, 0, 1], &[0x20, 2, 0, 0], &[0x20, 3, 0, 0, 0], &[0x20, 0], &[0xB0]]
+    {
         for version in [Version::Three, Version::Five] {
             assert_eq!(read_all(frame, version), Err(FrameError::PacketType(frame[0] >> 4)), "{frame:02x?}");
         }
@@ -103,7 +106,8 @@ fn the_known_panics_are_refused_by_their_first_byte() {
 #[test]
 fn every_server_packet_and_every_reserved_flag_is_refused() {
     for first in 0..=u8::MAX {
-        let refused = read_all(&[first, 0], Version::Five).is_err() && read_all(&[first], Version::Five).is_err();
+        let refused =
+            read_all(&[first, 0], Version::Five).is_err() && read_all(&[first], Version::Five).is_err();
         let may_come = matches!(first >> 4, 3) || [0x40, 0x82, 0xA2, 0xC0, 0xE0].contains(&first);
         assert_eq!(refused, !may_come || read_all(&[first], Version::Five).is_err(), "{first:#x}");
         assert!(may_come || refused, "{first:#x}");

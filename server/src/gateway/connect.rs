@@ -36,7 +36,9 @@ async fn read_connect(stream: &mut Stream, buffer: &mut BytesMut) -> Result<Conn
             Ok(Some(connect)) => return Ok(connect),
             Ok(None) => {}
             Err(ConnectError::Version) => return Err(ReadEnd::Version),
-            Err(ConnectError::Frame(FrameError::TooLarge)) => return Err(ReadEnd::Early(EarlyEnd::ConnectTooLarge)),
+            Err(ConnectError::Frame(FrameError::TooLarge)) => {
+                return Err(ReadEnd::Early(EarlyEnd::ConnectTooLarge));
+            }
             Err(ConnectError::Frame(_)) => return Err(ReadEnd::Early(EarlyEnd::NotConnect)),
         }
         buffer.reserve(READ_BYTES);
@@ -55,7 +57,8 @@ enum ReadEnd {
 /// Takes a client from its first byte to a running connection.
 pub(crate) async fn serve(core: Arc<Core>, mut stream: Stream, certificate: Option<PeerCertificate>) {
     let mut buffer = BytesMut::new();
-    let read = tokio::time::timeout(core.config.connect_timeout, read_connect(&mut stream, &mut buffer)).await;
+    let read =
+        tokio::time::timeout(core.config.connect_timeout, read_connect(&mut stream, &mut buffer)).await;
     let connect = match read {
         Ok(Ok(connect)) => connect,
         Ok(Err(ReadEnd::Early(end))) => return core.metrics.early_end(end),
@@ -100,7 +103,9 @@ fn admit(
         return Err(ConnectRefusal::AuthenticationMethod);
     }
     let no_id = connect.client_id.is_empty();
-    if connect.client_id.len() > CLIENT_ID_BYTES_MAX || (no_id && connect.version == Version::Three && !connect.clean) {
+    if connect.client_id.len() > CLIENT_ID_BYTES_MAX
+        || (no_id && connect.version == Version::Three && !connect.clean)
+    {
         return Err(ConnectRefusal::ClientId);
     }
     let now_us = core.clock.now_us();
@@ -140,7 +145,9 @@ fn keep_alive_s(config: &Config, connect: &Connect) -> u16 {
 fn assigned_client_id(core: &Core, identity: &Identity) -> String {
     match identity {
         Identity::Device { tenant, device, .. } => format!("{tenant}/{device}"),
-        Identity::Integration { .. } => format!("muster-{}", core.next_client_number.fetch_add(1, Ordering::Relaxed)),
+        Identity::Integration { .. } => {
+            format!("muster-{}", core.next_client_number.fetch_add(1, Ordering::Relaxed))
+        }
     }
 }
 

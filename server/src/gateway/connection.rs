@@ -149,7 +149,12 @@ impl Connection {
         }
     }
 
-    fn turn(&mut self, cx: &mut Context<'_>, read: &mut BytesMut, out: &mut Vec<u8>) -> Result<(), CloseReason> {
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: &mut BytesMut,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CloseReason> {
         if let Some(reason) = self.link.close_asked() {
             return Err(reason);
         }
@@ -201,12 +206,18 @@ impl Connection {
     /// Whether another packet may be taken; says to `live` whether it is us who does not read.
     fn may_take(&self, out: &[u8]) -> bool {
         let unacked_max = if self.version == Version::Three { UNACKED_MAX_V3 } else { usize::MAX };
-        let by_us = self.waiting_bytes >= PENDING_BYTES_MAX || self.acks.len() + self.waiting.len() >= unacked_max;
+        let by_us =
+            self.waiting_bytes >= PENDING_BYTES_MAX || self.acks.len() + self.waiting.len() >= unacked_max;
         self.link.unread.store(by_us, Ordering::Relaxed);
         !by_us && out.len() < OUT_BYTES_MAX
     }
 
-    fn read(&mut self, cx: &mut Context<'_>, read: &mut BytesMut, out: &mut Vec<u8>) -> Result<(), CloseReason> {
+    fn read(
+        &mut self,
+        cx: &mut Context<'_>,
+        read: &mut BytesMut,
+        out: &mut Vec<u8>,
+    ) -> Result<(), CloseReason> {
         self.paused = false;
         if !self.tail.is_empty() {
             self.take_tail(out)?;
@@ -303,7 +314,8 @@ impl Connection {
                 Ok(())
             }
             Incoming::Unsubscribe { packet_id, filters } => {
-                let codes: Vec<u8> = filters.iter().map(|filter| down::unsubscribe(&self.link, filter)).collect();
+                let codes: Vec<u8> =
+                    filters.iter().map(|filter| down::unsubscribe(&self.link, filter)).collect();
                 encode::unsuback(out, self.version, packet_id, &codes);
                 Ok(())
             }

@@ -122,7 +122,13 @@ pub(crate) fn publish_bytes(topic: &str, payload: &[u8]) -> usize {
 }
 
 /// PUBLISH without properties; QoS 1 where there is a packet id.
-pub(crate) fn publish(out: &mut Vec<u8>, version: Version, packet_id: Option<u16>, topic: &str, payload: &[u8]) {
+pub(crate) fn publish(
+    out: &mut Vec<u8>,
+    version: Version,
+    packet_id: Option<u16>,
+    topic: &str,
+    payload: &[u8],
+) {
     let properties = usize::from(version == Version::Five);
     let id = if packet_id.is_some() { 2 } else { 0 };
     out.push(if packet_id.is_some() { 0x32 } else { 0x30 });
@@ -186,8 +192,8 @@ mod tests {
         };
         connack(&mut out, Version::Five, &limits);
         let expect = [
-            0x20, 0x23, 0, 0, 0x20, 0x11, 0, 0, 0, 0, 0x21, 0, 32, 0x24, 1, 0x25, 0, 0x27, 0, 4, 0, 0, 0x12, 0, 2,
-            b'c', b'1', 0x22, 0, 0, 0x29, 0, 0x2A, 0, 0x13, 0, 60,
+            0x20, 0x23, 0, 0, 0x20, 0x11, 0, 0, 0, 0, 0x21, 0, 32, 0x24, 1, 0x25, 0, 0x27, 0, 4, 0, 0, 0x12,
+            0, 2, b'c', b'1', 0x22, 0, 0, 0x29, 0, 0x2A, 0, 0x13, 0, 60,
         ];
         assert_eq!(out, expect);
         out.clear();

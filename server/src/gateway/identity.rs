@@ -125,7 +125,8 @@ mod tests {
         directory.set_device(&tenant, &device("on"), auth);
         directory.set_device(&tenant, &device("off"), DeviceAuth { enabled: false, ..auth });
         directory.set_device(&tenant, &device("no-token"), DeviceAuth { enabled: true, token_sha256: None });
-        let token = |expires_at_us| IntegrationToken { tenant: tenant.clone(), token_id: "t1".into(), expires_at_us };
+        let token =
+            |expires_at_us| IntegrationToken { tenant: tenant.clone(), token_id: "t1".into(), expires_at_us };
         directory.set_integration(token_hash("api-good"), token(Some(NOW + 1)));
         directory.set_integration(token_hash("api-old"), token(Some(NOW)));
         directory.revoke_cert(&[66]);
@@ -137,7 +138,8 @@ mod tests {
     }
 
     fn by_cert(name: Option<&str>, serial: u8, expires_at_us: i64) -> Result<Identity, ConnectRefusal> {
-        let certificate = PeerCertificate { name: name.map(Into::into), serial: [serial].into(), expires_at_us };
+        let certificate =
+            PeerCertificate { name: name.map(Into::into), serial: [serial].into(), expires_at_us };
         // The login beside it would be accepted, and must not matter.
         identify(&directory(), NOW, Some(certificate), Some(&("acme/on".to_owned(), "secret".to_owned())))
     }
@@ -175,7 +177,11 @@ mod tests {
             (Some("acme/off"), 1, NOW + 1, ConnectRefusal::Disabled),
             (Some("acme/unknown"), 1, NOW + 1, ConnectRefusal::Disabled),
         ] {
-            assert_eq!(by_cert(name, serial, expires_at_us), Err(expect), "{name:?} {serial} {expires_at_us}");
+            assert_eq!(
+                by_cert(name, serial, expires_at_us),
+                Err(expect),
+                "{name:?} {serial} {expires_at_us}"
+            );
         }
     }
 }

@@ -105,7 +105,13 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(name: Arc<str>, identity: Identity, will: Option<Will>, silence_ticks_max: u32, tick: u32) -> Self {
+    pub(crate) fn new(
+        name: Arc<str>,
+        identity: Identity,
+        will: Option<Will>,
+        silence_ticks_max: u32,
+        tick: u32,
+    ) -> Self {
         Self {
             name,
             identity,

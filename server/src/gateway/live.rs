@@ -162,7 +162,8 @@ impl Live {
 /// Moves the coarse clock and ends silent connections; runs for the gateway's life.
 pub(crate) async fn sweep(core: Arc<Core>) {
     let start = tokio::time::Instant::now();
-    let mut interval = tokio::time::interval(std::time::Duration::from_millis(1_000 / u64::from(TICKS_PER_S)));
+    let mut interval =
+        tokio::time::interval(std::time::Duration::from_millis(1_000 / u64::from(TICKS_PER_S)));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut swept_at = 0;
     loop {
@@ -202,6 +203,8 @@ pub(crate) fn device_name(tenant: &str, device: &str) -> String {
 pub(crate) fn connection_name(identity: &Identity, client_id: &str) -> Arc<str> {
     match identity {
         Identity::Device { tenant, device, .. } => device_name(tenant.as_str(), device.as_str()).into(),
-        Identity::Integration { tenant, token_id, .. } => format!("api:{tenant}/{token_id}/{client_id}").into(),
+        Identity::Integration { tenant, token_id, .. } => {
+            format!("api:{tenant}/{token_id}/{client_id}").into()
+        }
     }
 }

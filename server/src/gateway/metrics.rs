@@ -1,7 +1,7 @@
 //! The gateway's counters, by reason from the closed sets of `reason`. No label names a device.
 
-use super::reason::{CloseReason, ConnectRefusal, EarlyEnd, Refusal};
 use super::publish::{SUBACK_BAD_FILTER, SUBACK_NO_SHARE, SUBACK_NOT_AUTHORIZED, SUBACK_QUOTA};
+use super::reason::{CloseReason, ConnectRefusal, EarlyEnd, Refusal};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 /// How a PUBLISH that was not refused ended.
@@ -84,7 +84,8 @@ impl Metrics {
         let early = family(registry, "gateway_early_ends_total", "sockets that ended before a CONNECT")?;
         let closes = family(registry, "gateway_disconnects_total", "MQTT connections ended")?;
         let publishes = family(registry, "gateway_publishes_refused_total", "QoS 1 PUBLISHes refused")?;
-        let zero = family(registry, "gateway_qos0_refused_total", "QoS 0 PUBLISHes refused, unknown to the sender")?;
+        let zero =
+            family(registry, "gateway_qos0_refused_total", "QoS 0 PUBLISHes refused, unknown to the sender")?;
         let taken = family(registry, "gateway_publishes_total", "PUBLISHes not refused")?;
         let subscribes = family(registry, "gateway_subscribes_total", "filters of SUBSCRIBEs, by answer")?;
         let sent = family(registry, "gateway_sent_total", "messages to subscribers and devices")?;
@@ -92,10 +93,16 @@ impl Metrics {
             connections,
             connects: single(registry, "gateway_connects_total", "CONNECTs accepted")?,
             stalls: single(registry, "gateway_stalls_total", "PUBLISHes that had to wait for room or rate")?,
-            records_lost: single(registry, "gateway_presence_lost_total", "presence and will records given up")?,
+            records_lost: single(
+                registry,
+                "gateway_presence_lost_total",
+                "presence and will records given up",
+            )?,
             codec_panics: single(registry, "gateway_codec_panics_total", "panics caught in the codec")?,
             accept_errors: single(registry, "gateway_accept_errors_total", "errors of accept")?,
-            connect_refusals: ConnectRefusal::ALL.map(|each| refused.with_label_values(&[each.label()])).to_vec(),
+            connect_refusals: ConnectRefusal::ALL
+                .map(|each| refused.with_label_values(&[each.label()]))
+                .to_vec(),
             early_ends: EarlyEnd::ALL.map(|each| early.with_label_values(&[each.label()])).to_vec(),
             closes: CloseReason::ALL.iter().map(|each| closes.with_label_values(&[each.label()])).collect(),
             refusals: Refusal::ALL.map(|each| publishes.with_label_values(&[each.label()])).to_vec(),
@@ -156,7 +163,8 @@ mod tests {
             metrics.refused(*each, 0);
             metrics.refused(*each, 1);
         });
-        for family in registry.gather().iter().filter(|family| family.get_metric()[0].get_label().len() == 1) {
+        for family in registry.gather().iter().filter(|family| family.get_metric()[0].get_label().len() == 1)
+        {
             let name = family.name();
             if ["gateway_publishes_total", "gateway_sent_total", "gateway_subscribes_total"].contains(&name) {
                 continue;

@@ -58,7 +58,9 @@ pub(crate) fn admit<'a>(name: &str, topic: &[u8], payload: &'a [u8]) -> Result<A
     }
     let envelope = Envelope::decode(payload).map_err(|error| match error {
         WireError::Version(_) => Refusal::UnknownVersion,
-        WireError::TooLarge { .. } | WireError::Malformed { .. } | WireError::Rule { .. } => Refusal::BadPayload,
+        WireError::TooLarge { .. } | WireError::Malformed { .. } | WireError::Rule { .. } => {
+            Refusal::BadPayload
+        }
     })?;
     if envelope.class != class {
         return Err(Refusal::BadPayload);
@@ -98,7 +100,9 @@ impl UpFilter {
     pub(crate) fn parse(tenant: &TenantId, path: &str) -> Result<Self, u8> {
         check_filter(path)?;
         let levels: Vec<&str> = path.split('/').collect();
-        let ["muster", of_tenant, device, "up", class] = levels[..] else { return Err(SUBACK_NOT_AUTHORIZED) };
+        let ["muster", of_tenant, device, "up", class] = levels[..] else {
+            return Err(SUBACK_NOT_AUTHORIZED);
+        };
         if of_tenant != tenant.as_str() {
             return Err(SUBACK_NOT_AUTHORIZED);
         }
@@ -118,7 +122,8 @@ impl UpFilter {
 
     /// Whether a message of the client's tenant is followed.
     pub(crate) fn matches(&self, device: &str, class: UpClass) -> bool {
-        self.device.as_ref().is_none_or(|id| id.as_str() == device) && self.class.is_none_or(|known| known == class)
+        self.device.as_ref().is_none_or(|id| id.as_str() == device)
+            && self.class.is_none_or(|known| known == class)
     }
 
     /// Whether it was asked for with this text.
@@ -215,9 +220,18 @@ mod tests {
             check(&format!("muster/acme/pump/dn/{}", class.as_str()), &payload, Err(Refusal::ForeignTopic));
         }
         for bad in [
-            "", "muster", "muster/acme/pump/up", "muster/acme/pump/up/nothing", "muster/acme/pump/up/telemetry/x",
-            "muster/acme/+/up/telemetry", "muster/acme/pump/up/#", "$share/g/muster/acme/pump/up/telemetry",
-            "$SYS/broker", "/muster/acme/pump/up/telemetry", "éclair", "muster/acme/é/up/telemetry",
+            "",
+            "muster",
+            "muster/acme/pump/up",
+            "muster/acme/pump/up/nothing",
+            "muster/acme/pump/up/telemetry/x",
+            "muster/acme/+/up/telemetry",
+            "muster/acme/pump/up/#",
+            "$share/g/muster/acme/pump/up/telemetry",
+            "$SYS/broker",
+            "/muster/acme/pump/up/telemetry",
+            "éclair",
+            "muster/acme/é/up/telemetry",
         ] {
             check(bad, &payload, Err(Refusal::BadTopic));
         }

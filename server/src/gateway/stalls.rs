@@ -175,7 +175,8 @@ impl Stalls {
             stalls.retry_presence(&core);
             {
                 let mut line = lock(&stalls.line);
-                let count = if stalls.full.load(Ordering::Relaxed) { PROBES.min(line.len()) } else { line.len() };
+                let count =
+                    if stalls.full.load(Ordering::Relaxed) { PROBES.min(line.len()) } else { line.len() };
                 called.extend(line.drain(..count));
             }
             for link in called.drain(..) {

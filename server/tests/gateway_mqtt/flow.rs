@@ -27,7 +27,13 @@ fn acknowledgements_leave_in_publish_order_refusals_included() {
                 _ => (TOPIC, telemetry(u64::from(at), b"x"), 0),
             };
             burst.extend(client.publish_bytes(1, 0, at * 7, topic.as_bytes(), &payload));
-            burst.extend(client.publish_bytes(0, 0, 0, TOPIC.as_bytes(), &telemetry(1_000 + u64::from(at), b"q0")));
+            burst.extend(client.publish_bytes(
+                0,
+                0,
+                0,
+                TOPIC.as_bytes(),
+                &telemetry(1_000 + u64::from(at), b"q0"),
+            ));
             expect.push((at * 7, if version == 5 { code } else { 0 }));
         }
         client.send(&burst);
@@ -62,7 +68,10 @@ fn what_is_acknowledged_is_durable_with_its_identity_and_duplicates_are_kept() {
     assert_eq!(rig.messages().len(), 2, "the store removes duplicates, not the gateway");
     assert_eq!(client.publish_acked(1, "muster/acme/pump/up/senml", b"[]"), 0);
     let senml = rig.messages().pop().unwrap();
-    assert_eq!((senml.class, senml.origin, &senml.body[..]), (UpClass::Senml.number(), Origin::Direct, &b"[]"[..]));
+    assert_eq!(
+        (senml.class, senml.origin, &senml.body[..]),
+        (UpClass::Senml.number(), Origin::Direct, &b"[]"[..])
+    );
 }
 
 #[test]
@@ -140,7 +149,8 @@ fn the_newer_connection_takes_over_at_most_once_in_ten_seconds() {
 #[test]
 fn an_api_token_may_connect_several_times_under_different_client_ids() {
     let rig = Rig::new();
-    let hello = |id| Hello { client_id: id, user: Some("api"), password: Some("api-secret"), ..Hello::device("x") };
+    let hello =
+        |id| Hello { client_id: id, user: Some("api"), password: Some("api-secret"), ..Hello::device("x") };
     let mut clients: Vec<Client> = (0..3).map(|_| Client::open(rig.plain(), 5)).collect();
     clients[0].hello(&hello("a"));
     clients[1].hello(&hello("b"));
@@ -265,7 +275,12 @@ fn a_devices_queue_is_bounded() {
 fn an_integration_client_follows_its_tenants_durable_messages() {
     let rig = Rig::new();
     let (mut all, mut events) = (rig.integration(5), Client::open(rig.plain(), 4));
-    events.hello(&Hello { client_id: "e", user: Some("api"), password: Some("api-secret"), ..Hello::device("x") });
+    events.hello(&Hello {
+        client_id: "e",
+        user: Some("api"),
+        password: Some("api-secret"),
+        ..Hello::device("x")
+    });
     assert_eq!(all.subscribe(1, "muster/acme/+/up/#", 1), 1);
     assert_eq!(all.subscribe(2, "muster/acme/pump/up/+", 0), 0);
     assert_eq!(events.subscribe(1, "muster/acme/+/up/event", 0), 0);

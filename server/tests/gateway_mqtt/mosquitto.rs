@@ -22,7 +22,8 @@ fn mosquitto(rig: &Rig, program: &str, version: &str, tls: bool) -> Command {
 
 fn run(command: &mut Command) -> Output {
     let program = command.get_program().to_owned();
-    let missing = |error| panic!("{program:?} must be installed for this test (package mosquitto-clients): {error}");
+    let missing =
+        |error| panic!("{program:?} must be installed for this test (package mosquitto-clients): {error}");
     command.output().unwrap_or_else(missing)
 }
 
@@ -35,7 +36,9 @@ fn mosquitto_publishes_senml_and_follows_its_tenant() {
             .args(["-u", "api", "-P", API_TOKEN, "-t", "muster/acme/+/up/#", "-q", "1"])
             .args(["-C", "2", "-d", "-W", &wait_s, "-F", "%t %p"])
             .spawn()
-            .unwrap_or_else(|error| panic!("mosquitto_sub must be installed (package mosquitto-clients): {error}"));
+            .unwrap_or_else(|error| {
+                panic!("mosquitto_sub must be installed (package mosquitto-clients): {error}")
+            });
         let start = std::time::Instant::now();
         while rig.metric("gateway_subscribes_total", "granted") == 0 {
             if start.elapsed() > DEADLINE {
@@ -45,14 +48,29 @@ fn mosquitto_publishes_senml_and_follows_its_tenant() {
         }
         for qos in ["1", "0"] {
             let sent = run(mosquitto(&rig, "mosquitto_pub", version, tls)
-                .args(["-u", "acme/pump", "-P", TOKEN, "-t", "muster/acme/pump/up/senml", "-q", qos, "-m", SENML])
+                .args([
+                    "-u",
+                    "acme/pump",
+                    "-P",
+                    TOKEN,
+                    "-t",
+                    "muster/acme/pump/up/senml",
+                    "-q",
+                    qos,
+                    "-m",
+                    SENML,
+                ])
                 .args(["--will-topic", "muster/acme/pump/up/death", "--will-payload", "gone"]));
             assert!(sent.status.success(), "{version} tls {tls}: {sent:?}");
         }
         let followed = follower.wait_with_output().unwrap();
         let lines = String::from_utf8_lossy(&followed.stdout);
         let messages: Vec<&str> = lines.lines().filter(|line| line.starts_with("muster/")).collect();
-        assert_eq!(messages, [&format!("muster/acme/pump/up/senml {SENML}"); 2], "{version} {tls} {followed:?}");
+        assert_eq!(
+            messages,
+            [&format!("muster/acme/pump/up/senml {SENML}"); 2],
+            "{version} {tls} {followed:?}"
+        );
         let stored = rig.messages();
         assert_eq!(stored.len(), 2);
         for message in stored {
@@ -66,14 +84,42 @@ fn mosquitto_publishes_senml_and_follows_its_tenant() {
 fn mosquitto_is_refused_what_is_not_its_own() {
     let rig = Rig::new();
     for version in ["mqttv311", "mqttv5"] {
-        let wrong = run(mosquitto(&rig, "mosquitto_pub", version, false)
-            .args(["-u", "acme/pump", "-P", "wrong", "-t", "muster/acme/pump/up/senml", "-q", "1", "-m", SENML]));
+        let wrong = run(mosquitto(&rig, "mosquitto_pub", version, false).args([
+            "-u",
+            "acme/pump",
+            "-P",
+            "wrong",
+            "-t",
+            "muster/acme/pump/up/senml",
+            "-q",
+            "1",
+            "-m",
+            SENML,
+        ]));
         assert!(!wrong.status.success(), "{version} {wrong:?}");
-        let two = run(mosquitto(&rig, "mosquitto_pub", version, false)
-            .args(["-u", "acme/pump", "-P", TOKEN, "-t", "muster/acme/pump/up/senml", "-q", "2", "-m", SENML]));
+        let two = run(mosquitto(&rig, "mosquitto_pub", version, false).args([
+            "-u",
+            "acme/pump",
+            "-P",
+            TOKEN,
+            "-t",
+            "muster/acme/pump/up/senml",
+            "-q",
+            "2",
+            "-m",
+            SENML,
+        ]));
         assert!(!two.status.success() || rig.messages().is_empty(), "{version} {two:?}");
-        let foreign = run(mosquitto(&rig, "mosquitto_sub", version, false)
-            .args(["-u", "acme/pump", "-P", TOKEN, "-t", "muster/acme/fan/up/#", "-W", "1"]));
+        let foreign = run(mosquitto(&rig, "mosquitto_sub", version, false).args([
+            "-u",
+            "acme/pump",
+            "-P",
+            TOKEN,
+            "-t",
+            "muster/acme/fan/up/#",
+            "-W",
+            "1",
+        ]));
         assert!(foreign.stdout.is_empty(), "{version} {foreign:?}");
     }
     let before = rig.metric("gateway_subscribes_total", "not_authorized");

@@ -6,7 +6,9 @@ use muster_server::gateway;
 use rcgen::CertificateParams;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned, SupportedProtocolVersion,
+};
 use std::net::TcpStream;
 use std::sync::Arc;
 
@@ -27,7 +29,9 @@ fn client_config(
         None => builder.with_no_client_auth(),
         Some((pem, key)) => {
             let chain = vec![CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()];
-            builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap()).unwrap()
+            builder
+                .with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap())
+                .unwrap()
         }
     })
 }
@@ -57,7 +61,9 @@ fn a_device_is_who_its_certificate_names() {
     assert_eq!(client.publish_acked(1, "muster/acme/pump/up/telemetry", &telemetry(1, &[7; 100_000])), 0);
     assert_eq!(client.publish_acked(1, "muster/acme/fan/up/telemetry", &telemetry(1, b"x")), 0x87);
     assert_eq!(client.subscribe(1, "muster/acme/pump/dn/#", 1), 1);
-    rig.gateway.deliver(&tenant("acme"), &device("pump"), muster_wire::DownClass::Twin, &[1; 100_000]).unwrap();
+    rig.gateway
+        .deliver(&tenant("acme"), &device("pump"), muster_wire::DownClass::Twin, &[1; 100_000])
+        .unwrap();
     assert_eq!(client.message().1.len(), 100_000);
     rig.directory.revoke_cert(&[5]);
     assert_eq!(client.end(), Some(0x98), "a revoked certificate is cut off at once");
@@ -127,9 +133,17 @@ fn a_resumed_session_is_checked_as_any_other() {
     };
     session(HandshakeKind::Full, 0);
     session(HandshakeKind::Resumed, 0);
-    rig.directory.set_device(&tenant("acme"), &device("pump"), DeviceAuth { enabled: false, token_sha256: None });
+    rig.directory.set_device(
+        &tenant("acme"),
+        &device("pump"),
+        DeviceAuth { enabled: false, token_sha256: None },
+    );
     session(HandshakeKind::Resumed, 0x87);
-    rig.directory.set_device(&tenant("acme"), &device("pump"), DeviceAuth { enabled: true, token_sha256: None });
+    rig.directory.set_device(
+        &tenant("acme"),
+        &device("pump"),
+        DeviceAuth { enabled: true, token_sha256: None },
+    );
     session(HandshakeKind::Resumed, 0);
     rig.directory.revoke_cert(&[5]);
     session(HandshakeKind::Resumed, 0x87);

@@ -30,7 +30,8 @@ fn publish_table() -> Vec<(&'static str, String, Vec<u8>, u8)> {
             table.push(("api", topic, right_payload(UpClass::Senml), 0x87));
         }
     }
-    for topic in ["x", "muster", "$SYS/x", "muster/acme/pump/up", "muster/acme/pump/up/unknown", "/", "é/x"] {
+    for topic in ["x", "muster", "$SYS/x", "muster/acme/pump/up", "muster/acme/pump/up/unknown", "/", "é/x"]
+    {
         table.push(("acme/pump", topic.to_owned(), right_payload(UpClass::Senml), 0x90));
     }
     table
@@ -103,7 +104,11 @@ fn a_subscribe_is_granted_on_own_topics_only() {
             let packet_id = u16::try_from(at + 1).unwrap();
             let told = |code: u8| if version == 4 && code > 1 { 0x80 } else { code };
             assert_eq!(device.subscribe(packet_id, path, 1), told(*device_code), "device {path}");
-            assert_eq!(integration.subscribe(packet_id, path, 1), told(*integration_code), "integration {path}");
+            assert_eq!(
+                integration.subscribe(packet_id, path, 1),
+                told(*integration_code),
+                "integration {path}"
+            );
             if *device_code == 1 {
                 let codes = device.unsubscribe(packet_id, path);
                 assert_eq!(codes, if version == 5 { vec![0, 0] } else { vec![] }, "{path}");
