@@ -47,7 +47,9 @@ pub enum AppError {
     #[error(transparent)]
     Model(#[from] ModelError),
     /// Nothing says who this device is.
-    #[error("no identity: expected identity.claim, identity.claim_file or identity.token_file, or an earlier enrolment")]
+    #[error(
+        "no identity: expected identity.claim, identity.claim_file or identity.token_file, or an earlier enrolment"
+    )]
     NoIdentity,
     /// The claim's file or the token's file.
     #[error("cannot read {}", path.display())]
@@ -121,7 +123,11 @@ pub async fn run_until(config: Config, mut stop: Stop) -> Result<(), AppError> {
         match agent.run(&notifier, &mut stop).await {
             Err(AppError::QueueStopped(reason)) if !stop.is_up() => {
                 let wait = delay.next(started.elapsed());
-                tracing::error!(reason, wait_ms = wait.as_millis(), "the queue stopped, the agent starts anew");
+                tracing::error!(
+                    reason,
+                    wait_ms = wait.as_millis(),
+                    "the queue stopped, the agent starts anew"
+                );
                 metrics.restarts.inc();
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
@@ -288,7 +294,8 @@ impl Feeding<'_> {
                 continue;
             };
             let clock: SharedClock = self.clock.clone();
-            let context = SourceContext { clock, metrics: self.metrics.clone(), stop: self.stop.clone(), sinks };
+            let context =
+                SourceContext { clock, metrics: self.metrics.clone(), stop: self.stop.clone(), sinks };
             tasks.push(self.spawn_source(source, context));
         }
         tasks
@@ -319,7 +326,8 @@ impl Feeding<'_> {
     /// A source that ends keeps its senders until its task is gone, so its pipelines end with it.
     fn spawn_source(&self, source: &SourceConfig, context: SourceContext) -> JoinHandle<()> {
         let config = source.clone();
-        self.supervisor.spawn(format!("source {}", source.name()), move || source::run(config.clone(), context.clone()))
+        self.supervisor
+            .spawn(format!("source {}", source.name()), move || source::run(config.clone(), context.clone()))
     }
 }
 
@@ -330,13 +338,16 @@ enum Who {
 }
 
 fn read_secret(path: &PathBuf) -> Result<String, AppError> {
-    let text = std::fs::read_to_string(path).map_err(|source| AppError::Secret { path: path.clone(), source })?;
+    let text =
+        std::fs::read_to_string(path).map_err(|source| AppError::Secret { path: path.clone(), source })?;
     Ok(text.trim().to_owned())
 }
 
 fn who_am_i(config: &Config) -> Result<Who, AppError> {
     let settings = &config.identity;
-    if let (Some(tenant), Some(device), Some(file)) = (&settings.tenant, &settings.device, &settings.token_file) {
+    if let (Some(tenant), Some(device), Some(file)) =
+        (&settings.tenant, &settings.device, &settings.token_file)
+    {
         let ca_pem = config.uplink.ca_file.as_ref().map(read_secret).transpose()?.unwrap_or_default();
         let (tenant, device) = (TenantId::parse(tenant)?, DeviceId::parse(device)?);
         return Ok(Who::Token { tenant, device, token: read_secret(file)?, ca_pem });
@@ -363,7 +374,11 @@ pub async fn enroll(config: &Config, claim: &str) -> Result<Identity, AppError> 
     Ok(identity::enroll(&config.identity_dir(), &claim, name, clock).await?)
 }
 
-async fn enroll_patiently(config: &Config, claim: &Claim, clock: &Arc<AgentClock>) -> Result<Identity, AppError> {
+async fn enroll_patiently(
+    config: &Config,
+    claim: &Claim,
+    clock: &Arc<AgentClock>,
+) -> Result<Identity, AppError> {
     let mut wait = ENROLL_DELAY.0;
     loop {
         let name = config.identity.device_name.as_deref();
@@ -373,7 +388,11 @@ async fn enroll_patiently(config: &Config, claim: &Claim, clock: &Arc<AgentClock
                 return Ok(identity);
             }
             Err(error) if error.is_passing() => {
-                tracing::warn!(error = chain(&error), wait_ms = wait.as_millis(), "not enrolled, will try again");
+                tracing::warn!(
+                    error = chain(&error),
+                    wait_ms = wait.as_millis(),
+                    "not enrolled, will try again"
+                );
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(ENROLL_DELAY.1);
             }
@@ -392,7 +411,8 @@ fn spawn_uplink(
 ) -> JoinHandle<()> {
     let (config, queue, metrics, clock) = (config.clone(), queue.clone(), metrics.clone(), Arc::clone(clock));
     supervisor.spawn("uplink".into(), move || {
-        let (config, queue, metrics, clock) = (config.clone(), queue.clone(), metrics.clone(), Arc::clone(&clock));
+        let (config, queue, metrics, clock) =
+            (config.clone(), queue.clone(), metrics.clone(), Arc::clone(&clock));
         let mut stop = stop.clone();
         async move {
             let settings = tokio::select! {
@@ -400,7 +420,9 @@ fn spawn_uplink(
                 () = stop.wait() => return Exit::Done,
             };
             match settings {
-                Ok(settings) => Uplink::new(queue, clock, metrics, stop, Arc::new(settings)).run().await.into(),
+                Ok(settings) => {
+                    Uplink::new(queue, clock, metrics, stop, Arc::new(settings)).run().await.into()
+                }
                 Err(error) => Exit::Failed(chain(&error)),
             }
         }

@@ -2,14 +2,12 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
-use muster_agent::clock::AgentClock;
-use muster_agent::config::{Config, SourceConfig};
-use muster_agent::queue::{Bounds, inspect};
-use muster_agent::source::CsvReader;
 use muster_agent::app;
+use muster_agent::config::{Config, SourceConfig};
+use muster_agent::queue::inspect;
+use muster_agent::source::CsvReader;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Threads for pipelines come on top of these (models loading, a look at the machine, closing the queue).
@@ -47,7 +45,7 @@ enum Command {
         #[arg(long, short, default_value = "/etc/muster/agent.toml")]
         config: PathBuf,
     },
-    /// Looks into the durable queue of a stopped agent.
+    /// Looks into the durable queue.
     Queue {
         #[command(subcommand)]
         command: QueueCommand,
@@ -115,7 +113,10 @@ fn enroll(file: &Path, claim: &str) -> Result<()> {
     let config = Config::load(file)?;
     start_log(&config)?;
     let identity = runtime(0)?.block_on(app::enroll(&config, claim))?;
-    println!("enrolled as {}/{}, server {}:{}", identity.tenant, identity.device, identity.mqtt_host, identity.mqtt_port);
+    println!(
+        "enrolled as {}/{}, server {}:{}",
+        identity.tenant, identity.device, identity.mqtt_host, identity.mqtt_port
+    );
     Ok(())
 }
 
@@ -133,25 +134,38 @@ fn check(file: &Path) -> Result<()> {
     for line in app::check_models(&config)? {
         println!("{line}");
     }
-    println!("{}: {} sources, {} pipelines, ok", file.display(), config.sources.len(), config.pipelines.len());
+    println!(
+        "{}: {} sources, {} pipelines, ok",
+        file.display(),
+        config.sources.len(),
+        config.pipelines.len()
+    );
     Ok(())
 }
 
 fn queue_inspect(file: &Path, json: bool) -> Result<()> {
     let config = Config::load(file)?;
-    let bounds = Bounds::from_config(&config.queue);
-    let inspection = inspect(&config.queue_dir(), bounds, Arc::new(AgentClock::default()))?;
+    let inspection = inspect(&config.queue_dir())?;
     if json {
         println!("{}", serde_json::to_string(&inspection)?);
         return Ok(());
     }
     for class in &inspection.classes {
-        println!("{}: accepted {}, dropped {}, released below {}, next {}", class.class, class.accepted, class.dropped, class.released, class.next);
+        println!(
+            "{}: accepted {}, dropped {}, released below {}, next {}",
+            class.class, class.accepted, class.dropped, class.released, class.next
+        );
         for range in &class.openings {
             println!("  accepted {} {}..={}", range.queue_id, range.first, range.last);
         }
         for range in &class.drops {
-            println!("  dropped  {} {}..={} {}", range.queue_id, range.first, range.last, range.reason.as_str());
+            println!(
+                "  dropped  {} {}..={} {}",
+                range.queue_id,
+                range.first,
+                range.last,
+                range.reason.as_str()
+            );
         }
     }
     Ok(())

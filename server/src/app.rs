@@ -4,25 +4,38 @@
 //! start ends the start, nothing runs half. Stop: no new requests, open ones end, MQTT clients are told, consumers
 //! finish what they hold, the log is synced and closed.
 
+mod consumers;
+mod files;
 mod lock;
+mod metrics;
+mod parts;
 mod reload;
 mod report;
 
+use consumers::Consumers;
 pub use lock::DataDirLock;
+pub(crate) use parts::Parts;
+#[cfg(test)]
+pub(crate) use parts::build;
 pub use report::{Addresses, Bootstrap};
 
 use crate::devices::directory::Directory;
 use crate::devices::pki::{Pki, PkiError};
-use crate::devices::{Devices, DevicesError, Endpoints};
+use crate::devices::{DevicesError, Endpoints};
+use crate::gateway::{self, Gateway, GatewayError};
 use crate::http::{self, Slices};
+use crate::ingest::IngestError;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live, Sources};
-use crate::platform::db::{Db, DbError};
-use crate::platform::http_kit::health::Health;
-use crate::platform::http_kit::{HttpMetrics, serve};
+use crate::platform::db::DbError;
+use crate::platform::event_log::{EventLog, EventLogError};
+use crate::platform::http_kit::{chain, serve};
 use crate::platform::observability::LogControl;
-use crate::platform::schema;
-use crate::tenants::{Tenants, TenantsError};
+use crate::platform::telemetry::TelemetryError;
+use crate::rules::consumer::ConsumerError;
+use crate::tenants::TenantsError;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,9 +43,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
-
-/// Threads that read the registry.
-const REGISTRY_READERS: usize = 2;
 
 /// Why the server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +74,24 @@ pub enum AppError {
     /// The accounts cannot open.
     #[error("accounts")]
     Tenants(#[from] TenantsError),
+    /// The event log cannot open.
+    #[error("event log")]
+    Log(#[from] EventLogError),
+    /// The telemetry store cannot open.
+    #[error("telemetry store")]
+    Telemetry(#[from] TelemetryError),
+    /// The store's consumer cannot start.
+    #[error("store consumer")]
+    Ingest(#[from] IngestError),
+    /// The rules' consumer cannot start.
+    #[error("rules")]
+    Rules(#[from] ConsumerError),
+    /// The MQTT gateway cannot start.
+    #[error("mqtt gateway")]
+    Gateway(#[from] GatewayError),
+    /// Its TLS cannot be set up.
+    #[error("mqtt tls")]
+    GatewayTls(#[from] gateway::TlsError),
     /// The registry cannot open.
     #[error("device registry")]
     Devices(#[from] DevicesError),
@@ -113,42 +141,11 @@ pub struct App {
     pub directory: Arc<Directory>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
+    gateway: Gateway,
+    /// None where the configuration leaves the log unread.
+    consumers: Option<Consumers>,
+    log: EventLog,
     _lock: DataDirLock,
-}
-
-/// The stores and services, before anything listens.
-pub(crate) struct Parts {
-    pub(crate) slices: Slices,
-    pub(crate) directory: Arc<Directory>,
-    pub(crate) pki: Arc<Pki>,
-    metrics: prometheus::Registry,
-}
-
-fn subdirectory(config: &Config, name: &str) -> PathBuf {
-    config.data_dir.join(name)
-}
-
-pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, AppError> {
-    let now = config.get();
-    let metrics = prometheus::Registry::new();
-    let pki_dir = subdirectory(&now, "pki");
-    let pki = Arc::new(Pki::open(&pki_dir, &now.pki.hosts, now.pki.server_days, clock.now_us())?);
-    let registry = Db::open(&subdirectory(&now, "registry.db"), schema::registry(), REGISTRY_READERS)?;
-    let directory = Arc::new(Directory::new());
-    let tenants = Tenants::open(registry.clone(), clock.clone(), config.clone()).await?;
-    let devices =
-        Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone()).await?;
-    let health = Health::new(metrics.clone());
-    health.add("registry", move || {
-        let registry = registry.clone();
-        async move {
-            let one = registry.read(|tx| tx.query_opt("SELECT 1", &[], |row| row.get::<i64>(0))).await;
-            one.map(drop).map_err(|error: DbError| error.to_string())
-        }
-    });
-    let metrics_of_http = HttpMetrics::register(&metrics)?;
-    let slices = Slices { config: config.clone(), tenants, devices, metrics: metrics_of_http, health };
-    Ok(Parts { slices, directory, pki, metrics })
 }
 
 async fn listen(address: SocketAddr, key: &'static str) -> Result<(TcpListener, SocketAddr), AppError> {
@@ -160,15 +157,60 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<(TcpListener, 
 
 /// TLS of the enrolment listener: the server's certificate, no client certificate.
 fn enroll_tls(pki: &Pki) -> Result<TlsAcceptor, AppError> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+    let bad = |error: rustls::pki_types::pem::Error| AppError::Tls(rustls::Error::General(error.to_string()));
+    let chain: Result<Vec<_>, _> =
+        CertificateDer::pem_slice_iter(pki.server_chain_pem().as_bytes()).collect();
+    let key = PrivateKeyDer::from_pem_slice(pki.server_key_pem().as_bytes()).map_err(bad)?;
+    let mut config = rustls::ServerConfig::builder_with_provider(gateway::provider())
         .with_safe_default_protocol_versions()
         .map_err(AppError::Tls)?
         .with_no_client_auth()
-        .with_single_cert(pki.server_chain(), pki.server_key())
+        .with_single_cert(chain.map_err(bad)?, key)
         .map_err(AppError::Tls)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn rate(config: &Config) -> gateway::RateLimit {
+    let limits = &config.limits;
+    gateway::RateLimit { per_s: limits.device_messages_per_s, burst: limits.device_messages_burst }
+}
+
+/// Hands reloaded limits to the gateway until the server stops.
+async fn follow_limits(set: gateway::RateSetter, config: Live, mut stop: watch::Receiver<bool>) {
+    let mut changes = config.subscribe();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => set.set(rate(&config.get())),
+                Err(_) => return,
+            },
+            _ = stop.changed() => return,
+        }
+    }
+}
+
+fn start_gateway(config: &Config, parts: &Parts) -> Result<Gateway, AppError> {
+    let pki = &parts.pki;
+    let tls = config
+        .mqtt
+        .tls_listen
+        .map(|_| gateway::server_config(pki.server_chain_pem(), pki.server_key_pem(), pki.ca_pem()));
+    let settings = gateway::Config {
+        tls_listen: config.mqtt.tls_listen,
+        plain_listen: config.mqtt.plain_listen,
+        worker_threads: config.mqtt.worker_threads,
+        connections_max: config.mqtt.connections_max,
+        rate: rate(config),
+        ..gateway::Config::default()
+    };
+    let dependencies = gateway::Dependencies {
+        log: parts.log.clone(),
+        directory: parts.directory.clone(),
+        clock: parts.clock.clone(),
+        tls: tls.transpose()?,
+    };
+    Ok(Gateway::start(settings, dependencies, &parts.metrics)?)
 }
 
 impl App {
@@ -179,10 +221,22 @@ impl App {
     pub async fn start(config: Live, clock: SharedClock) -> Result<Self, AppError> {
         let now = config.get();
         let lock = DataDirLock::take(&now.data_dir)?;
-        let parts = build(&config, &clock).await?;
+        let parts = parts::build(&config, &clock).await?;
+        // Bound before the gateway starts: a taken port refuses the start before any device was let in.
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
-        let addresses = Addresses { http, enroll, mqtt_tls: None, mqtt_plain: None };
+        metrics::of_log(&parts.metrics, &parts.log)?;
+        let consumers = match now.event_log.consumers {
+            true => {
+                let consumers = Consumers::start(&config, &parts)?;
+                metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
+                Some(consumers)
+            }
+            false => None,
+        };
+        let gateway = start_gateway(&now, &parts)?;
+        let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
+        let addresses = Addresses { http, enroll, mqtt_tls, mqtt_plain };
         parts.slices.devices.set_endpoints(Endpoints {
             host: now.pki.hosts.first().cloned().unwrap_or_default(),
             enroll_port: enroll.port(),
@@ -192,10 +246,11 @@ impl App {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::serve(http_listener, None, http::admin_router(&parts.slices), stopped.clone()));
         let tls = enroll_tls(&parts.pki)?;
-        tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped));
+        tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped.clone()));
+        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped));
         tracing::info!(%addresses, "listening");
-        let Parts { slices, directory, .. } = parts;
-        Ok(Self { slices, addresses, directory, stop, tasks, _lock: lock })
+        let Parts { slices, directory, log, .. } = parts;
+        Ok(Self { slices, addresses, directory, stop, tasks, gateway, consumers, log, _lock: lock })
     }
 
     /// Stops every part; returns once the log is synced and closed.
@@ -206,7 +261,19 @@ impl App {
                 tracing::error!(%error, "a task failed");
             }
         }
-        tracing::info!("stopped");
+        let (gateway, consumers, log) = (self.gateway, self.consumers, self.log);
+        let closed = tokio::task::spawn_blocking(move || {
+            gateway.stop();
+            if let Some(consumers) = consumers {
+                consumers.stop();
+            }
+            log.close()
+        });
+        match closed.await {
+            Ok(Ok(())) => tracing::info!("stopped"),
+            Ok(Err(error)) => tracing::error!(error = %chain(&error), "the event log did not close"),
+            Err(error) => tracing::error!(%error, "the gateway did not stop"),
+        }
     }
 }
 
@@ -214,7 +281,16 @@ impl App {
 ///
 /// # Errors
 /// Names the part that cannot start.
-pub async fn run(options: RunOptions, config: Config, clock: SharedClock, log: LogControl) -> Result<(), AppError> {
+pub async fn run(
+    options: RunOptions,
+    config: Config,
+    clock: SharedClock,
+    log: LogControl,
+) -> Result<(), AppError> {
+    let files = files::raise_limit();
+    if files < config.mqtt.connections_max as u64 {
+        tracing::warn!(files, connections_max = config.mqtt.connections_max, "fewer open files than connections");
+    }
     let live = Live::new(config);
     let app = App::start(live.clone(), clock).await?;
     first_start(&app, options.bootstrap_file.as_deref()).await?;
@@ -232,11 +308,16 @@ pub async fn run(options: RunOptions, config: Config, clock: SharedClock, log: L
 /// Makes the first tenant and owner; prints the one-time password once.
 async fn first_start(app: &App, bootstrap_file: Option<&Path>) -> Result<(), AppError> {
     let Some(first) = app.slices.tenants.first_start().await? else { return Ok(()) };
-    let mut bootstrap =
-        Bootstrap { tenant: first.tenant.to_string(), email: first.email, password: first.password, api_token: None };
+    let mut bootstrap = Bootstrap {
+        tenant: first.tenant.to_string(),
+        email: first.email,
+        password: first.password,
+        api_token: None,
+    };
     bootstrap.print();
     if let Some(path) = bootstrap_file {
-        let token = app.slices.tenants.create_bootstrap_token(&first.tenant, report::BOOTSTRAP_TOKEN_DAYS).await?;
+        let token =
+            app.slices.tenants.create_bootstrap_token(&first.tenant, report::BOOTSTRAP_TOKEN_DAYS).await?;
         bootstrap.api_token = Some(token.secret);
         bootstrap.write(path)?;
     }

@@ -4,6 +4,8 @@
 //! bodies and headers; panics; time; body size; the routes.
 
 use crate::devices::{self, Devices};
+use crate::ingest;
+use crate::ingest::queries::Queries;
 use crate::platform::config::Live;
 use crate::platform::http_kit::health::{self, Health};
 use crate::platform::http_kit::{self, ApiError, HttpMetrics};
@@ -19,7 +21,9 @@ use std::time::Duration;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::timeout::TimeoutLayer;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityScheme};
-use utoipa::openapi::{Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder, SecurityRequirement};
+use utoipa::openapi::{
+    Content, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, ResponseBuilder, SecurityRequirement,
+};
 use utoipa_axum::router::OpenApiRouter;
 
 /// What the routes stand on.
@@ -31,6 +35,8 @@ pub struct Slices {
     pub tenants: Tenants,
     /// The registry.
     pub devices: Devices,
+    /// Readings, events, ledger.
+    pub queries: Queries,
     /// Counters of the HTTP API itself.
     pub metrics: HttpMetrics,
     /// Health and metrics.
@@ -62,7 +68,8 @@ fn with_problems(mut document: OpenApi) -> OpenApi {
         let operations = [&mut item.get, &mut item.post, &mut item.patch, &mut item.put, &mut item.delete];
         for operation in operations.into_iter().flatten() {
             let content = Content::new(Some(Ref::from_schema_name("Problem")));
-            let answer = ResponseBuilder::new().description("Any error").content(http_kit::PROBLEM_JSON, content);
+            let answer =
+                ResponseBuilder::new().description("Any error").content(http_kit::PROBLEM_JSON, content);
             operation.responses.responses.insert("default".into(), RefOr::T(answer.build()));
         }
     }
@@ -76,6 +83,7 @@ pub fn openapi() -> OpenApi {
     document.merge(tenants::api::routes().into_openapi());
     document.merge(devices::api::routes().into_openapi());
     document.merge(devices::enroll::routes().into_openapi());
+    document.merge(ingest::api::routes().into_openapi());
     document.merge(health::routes().into_openapi());
     with_problems(document)
 }
@@ -86,6 +94,7 @@ pub fn admin_router(slices: &Slices) -> Router {
     let (router, _) = OpenApiRouter::new()
         .merge(tenants::api::routes().with_state(slices.tenants.clone()))
         .merge(devices::api::routes().with_state(slices.devices.clone()))
+        .merge(ingest::api::routes().with_state(slices.queries.clone()))
         .merge(health::routes().with_state(slices.health.clone()))
         .split_for_parts();
     let url = "/api/v1/openapi.json";

@@ -103,7 +103,8 @@ impl ConfigArgs {
         ];
         let given = shorts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
         flags.extend(given);
-        let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let env = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Sources { file: self.config, env: env.collect(), flags }
     }
 }

@@ -89,7 +89,10 @@ impl TestApp {
         let tenants = &self.parts.slices.tenants;
         tenants.first_start().await.unwrap();
         let owner = owner(&tenant);
-        tenants.create_tenant(&owner, tenant.clone(), id.into(), Some("owner@localhost".into())).await.unwrap();
+        tenants
+            .create_tenant(&owner, tenant.clone(), id.into(), Some("owner@localhost".into()))
+            .await
+            .unwrap();
         tenant
     }
 
@@ -101,7 +104,8 @@ impl TestApp {
     /// A member with a changed password; gives the session's secret.
     pub async fn member(&self, tenant: &TenantId, email: &str, role: Role) -> String {
         let tenants = &self.parts.slices.tenants;
-        let one_time = tenants.add_member(&owner(tenant), tenant, email, role).await.unwrap().password.unwrap();
+        let one_time =
+            tenants.add_member(&owner(tenant), tenant, email, role).await.unwrap().password.unwrap();
         let (session, _) = tenants.login(email, &one_time, "test").await.unwrap();
         let new = "a long new password".to_owned();
         tenants.change_password(email, &session, &one_time, new, "test").await.unwrap();

@@ -36,6 +36,40 @@ pub(crate) fn build_for_tests() -> Result<()> {
     run(cargo().args(["build", "--locked", "--workspace", "--bins", "--tests"]))
 }
 
+/// Builds the server and the agent with the dev profile.
+///
+/// # Errors
+/// As [`build_for_tests`].
+pub(crate) fn build_programs() -> Result<()> {
+    run(cargo().args([
+        "build",
+        "--locked",
+        "--bins",
+        "--package",
+        "muster-server",
+        "--package",
+        "muster-agent",
+    ]))
+}
+
+/// Where the `dist` profile's binaries are after a build.
+pub(crate) fn dist_binaries() -> PathBuf {
+    target_dir().join("dist")
+}
+
+/// Builds binaries as they are shipped: fat LTO, stripped. Takes minutes.
+///
+/// # Errors
+/// As [`build_for_tests`].
+pub(crate) fn build_dist(packages: &[&str]) -> Result<()> {
+    println!("building {} with fat LTO (takes some minutes the first time)", packages.join(" and "));
+    for package in packages {
+        // One at a time: each is measured with the features that it asks for itself.
+        run(cargo().args(["build", "--locked", "--profile", "dist", "--bins", "--package", package]))?;
+    }
+    Ok(())
+}
+
 /// Runs a command to its end.
 ///
 /// # Errors

@@ -3,9 +3,16 @@
 //! Developers and `.ci/run` call it; it calls cargo and the real binaries, never the product's crates.
 //! Every child process is started, watched and ended by its own id.
 
+mod bench;
 mod cargo;
+mod demo;
+mod generate;
+mod http;
+mod process;
+mod server;
 mod test;
 mod tidy;
+mod trials;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -20,6 +27,14 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// A server and three agents on this machine, with real data, models, rules and alerts.
+    Demo(demo::Arguments),
+    /// Measure the figures that the project promises; needs minutes to build, and a quiet machine.
+    Bench(bench::Arguments),
+    /// Make files from the code: the OpenAPI document.
+    Gen(generate::Arguments),
+    /// Power cuts, kills and network cuts from many seeds.
+    Trials(trials::Arguments),
     /// Run every test: builds the real binaries first, ends with the skipped tests and the runner's summary.
     Test(test::Arguments),
     /// Check what the compiler does not: layering, lengths, banned words, stray files.
@@ -28,6 +43,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Bench(arguments) => bench::run(&arguments),
+        Command::Gen(arguments) => generate::run(&arguments),
+        Command::Trials(arguments) => trials::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
     };

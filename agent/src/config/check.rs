@@ -35,11 +35,7 @@ fn problem(field: impl Into<String>, expected: impl Into<String>, found: impl Di
 }
 
 fn within<T: PartialOrd + Display>(field: impl Into<String>, value: T, min: T, max: T) -> Checked {
-    if value >= min && value <= max {
-        Ok(())
-    } else {
-        Err(problem(field, format!("{min} to {max}"), value))
-    }
+    if value >= min && value <= max { Ok(()) } else { Err(problem(field, format!("{min} to {max}"), value)) }
 }
 
 fn name_ok(field: impl Into<String>, name: &str) -> Checked {
@@ -63,7 +59,11 @@ pub(super) fn check(config: &Config) -> Checked {
     for source in &config.sources {
         check_source(source)?;
         if !names.insert(source.name()) {
-            return Err(problem("source.name", "a name that no other source has", format!("{:?}", source.name())));
+            return Err(problem(
+                "source.name",
+                "a name that no other source has",
+                format!("{:?}", source.name()),
+            ));
         }
     }
     let mut names = HashSet::new();
@@ -89,13 +89,13 @@ fn check_identity(identity: &Identity) -> Checked {
         name_ok("identity.device_name", name)?;
     }
     let token_parts = [
-        ("identity.tenant", identity.tenant.is_some()), ("identity.device", identity.device.is_some()),
+        ("identity.tenant", identity.tenant.is_some()),
+        ("identity.device", identity.device.is_some()),
         ("identity.token_file", identity.token_file.is_some()),
     ];
-    if token_parts.iter().any(|part| part.1) {
-        if let Some(missing) = token_parts.iter().find(|part| !part.1) {
-            return Err(problem(missing.0, "tenant, device and token_file together", "nothing"));
-        }
+    let missing = token_parts.iter().find(|part| !part.1);
+    if let Some(missing) = missing.filter(|_| token_parts.iter().any(|part| part.1)) {
+        return Err(problem(missing.0, "tenant, device and token_file together", "nothing"));
     }
     if let Some(tenant) = &identity.tenant {
         let expected = "1 to 36 of a-z, 0-9 and '-'";
@@ -133,9 +133,9 @@ fn check_queue(queue: &super::Queue) -> Checked {
     within("queue.event_bytes_max", queue.event_bytes_max, 1 << 20, 1 << 40)?;
     within("queue.telemetry_age_s_max", queue.telemetry_age_s_max, 60, 100 * 366 * 86_400)?;
     within("queue.event_age_s_max", queue.event_age_s_max, 60, 100 * 366 * 86_400)?;
-    within("queue.segment_bytes", queue.segment_bytes, 64 << 10, 64 << 20)?;
+    within("queue.segment_bytes", queue.segment_bytes, 128 << 10, 64 << 20)?;
     let bound = queue.telemetry_bytes_max.min(queue.event_bytes_max) / 4;
-    within("queue.segment_bytes", queue.segment_bytes, 64 << 10, bound)
+    within("queue.segment_bytes", queue.segment_bytes, 128 << 10, bound)
 }
 
 fn check_listen(listen: Option<&str>) -> Checked {
@@ -176,7 +176,7 @@ fn check_csv(csv: &CsvSource, field: impl Fn(&str) -> String) -> Checked {
 
 fn check_images(images: &ImagesSource, field: impl Fn(&str) -> String) -> Checked {
     within(field("interval_ms"), images.interval_ms, 1, 86_400_000)?;
-    if images.folder.is_some() == !images.files.is_empty() {
+    if images.folder.is_none() == images.files.is_empty() {
         let found = if images.files.is_empty() { "neither" } else { "both" };
         return Err(problem(field("folder"), "either folder or files", found));
     }

@@ -145,7 +145,7 @@ pub struct Queue {
     pub event_bytes_max: u64,
     /// Seconds after which an event is dropped, from 60.
     pub event_age_s_max: u64,
-    /// Bytes of one segment file, 64 KiB to 64 MiB; space is freed a segment at a time.
+    /// Bytes of one segment file, 128 KiB to 64 MiB; space is freed a segment at a time.
     pub segment_bytes: u64,
 }
 

@@ -22,18 +22,24 @@ fn errors_name_file_field_and_expectation() {
     refused("[uplink]\ntransport = \"tsl\"", &["uplink.transport", "unknown variant", "`tls`"]);
     refused("[identity]\nclaim = \"muster-claim:h\"", &["identity.claim", "expected muster-claim:<host>"]);
     refused("[identity]\ndevice = \"d\"", &["identity.tenant", "together"]);
-    refused("[queue]\nsegment_bytes = 1", &["queue.segment_bytes", "expected 65536 to"]);
+    refused("[queue]\nsegment_bytes = 1", &["queue.segment_bytes", "expected 131072 to"]);
     refused("[metrics]\nlisten = \"0.0.0.0:1\"", &["metrics.listen", "loopback"]);
     refused("[[source]]\nkind = \"host\"\nname = \"a b\"", &["source.name", "found \"a b\""]);
     refused("[[source]]\nkind = \"tape\"\nname = \"a\"", &["unknown variant `tape`", "`csv`"]);
     refused("[[source]]\nkind = \"host\"\nname = \"a\"\nbeat = 1", &["unknown field `beat`"]);
     refused("[[source]]\nkind = \"csv\"\nname = \"a\"\npath = \"x\"", &["source \"a\".rate_hz"]);
-    refused("[[source]]\nkind = \"csv\"\nname = \"a\"\npath = \"x\"\nrate_hz = -1.0", &["above 0", "found -1"]);
+    refused(
+        "[[source]]\nkind = \"csv\"\nname = \"a\"\npath = \"x\"\nrate_hz = -1.0",
+        &["above 0", "found -1"],
+    );
     refused("[[source]]\nkind = \"images\"\nname = \"a\"", &["source \"a\".folder", "found neither"]);
     refused("[[pipeline]]\nname = \"p\"\nsource = \"q\"", &["pipeline \"p\".source", "found \"q\""]);
     let host = "[[source]]\nkind = \"host\"\nname = \"h\"\n";
     refused(&format!("{host}{host}"), &["source.name", "no other source"]);
-    refused(&format!("{host}[[pipeline]]\nname = \"p\"\nsource = \"h\"\nserial = \"a b\""), &["serial", "1 to 64"]);
+    refused(
+        &format!("{host}[[pipeline]]\nname = \"p\"\nsource = \"h\"\nserial = \"a b\""),
+        &["serial", "1 to 64"],
+    );
     let images = "[[source]]\nkind = \"images\"\nname = \"i\"\nfolder = \"f\"\n";
     refused(&format!("{images}[[pipeline]]\nname = \"p\"\nsource = \"i\""), &["model", "a model bundle"]);
     assert!(load("version = 2\ndata_dir = \"d\"").unwrap_err().to_string().contains("version: expected 1"));
@@ -42,7 +48,8 @@ fn errors_name_file_field_and_expectation() {
 
 #[test]
 fn relative_paths_count_from_the_file() {
-    let config = load(&format!("{BASE}[[source]]\nkind=\"csv\"\nname=\"c\"\npath=\"x.csv\"\nrate_hz=1.0")).unwrap();
+    let config =
+        load(&format!("{BASE}[[source]]\nkind=\"csv\"\nname=\"c\"\npath=\"x.csv\"\nrate_hz=1.0")).unwrap();
     assert_eq!(config.data_dir, Path::new("/etc/muster/data"));
     let SourceConfig::Csv(csv) = &config.sources[0] else { panic!("a csv source") };
     assert_eq!(csv.path, Path::new("/etc/muster/x.csv"));

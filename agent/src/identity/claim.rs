@@ -70,7 +70,10 @@ mod tests {
     fn parses_names_and_addresses_and_refuses_the_rest() {
         let hash = "ab".repeat(32);
         let claim = Claim::parse(&format!(" muster-claim:muster.example:8443:tok-1_:{hash}\n")).unwrap();
-        assert_eq!((claim.host.as_str(), claim.port, claim.token.as_str()), ("muster.example", 8443, "tok-1_"));
+        assert_eq!(
+            (claim.host.as_str(), claim.port, claim.token.as_str()),
+            ("muster.example", 8443, "tok-1_")
+        );
         assert_eq!(claim.ca_spki_sha256, [0xab; 32]);
         assert_eq!(Claim::parse(&format!("muster-claim:[::1]:1:t:{hash}")).unwrap().host, "::1");
         for (bad, part) in [

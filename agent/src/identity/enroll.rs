@@ -123,7 +123,8 @@ pub async fn enroll(
     let question = Question { claim_token: &claim.token, csr_pem: &csr_pem, device_name };
     let body = serde_json::to_vec(&question).map_err(|error| EnrollError::Answer(error.to_string()))?;
     let exchange = exchange(claim, body, clock);
-    let (status, body) = tokio::time::timeout(ENROLL_TIMEOUT, exchange).await.map_err(|_| EnrollError::Timeout)??;
+    let (status, body) =
+        tokio::time::timeout(ENROLL_TIMEOUT, exchange).await.map_err(|_| EnrollError::Timeout)??;
     if status != 200 && status != 201 {
         let reason = String::from_utf8_lossy(&body).chars().take(REASON_CHARS_MAX).collect();
         return Err(EnrollError::Refused { status, reason });
@@ -166,7 +167,8 @@ async fn exchange(claim: &Claim, body: Vec<u8>, clock: SharedClock) -> Result<(u
     let stream = TcpStream::connect((claim.host.as_str(), claim.port)).await.map_err(broken)?;
     let stream = TlsConnector::from(config).connect(name, stream).await.map_err(broken)?;
     let http = |error: hyper::Error| EnrollError::Http(error.into());
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(http)?;
     let driver = tokio::spawn(connection);
     let host = if claim.host.contains(':') { format!("[{}]", claim.host) } else { claim.host.clone() };
     let request = Request::post("/api/v1/enroll")
@@ -177,7 +179,8 @@ async fn exchange(claim: &Claim, body: Vec<u8>, clock: SharedClock) -> Result<(u
         .map_err(|error| EnrollError::Http(error.into()))?;
     let response = sender.send_request(request).await.map_err(http)?;
     let status = response.status().as_u16();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(EnrollError::Http)?;
+    let body =
+        Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(EnrollError::Http)?;
     driver.abort();
     Ok((status, body.to_bytes()))
 }

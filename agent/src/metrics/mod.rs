@@ -35,8 +35,14 @@ pub enum Refusal {
 impl Refusal {
     /// Every reason.
     pub const ALL: [Self; 8] = [
-        Self::NotFinite, Self::TextTooLong, Self::BadName, Self::TooManyMetrics, Self::BadInput, Self::Undecodable,
-        Self::ModelFailed, Self::TooLarge,
+        Self::NotFinite,
+        Self::TextTooLong,
+        Self::BadName,
+        Self::TooManyMetrics,
+        Self::BadInput,
+        Self::Undecodable,
+        Self::ModelFailed,
+        Self::TooLarge,
     ];
 
     /// The label.
@@ -134,7 +140,8 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
-        let connected = IntGauge::new("agent_uplink_connected", "1 while connected").expect("a constant name is valid");
+        let connected =
+            IntGauge::new("agent_uplink_connected", "1 while connected").expect("a constant name is valid");
         r.register(Box::new(connected.clone())).expect("a constant name is registered once");
         let metrics = Self {
             samples: counter(r, "agent_source_samples_total", "samples read"),
@@ -143,7 +150,11 @@ impl Metrics {
             refused: counters(r, "agent_refused_total", "values and samples refused", "reason"),
             publishes: counters(r, "agent_uplink_publishes_total", "records published, by their end", "end"),
             connects: counter(r, "agent_uplink_connects_total", "connections accepted by the server"),
-            disconnects: counter(r, "agent_uplink_disconnects_total", "attempts failed and connections ended"),
+            disconnects: counter(
+                r,
+                "agent_uplink_disconnects_total",
+                "attempts failed and connections ended",
+            ),
             connected,
             queue_waits: counter(r, "agent_queue_full_waits_total", "waits because the queue was full"),
             restarts: counter(r, "agent_supervisor_restarts_total", "tasks started again"),

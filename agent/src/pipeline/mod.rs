@@ -17,7 +17,9 @@ use crate::queue::{AppendError, Queue, QueueClass, QueueError};
 use crate::source::{Content, Sample};
 use crate::supervisor::Stop;
 use muster_journal::{Fs, RealFs};
-use muster_wire::{EVENT_BYTES_MAX, Event, READINGS_MAX, Reading, TELEMETRY_BYTES_MAX, Telemetry, Value, ValueError};
+use muster_wire::{
+    EVENT_BYTES_MAX, Event, READINGS_MAX, Reading, TELEMETRY_BYTES_MAX, Telemetry, Value, ValueError,
+};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::mpsc;
 
@@ -111,7 +113,8 @@ impl<F: Fs> Pipeline<F> {
                 self.push_reading(&mut readings, &name, value);
             }
         }
-        let Scored { event, readings: scores } = scored.unwrap_or(Scored { event: None, readings: Vec::new() });
+        let Scored { event, readings: scores } =
+            scored.unwrap_or(Scored { event: None, readings: Vec::new() });
         for (name, value) in scores {
             self.push_reading(&mut readings, &name, value);
         }

@@ -3,7 +3,9 @@
 use crate::config;
 use crate::metrics::Refusal;
 use crate::source::Content;
-use muster_runtime::{Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError};
+use muster_runtime::{
+    Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError,
+};
 use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
 use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind};
 use std::path::{Path, PathBuf};
@@ -25,7 +27,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: BundleError,
+        source: Box<BundleError>,
     },
     /// The model does not load, or its answers differ from its golden samples.
     #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
@@ -36,7 +38,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: LoadError,
+        source: Box<LoadError>,
     },
     /// The model does not fit the pipeline.
     #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
@@ -47,7 +49,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: PipelineError,
+        source: Box<PipelineError>,
     },
     /// `inputs` names another number of columns than the model takes.
     #[error("pipeline {pipeline:?}.inputs: expected {expected} columns for {columns:?}, found {found}")]
@@ -97,11 +99,11 @@ pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, Mod
     let (pipeline, bundle) = (config.name.clone(), dir.clone());
     let opened = match Bundle::open(dir) {
         Ok(opened) => opened,
-        Err(source) => return Err(ModelError::Bundle { pipeline, bundle, source }),
+        Err(source) => return Err(ModelError::Bundle { pipeline, bundle, source: Box::new(source) }),
     };
     let model = match Model::load(&opened) {
         Ok(model) => model,
-        Err(source) => return Err(ModelError::Load { pipeline, bundle, source }),
+        Err(source) => return Err(ModelError::Load { pipeline, bundle, source: Box::new(source) }),
     };
     let (name, version) = (model.manifest().name.clone(), model.manifest().version.clone());
     let self_test = model.self_test();
@@ -113,12 +115,14 @@ pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, Mod
         }),
         Feed::Pictures => ImagePipeline::new(model).map(|made| Kind::Image(Box::new(made))),
     };
-    let kind = made.map_err(|source| ModelError::Pipeline { pipeline: pipeline.clone(), bundle, source })?;
-    if let Kind::Series { columns: inputs, .. } = &kind {
-        if inputs.len() != columns.len() {
-            let (expected, found) = (columns.len(), inputs.len());
-            return Err(ModelError::Inputs { pipeline, columns, expected, found });
-        }
+    let unfit =
+        |source| ModelError::Pipeline { pipeline: pipeline.clone(), bundle, source: Box::new(source) };
+    let kind = made.map_err(unfit)?;
+    if let Kind::Series { columns: inputs, .. } = &kind
+        && inputs.len() != columns.len()
+    {
+        let (expected, found) = (columns.len(), inputs.len());
+        return Err(ModelError::Inputs { pipeline, columns, expected, found });
     }
     Ok(Some(Scorer { name, version, self_test, kind }))
 }
@@ -145,10 +149,18 @@ impl Scorer {
             (Kind::Series { pipeline, columns, row }, Content::Row { values, number }) => {
                 row.clear();
                 for column in columns.iter() {
-                    let value = values.iter().find(|(name, _)| **name == **column).and_then(|(_, value)| value.as_number());
-                    row.push(value.ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?);
+                    let value = values
+                        .iter()
+                        .find(|(name, _)| **name == **column)
+                        .and_then(|(_, value)| value.as_number());
+                    row.push(
+                        value
+                            .ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?,
+                    );
                 }
-                let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else { return Ok(None) };
+                let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else {
+                    return Ok(None);
+                };
                 (inference, number.to_string())
             }
             (Kind::Image(pipeline), Content::Image { path }) => {

@@ -50,8 +50,12 @@ fn a_row_becomes_one_record_and_bad_values_are_counted_and_left_out() {
     let mut bench = bench("prefix = \"line1.\"");
     let number = Value::Number;
     let values = [
-        ("a", number(1.5)), ("nan", number(f64::NAN)), ("inf", number(f64::INFINITY)),
-        ("text", Value::Text("x".repeat(300))), ("b c", number(1.0)), ("ok", Value::Bool(true)),
+        ("a", number(1.5)),
+        ("nan", number(f64::NAN)),
+        ("inf", number(f64::INFINITY)),
+        ("text", Value::Text("x".repeat(300))),
+        ("b c", number(1.0)),
+        ("ok", Value::Bool(true)),
     ];
     bench.pipeline.take(row(&values)).unwrap();
     let stored = stored(&bench);

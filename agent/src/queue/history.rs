@@ -84,7 +84,10 @@ impl History {
         let fail = fail(&self.path);
         let text = read_text(&self.path).map_err(&fail)?;
         let half = text.len() / 2;
-        let keep = text.as_bytes()[half..].iter().position(|byte| *byte == b'\n').map_or("", |at| &text[half + at + 1..]);
+        let keep = text.as_bytes()[half..]
+            .iter()
+            .position(|byte| *byte == b'\n')
+            .map_or("", |at| &text[half + at + 1..]);
         let fresh = self.path.with_extension("new");
         let mut file = File::create(&fresh).map_err(&fail)?;
         let head = format(&[Line::Truncated]);

@@ -3,11 +3,12 @@
 
 use super::history::{self, Line};
 use super::report::drop_range;
-use super::{Bounds, Queue, QueueClass, QueueError};
-use crate::clock::SharedClock;
+use super::{QueueClass, QueueError, UPLINK_READER, class_error};
+use crate::uplink::ranges::RangeSet;
+use muster_journal::RealFs;
 use muster_wire::{DropReason, QueueId};
 use serde::Serialize;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Seqs `first..=last` of one opening, accepted.
@@ -62,29 +63,29 @@ pub struct Inspection {
     pub classes: Vec<ClassInspection>,
 }
 
-/// Reads the queue of a stopped agent. It takes the journals' write locks while it reads, and mends a torn tail
-/// as the agent's next start would.
+/// Looks at a queue's files; changes nothing. Of a running agent it is a view that may be seconds old.
 ///
 /// # Errors
-/// The agent runs, or the disk refuses.
-pub fn inspect(dir: &Path, bounds: Bounds, clock: SharedClock) -> Result<Inspection, QueueError> {
+/// A file cannot be read.
+pub fn inspect(dir: &Path) -> Result<Inspection, QueueError> {
     let lines = history::read(dir)?;
-    let queue = Queue::open(muster_journal::RealFs, dir, bounds, clock)?;
-    let classes = QueueClass::ALL.into_iter().map(|class| inspect_class(&queue, class, &lines)).collect();
-    queue.forget_empty_openings()?;
-    queue.close()?;
+    let classes = QueueClass::ALL
+        .into_iter()
+        .map(|class| inspect_class(dir, class, &lines))
+        .collect::<Result<_, _>>()?;
     Ok(Inspection { history_truncated: lines.contains(&Line::Truncated), classes })
 }
 
-fn inspect_class(queue: &Queue, class: QueueClass, lines: &[Line]) -> ClassInspection {
+fn inspect_class(dir: &Path, class: QueueClass, lines: &[Line]) -> Result<ClassInspection, QueueError> {
     let number = class.up().number();
-    let journal = queue.journal(class);
+    let found =
+        muster_journal::inspect(&RealFs, &dir.join(class.up().as_str())).map_err(class_error(class))?;
     let mut openings = BTreeSet::new();
-    for opening in journal.openings().into_iter().filter(|opening| opening.first < opening.next) {
+    for opening in found.openings.iter().filter(|opening| opening.first < opening.next) {
         let queue_id = QueueId(opening.epoch);
         openings.insert(OpeningRange { queue_id, first: opening.first, last: opening.next - 1 });
     }
-    let mut drops: Vec<_> = journal.drops().iter().map(|drop| drop_range(class, drop)).collect();
+    let mut drops: Vec<_> = found.drops.iter().map(|drop| drop_range(class, drop)).collect();
     for line in lines {
         match *line {
             Line::Opening { class, queue_id, first, next } if class == number => {
@@ -98,19 +99,33 @@ fn inspect_class(queue: &Queue, class: QueueClass, lines: &[Line]) -> ClassInspe
     }
     drops.sort_unstable_by_key(|drop| (drop.first, drop.last));
     drops.dedup();
-    let stats = journal.stats();
-    ClassInspection {
+    let released = found.released.iter().find(|(name, _)| name == UPLINK_READER).map_or(1, |(_, mark)| *mark);
+    Ok(ClassInspection {
         class: class.up().as_str(),
         accepted: openings.iter().map(|range| range.last - range.first + 1).sum(),
-        dropped: drops.iter().map(|drop| drop.last - drop.first + 1).sum(),
-        released: queue.mark(class),
-        next: stats.durable_next,
+        dropped: count_dropped(&drops),
+        released,
+        next: found.next_seq,
         openings: sorted(openings),
         drops: drops
             .into_iter()
-            .map(|drop| DroppedRange { queue_id: drop.queue_id, first: drop.first, last: drop.last, reason: drop.reason })
+            .map(|drop| DroppedRange {
+                queue_id: drop.queue_id,
+                first: drop.first,
+                last: drop.last,
+                reason: drop.reason,
+            })
             .collect(),
+    })
+}
+
+/// Ranges of one opening may overlap where a crash repeated a line of the history: each seq counts once.
+fn count_dropped(drops: &[muster_wire::DropRange]) -> u64 {
+    let mut openings: BTreeMap<QueueId, RangeSet> = BTreeMap::new();
+    for drop in drops {
+        openings.entry(drop.queue_id).or_default().insert(drop.first, drop.last + 1);
     }
+    openings.values().map(RangeSet::count).sum()
 }
 
 fn sorted(openings: BTreeSet<OpeningRange>) -> Vec<OpeningRange> {

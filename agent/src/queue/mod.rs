@@ -182,7 +182,10 @@ impl<F: Fs> Queue<F> {
             let (first, next) = (opened.first_seq, opened.next_seq);
             tracing::info!(class = class.up().as_str(), %queue_id, first, next, "queue opened");
             if !opened.corrupt.is_empty() || opened.control_lost {
-                tracing::error!(ranges = opened.corrupt.len(), "queue was damaged, the ranges are listed as dropped");
+                tracing::error!(
+                    ranges = opened.corrupt.len(),
+                    "queue was damaged, the ranges are listed as dropped"
+                );
             }
             // Registered before the first record, so that nothing is freed that it has not seen.
             journal.reader(UPLINK_READER, 0, Pin::Pins).map_err(class_error(class))?;
@@ -210,7 +213,8 @@ impl<F: Fs> Queue<F> {
     /// `Full`: try again later. `TooLarge`: never. `Failed`: the journal stopped.
     pub fn append(&self, class: QueueClass, measured_at_us: i64, body: &[u8]) -> Result<Seq, AppendError> {
         let bytes = record::HEAD_BYTES + body.len();
-        self.journal(class).append_with(class.up().number(), bytes, |out| record::write(out, measured_at_us, body))
+        self.journal(class)
+            .append_with(class.up().number(), bytes, |out| record::write(out, measured_at_us, body))
     }
 
     /// Appends, waiting while the queue is full; for threads that may block.

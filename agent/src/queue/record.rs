@@ -31,7 +31,6 @@ impl<'a> Body<'a> {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use super::*;

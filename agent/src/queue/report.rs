@@ -86,8 +86,11 @@ impl<F: Fs> Queue<F> {
             report.drops.extend(drops.iter().map(|drop| drop_range(class, drop)));
             report.confirms[class.index()] = drops;
 
-            let openings: Vec<_> =
-                journal.openings().into_iter().filter(|opening| !opening.closed || opening.first < opening.next).collect();
+            let openings: Vec<_> = journal
+                .openings()
+                .into_iter()
+                .filter(|opening| !opening.closed || opening.first < opening.next)
+                .collect();
             let room = QUEUES_MAX / QueueClass::ALL.len();
             // The oldest settle first; the open one is always said.
             let skipped = openings.len().saturating_sub(room);

@@ -9,7 +9,8 @@ fn open(dir: &Path) -> Queue {
 
 fn put(queue: &Queue, class: QueueClass, count: usize) -> Seq {
     let (_sender, stop) = stop_pair();
-    let seqs: Vec<_> = (0..count).map(|_| queue.append_waiting(class, 5, b"x", &stop, || ()).unwrap()).collect();
+    let seqs: Vec<_> =
+        (0..count).map(|_| queue.append_waiting(class, 5, b"x", &stop, || ()).unwrap()).collect();
     let last = *seqs.last().unwrap();
     queue.wait_accepted(class, last).unwrap();
     last
@@ -36,8 +37,14 @@ fn each_opening_has_a_queue_id_and_seq_goes_on() {
     assert_eq!(put(&queue, QueueClass::Telemetry, 1), 4);
     let telemetry: Vec<_> = queue.report().queues.into_iter().filter(|state| state.class == 1).collect();
     assert_eq!(telemetry.len(), 2);
-    assert_eq!((telemetry[0].queue_id, telemetry[0].first, telemetry[0].next, telemetry[0].closed), (first_id, 1, 4, true));
-    assert_eq!((telemetry[1].first, telemetry[1].released, telemetry[1].next, telemetry[1].closed), (4, 4, 5, false));
+    assert_eq!(
+        (telemetry[0].queue_id, telemetry[0].first, telemetry[0].next, telemetry[0].closed),
+        (first_id, 1, 4, true)
+    );
+    assert_eq!(
+        (telemetry[1].first, telemetry[1].released, telemetry[1].next, telemetry[1].closed),
+        (4, 4, 5, false)
+    );
 }
 
 #[test]
@@ -71,15 +78,15 @@ fn a_drop_is_reported_until_it_is_confirmed_and_stays_in_the_history() {
 
     let queue = open(dir.path());
     let report = queue.report();
-    let expect = muster_wire::DropRange { class: 1, queue_id, first: 2, last: 2, reason: DropReason::RefusedPayload };
+    let expect =
+        muster_wire::DropRange { class: 1, queue_id, first: 2, last: 2, reason: DropReason::RefusedPayload };
     assert_eq!(report.drops, [expect]);
     queue.confirm(&report).unwrap();
     assert!(!queue.has_drops());
     assert!(queue.report().drops.is_empty());
     queue.close().unwrap();
 
-    let bounds = Bounds::from_config(&config::Queue::default());
-    let inspection = inspect(dir.path(), bounds, Arc::new(ManualClock::at(1))).unwrap();
+    let inspection = inspect(dir.path()).unwrap();
     let telemetry = &inspection.classes[0];
     assert_eq!((telemetry.accepted, telemetry.dropped, telemetry.released, telemetry.next), (3, 1, 4, 4));
     assert_eq!(telemetry.openings, [OpeningRange { queue_id, first: 1, last: 3 }]);
@@ -93,10 +100,11 @@ fn telemetry_over_its_bound_drops_the_oldest_and_no_event() {
     let limits = config::Queue {
         telemetry_bytes_max: 1 << 20,
         event_bytes_max: 1 << 20,
-        segment_bytes: 64 << 10,
+        segment_bytes: 128 << 10,
         ..config::Queue::default()
     };
-    let queue = Queue::open_dir(dir.path(), Bounds::from_config(&limits), Arc::new(ManualClock::at(1))).unwrap();
+    let queue =
+        Queue::open_dir(dir.path(), Bounds::from_config(&limits), Arc::new(ManualClock::at(1))).unwrap();
     let (_sender, stop) = stop_pair();
     put(&queue, QueueClass::Event, 1);
     let body = vec![7; 10_000];

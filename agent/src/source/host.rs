@@ -70,7 +70,8 @@ impl Probe {
             }
         }
         self.components.refresh(false);
-        let hottest = self.components.iter().filter_map(sysinfo::Component::temperature).fold(f32::NAN, f32::max);
+        let hottest =
+            self.components.iter().filter_map(sysinfo::Component::temperature).fold(f32::NAN, f32::max);
         if hottest.is_finite() {
             put("temperature_celsius", f64::from(hottest));
         }
@@ -102,7 +103,9 @@ pub(super) async fn run(config: HostSource, mut context: SourceContext) -> Exit 
             let values = probe.sample();
             (probe, values)
         });
-        let Ok((again, values)) = looked.await else { return Exit::Failed("a look at the machine failed".into()) };
+        let Ok((again, values)) = looked.await else {
+            return Exit::Failed("a look at the machine failed".into());
+        };
         probe = again;
         number += 1;
         let content = Content::Row { values, number };

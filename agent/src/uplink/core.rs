@@ -202,7 +202,9 @@ impl Core {
 
     /// The record to publish next, if the window, the pause and the queue allow one.
     pub fn next(&mut self, durable: [Seq; 2], now: Duration) -> Option<Want> {
-        if self.in_flight() >= RECORDS_IN_FLIGHT_MAX as u64 || self.held_until.is_some_and(|until| now < until) {
+        if self.in_flight() >= RECORDS_IN_FLIGHT_MAX as u64
+            || self.held_until.is_some_and(|until| now < until)
+        {
             return None;
         }
         self.held_until = None;

@@ -48,8 +48,14 @@ fn live_goes_before_backlog_and_neither_starves() {
     use Lane::{Backlog, Live};
     use QueueClass::{Event, Telemetry};
     let expect = [
-        (Event, Live, 1000), (Event, Live, 1001), (Telemetry, Live, 1000), (Event, Backlog, 1), (Event, Live, 1002),
-        (Event, Live, 1003), (Telemetry, Live, 1001), (Telemetry, Backlog, 1),
+        (Event, Live, 1000),
+        (Event, Live, 1001),
+        (Telemetry, Live, 1000),
+        (Event, Backlog, 1),
+        (Event, Live, 1002),
+        (Event, Live, 1003),
+        (Telemetry, Live, 1001),
+        (Telemetry, Backlog, 1),
     ];
     assert_eq!(sent, expect);
 }

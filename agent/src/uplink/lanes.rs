@@ -82,7 +82,8 @@ impl<F: Fs> Lanes<F> {
     /// Readers that begin at the release marks.
     pub(super) fn open(queue: &Queue<F>) -> Result<Self, QueueError> {
         let released = queue.released();
-        let lane = |reader: Reader<F>, at: Seq| LaneReader { reader, from: at, upto: at, buffer: VecDeque::new() };
+        let lane =
+            |reader: Reader<F>, at: Seq| LaneReader { reader, from: at, upto: at, buffer: VecDeque::new() };
         let open = |class: QueueClass| -> Result<[LaneReader<F>; 2], QueueError> {
             let at = released[class.index()];
             Ok([lane(queue.live_reader(class, at)?, at), lane(queue.reader(class, at)?, at)])

@@ -14,11 +14,11 @@ mod lanes;
 pub mod ranges;
 mod session;
 
+use self::core::Core;
 use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::queue::{Queue, QueueError};
 use crate::supervisor::Stop;
-use self::core::Core;
 use backoff::Backoff;
 use client::LinkOptions;
 use muster_journal::{Fs, RealFs};
@@ -98,7 +98,13 @@ fn down_filter(tenant: &TenantId, device: &DeviceId) -> String {
 impl<F: Fs> Uplink<F> {
     /// An uplink of `queue`; `stop` is raised once the pipelines are done.
     #[must_use]
-    pub fn new(queue: Queue<F>, clock: SharedClock, metrics: Metrics, stop: Stop, settings: Arc<Settings>) -> Self {
+    pub fn new(
+        queue: Queue<F>,
+        clock: SharedClock,
+        metrics: Metrics,
+        stop: Stop,
+        settings: Arc<Settings>,
+    ) -> Self {
         let (tenant, device) = (&settings.tenant, &settings.device);
         let topic = |class| Topic::up(tenant, device, class).to_string();
         let identity = format!("{tenant}/{device}");
@@ -157,3 +163,6 @@ impl<F: Fs> Uplink<F> {
         Envelope { class, queue_id: QueueId::default(), seq: 0, measured_at_us, body }.encode()
     }
 }
+
+#[cfg(test)]
+mod trials;

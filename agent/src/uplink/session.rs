@@ -6,6 +6,7 @@ use super::lanes::{Fetch, Fetched, Lanes};
 use super::{DRAIN_TIME_MAX, RELEASE_INTERVAL, STATE_INTERVAL_IDLE, STATE_INTERVAL_MIN, Uplink};
 use crate::metrics::PublishEnd;
 use crate::queue::{QueueClass, QueueError, Report, Seq};
+use crate::supervisor::chain;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -53,7 +54,12 @@ pub(super) struct Session<'a, F: Fs> {
 }
 
 impl<'a, F: Fs> Session<'a, F> {
-    pub(super) fn new(uplink: &'a mut Uplink<F>, core: &'a mut Core, lanes: &'a mut Lanes<F>, link: Link) -> Self {
+    pub(super) fn new(
+        uplink: &'a mut Uplink<F>,
+        core: &'a mut Core,
+        lanes: &'a mut Lanes<F>,
+        link: Link,
+    ) -> Self {
         let now = Instant::now();
         let released = uplink.queue.released();
         Self {
@@ -210,12 +216,15 @@ impl<'a, F: Fs> Session<'a, F> {
         match sent {
             Sent::Report(report) => {
                 self.reporting = false;
-                if verdict == Verdict::Release {
-                    self.useful = true;
-                    self.uplink.queue.confirm(&report)?;
-                    self.reported = *report;
-                } else {
+                if verdict != Verdict::Release {
                     tracing::warn!(reason, "the server refused a report");
+                    return Ok(());
+                }
+                self.useful = true;
+                match self.uplink.queue.confirm(&report) {
+                    Ok(()) => self.reported = *report,
+                    // A full disk: the same drops and openings come again.
+                    Err(error) => tracing::warn!(error = chain(&error), "a report's end could not be kept"),
                 }
                 Ok(())
             }
@@ -294,7 +303,7 @@ impl<'a, F: Fs> Session<'a, F> {
     fn send_report(&mut self, class: UpClass) {
         // The marks that the report carries are those on the disk.
         if let Err(error) = self.release(true) {
-            tracing::warn!(error = crate::supervisor::chain(&error), "the release mark could not be kept");
+            tracing::warn!(error = chain(&error), "the release mark could not be kept");
         }
         let report = self.uplink.queue.report();
         let (queues, drops) = (report.queues.clone(), report.drops.clone());

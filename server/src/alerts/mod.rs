@@ -7,6 +7,7 @@
 //! (acknowledged, resolved) is never overwritten by a rule, only completed with the time it cleared.
 //! Bounds: [`model::NOTE_CHARS_MAX`] for notes, [`model::MESSAGE_CHARS_MAX`] for messages, pages as in the HTTP kit.
 
+pub mod api;
 pub mod model;
 pub mod service;
 mod store;

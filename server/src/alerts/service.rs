@@ -5,6 +5,8 @@ use super::store;
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
 use crate::platform::live::{LiveBus, LiveKind};
+use crate::tenants::Principal;
+use crate::tenants::audit::{self, AuditEntry};
 use muster_wire::TenantId;
 use std::collections::BTreeMap;
 
@@ -28,15 +30,6 @@ pub enum AlertError {
     Db(#[from] DbError),
 }
 
-/// A person's answer to an alert.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    /// Who, as in the audit: `user:<email>` or `token:<id>`.
-    pub by: String,
-    /// Their words, where they gave any.
-    pub note: Option<String>,
-}
-
 /// Alerts of every tenant.
 #[derive(Clone)]
 pub struct AlertService {
@@ -58,7 +51,13 @@ pub fn open(tx: &mut Tx<'_>, alert: &NewAlert) -> Result<Option<Alert>, DbError>
 ///
 /// # Errors
 /// The database failed.
-pub fn clear(tx: &mut Tx<'_>, tenant: &TenantId, id: &str, at_us: i64, why: &str) -> Result<Option<Alert>, DbError> {
+pub fn clear(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    id: &str,
+    at_us: i64,
+    why: &str,
+) -> Result<Option<Alert>, DbError> {
     let scope = Scope::Tenant(tenant.clone());
     let Some(mut alert) = store::get(tx, &scope, id)? else { return Ok(None) };
     let Ok(state) = alert.state.after(Step::Clear) else { return Ok(None) };
@@ -132,23 +131,43 @@ impl AlertService {
     ///
     /// # Errors
     /// There is no such alert, it is past that, or the note is too long.
-    pub async fn ack(&self, tenant: &TenantId, id: &str, answer: Answer) -> Result<Alert, AlertError> {
-        self.answer(tenant, id, Step::Ack, answer).await
+    pub async fn ack(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        id: &str,
+        note: Option<String>,
+    ) -> Result<Alert, AlertError> {
+        self.answer(who, tenant, id, (Step::Ack, "alert.ack"), note).await
     }
 
     /// A person closes it.
     ///
     /// # Errors
     /// There is no such alert, it is resolved already, or the note is too long.
-    pub async fn resolve(&self, tenant: &TenantId, id: &str, answer: Answer) -> Result<Alert, AlertError> {
-        self.answer(tenant, id, Step::Resolve, answer).await
+    pub async fn resolve(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        id: &str,
+        note: Option<String>,
+    ) -> Result<Alert, AlertError> {
+        self.answer(who, tenant, id, (Step::Resolve, "alert.resolve"), note).await
     }
 
-    async fn answer(&self, tenant: &TenantId, id: &str, step: Step, answer: Answer) -> Result<Alert, AlertError> {
-        if answer.note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
+    async fn answer(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        id: &str,
+        (step, action): (Step, &'static str),
+        note: Option<String>,
+    ) -> Result<Alert, AlertError> {
+        if note.as_ref().is_some_and(|note| note.chars().count() > NOTE_CHARS_MAX) {
             return Err(AlertError::NoteTooLong);
         }
         let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
+        let actor = who.audit_name();
         let changed = self.db.write(move |tx| {
             let mut alert = store::get(tx, &scope, &id)?.ok_or(AlertError::NotFound)?;
             alert.state = alert.state.after(step)?;
@@ -157,11 +176,17 @@ impl AlertService {
                 Step::Resolve | Step::Clear => (&mut alert.resolved_at_us, &mut alert.resolved_by),
             };
             *at = Some(now_us);
-            *by = Some(answer.by);
-            if answer.note.is_some() {
-                alert.note = answer.note;
+            *by = Some(actor.clone());
+            let detail = serde_json::json!({ "note": note });
+            if note.is_some() {
+                alert.note = note;
             }
             store::update(tx, &scope, &alert)?;
+            audit::append(
+                tx,
+                &scope,
+                &AuditEntry { at_us: now_us, actor: &actor, action, object: &id, detail },
+            )?;
             Ok::<_, AlertError>(alert)
         });
         let alert = changed.await?;

@@ -43,8 +43,16 @@ pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, alert: &Alert) -> Result<bo
                            resolved_at_us = $8, resolved_by = $9, note = $10
          WHERE tenant = $1 AND id = $2",
         &[
-            &tenant(scope)?, &alert.id, &alert.state.as_str(), &alert.cleared_at_us, &alert.cleared_why,
-            &alert.acked_at_us, &alert.acked_by, &alert.resolved_at_us, &alert.resolved_by, &alert.note,
+            &tenant(scope)?,
+            &alert.id,
+            &alert.state.as_str(),
+            &alert.cleared_at_us,
+            &alert.cleared_why,
+            &alert.acked_at_us,
+            &alert.acked_by,
+            &alert.resolved_at_us,
+            &alert.resolved_by,
+            &alert.note,
         ],
     )?;
     Ok(rows == 1)
@@ -93,13 +101,20 @@ pub(super) fn list(
 
 /// How many alerts are in each state.
 pub(super) fn counts(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, i64)>, DbError> {
-    tx.query("SELECT state, count(*) FROM alerts WHERE tenant = $1 GROUP BY state", &[&tenant(scope)?], |row| {
-        Ok((row.get(0)?, row.get(1)?))
-    })
+    tx.query(
+        "SELECT state, count(*) FROM alerts WHERE tenant = $1 GROUP BY state",
+        &[&tenant(scope)?],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
 }
 
 /// Deletes what has cleared or was resolved before a time, at most `limit` rows of one tenant.
-pub(super) fn delete_old(tx: &mut Tx<'_>, scope: &Scope, before_us: i64, limit: i64) -> Result<usize, DbError> {
+pub(super) fn delete_old(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    before_us: i64,
+    limit: i64,
+) -> Result<usize, DbError> {
     tx.execute(
         "DELETE FROM alerts WHERE tenant = $1 AND id IN
            (SELECT id FROM alerts WHERE tenant = $1 AND opened_at_us < $2 AND cleared_at_us < $2 LIMIT $3)",

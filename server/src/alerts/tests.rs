@@ -1,18 +1,13 @@
 use super::model::*;
-use super::service::{self, AlertError, AlertService, Answer};
+use super::service::{self, AlertError, AlertService};
 use crate::platform::clock::ManualClock;
 use crate::platform::db::{Db, DbError};
 use crate::platform::live::{Filter, LiveBus};
 use muster_wire::{TenantId, Value};
 
-/// A registry with the tables of this slice and of `rules`.
+/// A registry of its own.
 pub(crate) fn registry(dir: &std::path::Path) -> Db {
-    let migrations = [
-        ("V10__alerts", include_str!("../../migrations/registry/V10__alerts.sql")),
-        ("V11__rules", include_str!("../../migrations/registry/V11__rules.sql")),
-    ]
-    .map(|(name, sql)| refinery::Migration::unapplied(name, sql).unwrap());
-    Db::open(&dir.join("registry.db"), refinery::Runner::new(&migrations), 2).unwrap()
+    Db::open(&dir.join("registry.db"), crate::platform::schema::registry(), 2).unwrap()
 }
 
 fn tenant(text: &str) -> TenantId {
@@ -44,8 +39,8 @@ async fn open_all(db: &Db, alerts: Vec<NewAlert>) -> usize {
     opened.await.unwrap()
 }
 
-fn answer(note: Option<&str>) -> Answer {
-    Answer { by: "user:a@example.org".into(), note: note.map(str::to_owned) }
+fn note(text: &str) -> Option<String> {
+    Some(text.to_owned())
 }
 
 #[test]
@@ -67,8 +62,14 @@ fn every_step_from_every_state() {
 async fn the_same_alert_opens_once_and_clears_once() {
     let dir = tempfile::tempdir().unwrap();
     let db = registry(dir.path());
-    assert_eq!(open_all(&db, vec![alert("acme", 1, Severity::Info), alert("acme", 1, Severity::Info)]).await, 1);
-    assert_eq!(open_all(&db, vec![alert("acme", 1, Severity::Info), alert("other", 1, Severity::Info)]).await, 1);
+    assert_eq!(
+        open_all(&db, vec![alert("acme", 1, Severity::Info), alert("acme", 1, Severity::Info)]).await,
+        1
+    );
+    assert_eq!(
+        open_all(&db, vec![alert("acme", 1, Severity::Info), alert("other", 1, Severity::Info)]).await,
+        1
+    );
     let clear = |who: &'static str| {
         let db = db.clone();
         async move {
@@ -101,8 +102,14 @@ async fn lists_page_and_filter_within_the_tenant() {
     assert_eq!(seen, [9, 8, 7, 6, 5, 4, 3, 2, 1]);
     let count = async |filter| service.list(&acme, filter, None, 100).await.unwrap().len();
     assert_eq!(count(AlertFilter { device: Some("d1".into()), ..AlertFilter::default() }).await, 5);
-    assert_eq!(count(AlertFilter { severity_min: Some(Severity::Warning), ..AlertFilter::default() }).await, 6);
-    assert_eq!(count(AlertFilter { severity_min: Some(Severity::Critical), ..AlertFilter::default() }).await, 3);
+    assert_eq!(
+        count(AlertFilter { severity_min: Some(Severity::Warning), ..AlertFilter::default() }).await,
+        6
+    );
+    assert_eq!(
+        count(AlertFilter { severity_min: Some(Severity::Critical), ..AlertFilter::default() }).await,
+        3
+    );
     assert_eq!(count(AlertFilter { historical: Some(true), ..AlertFilter::default() }).await, 3);
     assert_eq!(count(AlertFilter { state: Some(AlertState::Acked), ..AlertFilter::default() }).await, 0);
     assert_eq!(count(AlertFilter { rule_id: Some("r2".into()), ..AlertFilter::default() }).await, 0);
@@ -117,15 +124,19 @@ async fn people_answer_once_and_watchers_are_told() {
     let service = AlertService::new(db.clone(), ManualClock::at(77), live.clone());
     open_all(&db, vec![alert("acme", 1, Severity::Critical)]).await;
     let (acme, id) = (tenant("acme"), format!("{:032x}", 1));
+    let me = crate::testing::owner(&acme);
     let mut watcher = live.subscribe("acme", Filter::default(), None).unwrap();
-    let acked = service.ack(&acme, &id, answer(Some("on my way"))).await.unwrap();
-    assert_eq!((acked.state, acked.acked_at_us, acked.note.as_deref()), (AlertState::Acked, Some(77), Some("on my way")));
+    let acked = service.ack(&me, &acme, &id, note("on my way")).await.unwrap();
+    assert_eq!(
+        (acked.state, acked.acked_at_us, acked.note.as_deref()),
+        (AlertState::Acked, Some(77), Some("on my way"))
+    );
     assert!(watcher.next().await.unwrap().json.contains("\"state\":\"acked\""));
-    assert!(matches!(service.ack(&acme, &id, answer(None)).await, Err(AlertError::Illegal(_))));
-    assert!(matches!(service.ack(&tenant("other"), &id, answer(None)).await, Err(AlertError::NotFound)));
+    assert!(matches!(service.ack(&me, &acme, &id, None).await, Err(AlertError::Illegal(_))));
+    assert!(matches!(service.ack(&me, &tenant("other"), &id, None).await, Err(AlertError::NotFound)));
     let long = "x".repeat(NOTE_CHARS_MAX + 1);
-    assert!(matches!(service.resolve(&acme, &id, answer(Some(&long))).await, Err(AlertError::NoteTooLong)));
-    let resolved = service.resolve(&acme, &id, answer(None)).await.unwrap();
+    assert!(matches!(service.resolve(&me, &acme, &id, note(&long)).await, Err(AlertError::NoteTooLong)));
+    let resolved = service.resolve(&me, &acme, &id, None).await.unwrap();
     assert_eq!((resolved.state, resolved.note.as_deref()), (AlertState::Resolved, Some("on my way")));
     let cleared = {
         let id = id.clone();

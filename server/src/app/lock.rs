@@ -19,7 +19,12 @@ impl DataDirLock {
     pub fn take(dir: &Path) -> Result<Self, AppError> {
         let fail = |source| AppError::DataDir { path: dir.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(fail)?;
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(dir.join("lock")).map_err(fail)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(dir.join("lock"))
+            .map_err(fail)?;
         match file.try_lock() {
             Ok(()) => Ok(Self { _file: file }),
             Err(TryLockError::WouldBlock) => Err(AppError::InUse { path: dir.to_owned() }),

@@ -11,7 +11,8 @@ const POLL: Duration = Duration::from_secs(5);
 
 /// Waits for the end.
 pub(super) async fn until_stop_signal() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         tracing::error!("signals cannot be watched, only a kill ends the server");
         return std::future::pending().await;
     };

@@ -91,7 +91,8 @@ fn replace(path: &Path, text: &str, mode: u32) -> Result<(), AppError> {
     let fail = |source| AppError::Report { path: path.to_owned(), source };
     let beside = path.with_extension("partial");
     let _ = std::fs::remove_file(&beside);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(fail)?;
+    let mut file =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&beside).map_err(fail)?;
     file.write_all(text.as_bytes()).map_err(fail)?;
     std::fs::rename(&beside, path).map_err(fail)
 }

@@ -47,7 +47,8 @@ pub async fn enroll(
     connection: Option<Extension<ConnectInfo<SocketAddr>>>,
     ApiJson(body): ApiJson<EnrollBody>,
 ) -> Result<(StatusCode, Json<EnrollView>), ApiError> {
-    let peer = connection.map_or_else(String::new, |Extension(ConnectInfo(address))| address.ip().to_string());
+    let peer =
+        connection.map_or_else(String::new, |Extension(ConnectInfo(address))| address.ip().to_string());
     let name = body.device_name.as_deref();
     let enrolled = devices.enroll(&body.claim_token, &body.csr_pem, name, &peer).await?;
     let view = EnrollView {

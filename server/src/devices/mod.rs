@@ -8,6 +8,7 @@
 pub mod api;
 pub mod directory;
 pub mod enroll;
+pub mod labels;
 pub mod model;
 pub mod pki;
 pub mod service;

@@ -45,10 +45,16 @@ pub fn check_labels(labels: &Labels) -> Result<(), FieldError> {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-/".contains(&b);
         if key.is_empty() || key.len() > LABEL_KEY_BYTES_MAX || !key.bytes().all(plain) {
             let key: String = key.chars().take(80).collect();
-            return Err(refuse(format!("labels.{key}"), "a key has 1 to 63 of a-z, 0-9, '.', '_', '-' and '/'"));
+            return Err(refuse(
+                format!("labels.{key}"),
+                "a key has 1 to 63 of a-z, 0-9, '.', '_', '-' and '/'",
+            ));
         }
         if value.len() > LABEL_VALUE_BYTES_MAX || value.chars().any(char::is_control) {
-            return Err(refuse(format!("labels.{key}"), "a value has at most 256 bytes and no control characters"));
+            return Err(refuse(
+                format!("labels.{key}"),
+                "a value has at most 256 bytes and no control characters",
+            ));
         }
     }
     Ok(())
@@ -163,7 +169,11 @@ mod tests {
     fn a_claim_gives_what_it_names_and_no_more() {
         let check = |named: Option<&str>, uses, asked: Option<&str>, now_us, expect| {
             let claim = ClaimState { device: named.map(device), uses, uses_max: 2, expires_at_us: 100 };
-            assert_eq!(use_claim(&claim, asked.map(device), device("gen"), now_us), expect, "{named:?} {asked:?}");
+            assert_eq!(
+                use_claim(&claim, asked.map(device), device("gen"), now_us),
+                expect,
+                "{named:?} {asked:?}"
+            );
         };
         check(None, 0, None, 0, ClaimUse::New(device("gen")));
         check(None, 1, Some("pump"), 99, ClaimUse::New(device("pump")));

@@ -10,10 +10,11 @@ use crate::platform::secret::random_bytes;
 use muster_wire::{DeviceId, TenantId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
+    SerialNumber,
 };
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest as _, Sha256};
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -99,10 +100,9 @@ pub struct DeviceCertificate {
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     ca_pem: String,
-    ca_der: CertificateDer<'static>,
     ca_spki_sha256: [u8; 32],
-    server_chain: Vec<CertificateDer<'static>>,
-    server_key: PrivateKeyDer<'static>,
+    server_chain_pem: String,
+    server_key_pem: String,
 }
 
 impl Pki {
@@ -128,12 +128,8 @@ impl Pki {
         if !server_fits(&server_path, &server_key_path, &ca_der, hosts, now_us) {
             make_server(&issuer, &ca_pem, &server_key_path, &server_path, hosts, server_days, now_us)?;
         }
-        let leaf = parse_certificate(&server_path, &read(&server_path)?)?;
-        let key_text = read(&server_key_path)?;
-        let server_key = PrivateKeyDer::from_pem_slice(key_text.as_bytes());
-        let server_key = server_key.map_err(content(&server_key_path, "private key"))?;
-        let server_chain = vec![leaf, ca_der.clone()];
-        Ok(Self { issuer, ca_pem, ca_der, ca_spki_sha256, server_chain, server_key })
+        let (server_chain_pem, server_key_pem) = (read(&server_path)?, read(&server_key_path)?);
+        Ok(Self { issuer, ca_pem, ca_spki_sha256, server_chain_pem, server_key_pem })
     }
 
     /// The CA's certificate in PEM.
@@ -142,28 +138,22 @@ impl Pki {
         &self.ca_pem
     }
 
-    /// The CA's certificate: the root that device certificates are checked against.
-    #[must_use]
-    pub fn ca_der(&self) -> &CertificateDer<'static> {
-        &self.ca_der
-    }
-
     /// SHA-256 of the CA's SubjectPublicKeyInfo: what a claim pins.
     #[must_use]
     pub fn ca_spki_sha256(&self) -> &[u8; 32] {
         &self.ca_spki_sha256
     }
 
-    /// The server's certificate and its CA, leaf first.
+    /// The server's certificate and its CA in PEM, leaf first.
     #[must_use]
-    pub fn server_chain(&self) -> Vec<CertificateDer<'static>> {
-        self.server_chain.clone()
+    pub fn server_chain_pem(&self) -> &str {
+        &self.server_chain_pem
     }
 
-    /// The server's private key.
+    /// The server's private key in PEM.
     #[must_use]
-    pub fn server_key(&self) -> PrivateKeyDer<'static> {
-        self.server_key.clone_key()
+    pub fn server_key_pem(&self) -> &str {
+        &self.server_key_pem
     }
 
     /// Signs a checked request for a device. Only its key is taken over: names and uses are ours.

@@ -101,8 +101,13 @@ pub fn device_update(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow) -> Result<
         "UPDATE devices SET name = $3, enabled = $4, labels = $5, token_sha256 = $6, enrolled_at_us = $7
          WHERE tenant = $1 AND device = $2",
         &[
-            &scope.tenant()?, &row.device.as_str(), &row.name, &row.enabled, &labels_text(&row.labels)?,
-            &row.token_sha256, &row.enrolled_at_us,
+            &scope.tenant()?,
+            &row.device.as_str(),
+            &row.name,
+            &row.enabled,
+            &labels_text(&row.labels)?,
+            &row.token_sha256,
+            &row.enrolled_at_us,
         ],
     )?;
     Ok(changed == 1)
@@ -113,7 +118,12 @@ pub fn device_get(tx: &mut Tx<'_>, scope: &Scope, device: &DeviceId) -> Result<O
     tx.query_opt(&sql, &[&scope.tenant()?, &device.as_str()], device_row)
 }
 
-pub fn device_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Result<Vec<DeviceRow>, DbError> {
+pub fn device_list(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<DeviceRow>, DbError> {
     let sql = format!(
         "SELECT {DEVICE_COLUMNS} FROM devices WHERE tenant = $1 AND device > $2 ORDER BY device LIMIT $3"
     );
@@ -143,7 +153,11 @@ pub fn certificate_insert(tx: &mut Tx<'_>, scope: &Scope, row: &CertificateRow) 
         "INSERT INTO certificates (serial, tenant, device, spki_sha256, issued_at_us, expires_at_us)
          VALUES ($1, $2, $3, $4, $5, $6)",
         &[
-            &row.serial, &scope.tenant()?, &row.device.as_str(), &row.spki_sha256, &row.issued_at_us,
+            &row.serial,
+            &scope.tenant()?,
+            &row.device.as_str(),
+            &row.spki_sha256,
+            &row.issued_at_us,
             &row.expires_at_us,
         ],
     )
@@ -163,7 +177,11 @@ fn certificate_row(row: &Row<'_>) -> Result<CertificateRow, DbError> {
     })
 }
 
-pub fn certificate_get(tx: &mut Tx<'_>, scope: &Scope, serial: &str) -> Result<Option<CertificateRow>, DbError> {
+pub fn certificate_get(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    serial: &str,
+) -> Result<Option<CertificateRow>, DbError> {
     let sql = format!("SELECT {CERTIFICATE_COLUMNS} FROM certificates WHERE tenant = $1 AND serial = $2");
     tx.query_opt(&sql, &[&scope.tenant()?, &serial], certificate_row)
 }
@@ -183,7 +201,12 @@ pub fn certificate_list(
 }
 
 /// Revokes one certificate of a device; says whether it was valid so far.
-pub fn certificate_revoke(tx: &mut Tx<'_>, scope: &Scope, serial: &str, now_us: i64) -> Result<bool, DbError> {
+pub fn certificate_revoke(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    serial: &str,
+    now_us: i64,
+) -> Result<bool, DbError> {
     let sql = "UPDATE certificates SET revoked_at_us = $3
                WHERE tenant = $1 AND serial = $2 AND revoked_at_us IS NULL";
     Ok(tx.execute(sql, &[&scope.tenant()?, &serial, &now_us])? == 1)
@@ -208,7 +231,8 @@ pub fn serials_revoked(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Ve
     tx.query(sql, &[&now_us], |row| row.get(0))
 }
 
-const CLAIM_COLUMNS: &str = "claim_id, device, uses, uses_max, expires_at_us, labels, created_by, created_at_us";
+const CLAIM_COLUMNS: &str =
+    "claim_id, device, uses, uses_max, expires_at_us, labels, created_by, created_at_us";
 
 fn claim_row_at(row: &Row<'_>, at: usize) -> Result<ClaimRow, DbError> {
     let device = row.get::<Option<String>>(at + 1)?;
@@ -223,7 +247,12 @@ fn claim_row_at(row: &Row<'_>, at: usize) -> Result<ClaimRow, DbError> {
     Ok(ClaimRow { claim_id: row.get(at)?, state, labels, created_by, created_at_us })
 }
 
-pub fn claim_insert(tx: &mut Tx<'_>, scope: &Scope, row: &ClaimRow, sha256: &[u8; 32]) -> Result<(), DbError> {
+pub fn claim_insert(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    row: &ClaimRow,
+    sha256: &[u8; 32],
+) -> Result<(), DbError> {
     tx.execute(
         "INSERT INTO claims
            (tenant, claim_id, token_sha256, device, labels, uses, uses_max, created_by, created_at_us, expires_at_us)
@@ -252,11 +281,16 @@ pub fn claim_count_open(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<i
 
 /// Forgets claims that ended before a time; their uses go with them.
 pub fn claims_forget(tx: &mut Tx<'_>, scope: &Scope, before_us: i64) -> Result<usize, DbError> {
-    tx.execute("DELETE FROM claims WHERE tenant = $1 AND expires_at_us <= $2", &[&scope.tenant()?, &before_us])
+    tx.execute(
+        "DELETE FROM claims WHERE tenant = $1 AND expires_at_us <= $2",
+        &[&scope.tenant()?, &before_us],
+    )
 }
 
 pub fn claim_delete(tx: &mut Tx<'_>, scope: &Scope, claim_id: &str) -> Result<bool, DbError> {
-    Ok(tx.execute("DELETE FROM claims WHERE tenant = $1 AND claim_id = $2", &[&scope.tenant()?, &claim_id])? == 1)
+    Ok(tx
+        .execute("DELETE FROM claims WHERE tenant = $1 AND claim_id = $2", &[&scope.tenant()?, &claim_id])?
+        == 1)
 }
 
 /// Finds a claim by its secret: the tenant is in the claim, not in the request.
@@ -300,7 +334,15 @@ pub fn claim_use_insert(
     tx.execute(
         "INSERT INTO claim_uses (tenant, claim_id, spki_sha256, device, serial, certificate_pem, used_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
-        &[&tenant, &claim_id, spki_sha256, &used.device.as_str(), &used.serial, &used.certificate_pem, &now_us],
+        &[
+            &tenant,
+            &claim_id,
+            spki_sha256,
+            &used.device.as_str(),
+            &used.serial,
+            &used.certificate_pem,
+            &now_us,
+        ],
     )?;
     let sql = "UPDATE claims SET uses = uses + 1 WHERE tenant = $1 AND claim_id = $2 AND uses < uses_max";
     Ok(tx.execute(sql, &[&tenant, &claim_id])? == 1)

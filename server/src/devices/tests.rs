@@ -57,7 +57,8 @@ async fn a_claim_becomes_a_certificate_of_the_device() {
     let got = fleet.enroll(&claim, &csr(), Some("pump-1")).await.expect(201);
     assert_eq!((&got["tenant"], &got["device"]), (&json!("acme"), &json!("pump-1")));
     assert_eq!((&got["mqtt_host"], &got["mqtt_port"]), (&json!("localhost"), &json!(8883)));
-    let pem = x509_parser::pem::parse_x509_pem(got["certificate_pem"].as_str().unwrap().as_bytes()).unwrap().1;
+    let pem =
+        x509_parser::pem::parse_x509_pem(got["certificate_pem"].as_str().unwrap().as_bytes()).unwrap().1;
     let leaf = pem.parse_x509().unwrap();
     let names = leaf.subject_alternative_name().unwrap().unwrap();
     assert!(format!("{:?}", names.value).contains("muster://acme/pump-1"), "{names:?}");
@@ -176,7 +177,9 @@ async fn a_device_has_bounds() {
     let many: serde_json::Map<_, _> = (0..33).map(|at| (format!("k{at}"), json!("v"))).collect();
     let create = |body| fleet.call("POST", DEVICES, body);
     create(json!({ "id": "pump", "labels": many })).await.refused("invalid_argument", Some("labels"));
-    create(json!({ "id": "pump", "labels": { "Site": "x" } })).await.refused("invalid_argument", Some("labels.Site"));
+    create(json!({ "id": "pump", "labels": { "Site": "x" } }))
+        .await
+        .refused("invalid_argument", Some("labels.Site"));
     create(json!({ "id": "a/b" })).await.refused("invalid_argument", Some("id"));
     create(json!({ "id": "pump", "name": "x".repeat(129) })).await.refused("invalid_argument", Some("name"));
     create(json!({ "id": "pump" })).await.expect(201);
@@ -217,13 +220,19 @@ mod pki {
         let mode = std::fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let same = open(&["127.0.0.1", "localhost"], START_US);
-        assert_eq!(first.server_chain(), same.server_chain());
+        assert_eq!(first.server_chain_pem(), same.server_chain_pem());
         let renamed = open(&["fleet.example"], START_US);
-        assert_ne!(first.server_chain()[0], renamed.server_chain()[0]);
+        assert_ne!(first.server_chain_pem(), renamed.server_chain_pem());
         assert_eq!(first.ca_spki_sha256(), renamed.ca_spki_sha256());
         let day_us = 86_400_000_000;
-        assert_eq!(open(&["fleet.example"], START_US + 59 * day_us).server_chain(), renamed.server_chain());
-        assert_ne!(open(&["fleet.example"], START_US + 61 * day_us).server_chain(), renamed.server_chain());
+        assert_eq!(
+            open(&["fleet.example"], START_US + 59 * day_us).server_chain_pem(),
+            renamed.server_chain_pem()
+        );
+        assert_ne!(
+            open(&["fleet.example"], START_US + 61 * day_us).server_chain_pem(),
+            renamed.server_chain_pem()
+        );
     }
 
     #[test]

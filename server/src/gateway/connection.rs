@@ -106,7 +106,7 @@ pub(crate) struct Opened {
 
 impl Connection {
     pub(crate) fn new(core: Arc<Core>, opened: Opened) -> Self {
-        let bucket = Bucket::full(core.config.rate, core.tick());
+        let bucket = Bucket::full(core.rate(), core.tick());
         let down = Down::new(opened.receive_maximum, opened.packet_bytes_max);
         Self {
             core,
@@ -363,7 +363,7 @@ impl Connection {
         let Identity::Device { tenant, device, .. } = &self.link.identity else {
             return self.refuse(publish, Refusal::ForeignTopic);
         };
-        if !self.bucket.take(self.core.config.rate, self.core.tick()) {
+        if !self.bucket.take(self.core.rate(), self.core.tick()) {
             let can_say = self.version == Version::Five || publish.qos == 0;
             return if can_say { self.refuse(publish, Refusal::Rate) } else { Ok(Outcome::Wait) };
         }

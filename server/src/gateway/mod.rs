@@ -165,6 +165,8 @@ pub(crate) struct Core {
     pub(crate) acks: acks::Acks,
     pub(crate) stalls: stalls::Stalls,
     pub(crate) fanout: fanout::Fanout,
+    /// The rate limit in force: messages a second in the upper half, the burst in the lower.
+    rate: AtomicU64,
     pub(crate) tick: AtomicU32,
     pub(crate) stopping: AtomicBool,
     pub(crate) next_client_number: AtomicU64,
@@ -176,11 +178,35 @@ impl Core {
         self.tick.load(Ordering::Relaxed)
     }
 
+    /// The rate limit in force.
+    pub(crate) fn rate(&self) -> RateLimit {
+        let both = self.rate.load(Ordering::Relaxed);
+        #[allow(clippy::cast_possible_truncation, reason = "each half is a u32")]
+        RateLimit { per_s: (both >> 32) as u32, burst: both as u32 }
+    }
+
     /// Appends to the log and lets `stalls` know how it went.
     pub(crate) fn append(&self, record: &NewRecord<'_>) -> Result<u64, AppendError> {
         let appended = self.log.append(record);
         self.stalls.note(appended.map(|_| ()), self.tick());
         appended
+    }
+}
+
+fn packed(rate: RateLimit) -> u64 {
+    u64::from(rate.per_s) << 32 | u64::from(rate.burst)
+}
+
+/// Changes the rate limit of a running gateway, for connections that are up too.
+#[derive(Clone)]
+pub struct RateSetter(std::sync::Weak<Core>);
+
+impl RateSetter {
+    /// Puts another limit in force.
+    pub fn set(&self, rate: RateLimit) {
+        if let Some(core) = self.0.upgrade() {
+            core.rate.store(packed(rate), Ordering::Relaxed);
+        }
     }
 }
 
@@ -210,7 +236,9 @@ impl Gateway {
             .map_err(GatewayError::Threads)?;
         let metrics = metrics::Metrics::register(registry)?;
         let Dependencies { log, directory, clock, tls } = dependencies;
+        let rate = AtomicU64::new(packed(config.rate));
         let core = Arc::new(Core {
+            rate,
             config,
             log,
             directory,
@@ -269,6 +297,12 @@ impl Gateway {
         let thread = std::thread::Builder::new().name("gateway-fanout".to_owned());
         thread.spawn(move || fanout::Fanout::run(&core)).map_err(GatewayError::Threads)?;
         Ok(())
+    }
+
+    /// Changes the rate limit later.
+    #[must_use]
+    pub fn rate_setter(&self) -> RateSetter {
+        RateSetter(Arc::downgrade(&self.core))
     }
 
     /// The bound address for MQTT over TLS.

@@ -1,1 +1,121 @@
-//! Consumers of the event log: store writer, ledger, rules, live stream, retention.
+//! Consumers of the event log: the store writer with its ledger, the tick, retention.
+//!
+//! Who calls me: `app.rs` starts [`Ingest`] once the log and the store are open. I call `platform::event_log`
+//! and `platform::telemetry`; what was stored goes to the hooks given by `app.rs` (the live bus).
+//!
+//! Promise: the store's cursor moves with its effects; the log is released only after the commit. A database
+//! that fails is tried again, with growing pauses, from the cursor: nothing is skipped, the log fills up and the
+//! gateway holds PUBACKs back. Stopping loses nothing.
+//!
+//! Threads: `ingest-store`, `ingest-tick`, `ingest-retention`.
+
+pub mod api;
+pub mod bench;
+mod consumer;
+pub mod queries;
+mod retention;
+#[cfg(test)]
+mod tests;
+mod tick;
+#[cfg(test)]
+mod trials;
+mod views;
+
+pub use consumer::{BATCH_BYTES_MAX, COMMIT_INTERVAL, Consumer, IngestError, OnStored, Step};
+pub use retention::PolicySource;
+
+use crate::platform::clock::SharedClock;
+use crate::platform::event_log::EventLog;
+use crate::platform::telemetry::TelemetryStore;
+use muster_journal::{Fs, RealFs};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// The running consumers; dropping it stops them.
+pub struct Ingest {
+    stop: Arc<Stop>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What [`Ingest::start`] needs.
+pub struct Parts<F: Fs = RealFs> {
+    /// The event log.
+    pub log: EventLog<F>,
+    /// The store.
+    pub store: TelemetryStore,
+    /// The clock.
+    pub clock: SharedClock,
+    /// Called after each commit, on the store's thread: they must not block.
+    pub on_stored: Vec<OnStored>,
+    /// How long telemetry is kept, asked before each pass.
+    pub retention: PolicySource,
+}
+
+impl Ingest {
+    /// Starts the threads. The store reads on from its cursor.
+    ///
+    /// # Errors
+    /// The cursor cannot be read, the log cannot be read there, or a thread cannot be started.
+    pub fn start<F: Fs>(parts: Parts<F>) -> Result<Self, IngestError> {
+        let stop = Arc::new(Stop::default());
+        let Parts { log, store, clock, on_stored, retention } = parts;
+        let mut consumer = Consumer::begin(log.clone(), store.clone(), clock.clone(), on_stored)?;
+        let mut ingest = Self { stop, threads: Vec::new() };
+        ingest.spawn("ingest-store", move |stop| consumer.run(stop))?;
+        ingest.spawn("ingest-tick", move |stop| tick::run(&log, stop))?;
+        ingest.spawn("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
+        Ok(ingest)
+    }
+
+    fn spawn(&mut self, name: &str, work: impl FnOnce(&Stop) + Send + 'static) -> Result<(), IngestError> {
+        let stop = self.stop.clone();
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&stop));
+        self.threads.push(thread.map_err(IngestError::Thread)?);
+        Ok(())
+    }
+
+    /// Stops the threads and waits for them. What was not stored stays in the log.
+    pub fn stop(&mut self) {
+        self.stop.set();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an ingest thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A flag that sleepers notice at once.
+#[derive(Default)]
+pub struct Stop {
+    set: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stop {
+    /// Raises the flag for good.
+    pub fn set(&self) {
+        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.changed.notify_all();
+    }
+
+    /// Whether it is raised.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        *self.set.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until it is raised or the time is over; says whether it is raised.
+    pub fn wait(&self, timeout: Duration) -> bool {
+        let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.changed.wait_timeout_while(set, timeout, |set| !*set);
+        *waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}

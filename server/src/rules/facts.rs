@@ -1,7 +1,9 @@
 //! What a rule's expressions can read, borrowed from the record and the device. Nothing is copied on the way in.
 
 use super::template::{label_of, shown};
-use crate::platform::expr::{CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver};
+use crate::platform::expr::{
+    CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver,
+};
 use cel::common::types::CelBool;
 use muster_wire::{Event, EventKind, Value};
 use std::collections::HashMap;
@@ -65,7 +67,9 @@ impl VariableResolver for Facts<'_> {
             ("last", _) => Some(CowVal::Borrowed(self.last)),
             ("event", Subject::Event(event)) => Some(CowVal::owned(event_map(event))),
             // A qualified name is asked for as a whole first: no map is built for `event.score`.
-            (name, Subject::Event(event)) => event_field(event, name.strip_prefix("event.")?).map(CowVal::Owned),
+            (name, Subject::Event(event)) => {
+                event_field(event, name.strip_prefix("event.")?).map(CowVal::Owned)
+            }
             _ => None,
         }
     }
@@ -85,7 +89,8 @@ fn event_field<'b>(event: &'b Event, field: &str) -> Option<Box<dyn Val + 'b>> {
 }
 
 fn event_map(event: &Event) -> CelMap<'_> {
-    let fields = EVENT_FIELDS.iter().filter_map(|name| Some((CelMapKey::from(*name), event_field(event, name)?)));
+    let fields =
+        EVENT_FIELDS.iter().filter_map(|name| Some((CelMapKey::from(*name), event_field(event, name)?)));
     CelMap::from(fields.collect::<HashMap<_, _>>())
 }
 

@@ -135,7 +135,9 @@ mod tests {
         for (now_us, input) in inputs {
             for decision in step(&mut phase, for_us, *input, *now_us) {
                 told.push(match decision {
-                    Decision::Open { opening, at_us } => format!("{now_us}: open {} at {at_us}", opening.position),
+                    Decision::Open { opening, at_us } => {
+                        format!("{now_us}: open {} at {at_us}", opening.position)
+                    }
                     Decision::Clear { at_us } => format!("{now_us}: clear at {at_us}"),
                 });
             }
@@ -145,22 +147,41 @@ mod tests {
 
     #[test]
     fn without_a_duration_it_opens_at_once_and_clears_with_hysteresis() {
-        let (hot, warm, cool) = (|p| seen(true, false, p), |p| seen(false, false, p), |p| seen(false, true, p));
-        check(0, &[(1, cool(1)), (2, hot(2)), (3, hot(3)), (4, warm(4)), (5, hot(5)), (6, cool(6)), (7, hot(7))],
-            &["2: open 2 at 2", "6: clear at 6", "7: open 7 at 7"]);
+        let (hot, warm, cool) =
+            (|p| seen(true, false, p), |p| seen(false, false, p), |p| seen(false, true, p));
+        check(
+            0,
+            &[(1, cool(1)), (2, hot(2)), (3, hot(3)), (4, warm(4)), (5, hot(5)), (6, cool(6)), (7, hot(7))],
+            &["2: open 2 at 2", "6: clear at 6", "7: open 7 at 7"],
+        );
     }
 
     #[test]
     fn a_duration_must_hold_without_a_break() {
         let (hot, cool) = (|p| seen(true, false, p), |p| seen(false, true, p));
-        check(10, &[(0, hot(1)), (9, hot(2)), (9, cool(3)), (10, hot(4)), (19, hot(5)), (20, hot(6)), (21, cool(7))],
-            &["20: open 4 at 20", "21: clear at 21"]);
+        check(
+            10,
+            &[
+                (0, hot(1)),
+                (9, hot(2)),
+                (9, cool(3)),
+                (10, hot(4)),
+                (19, hot(5)),
+                (20, hot(6)),
+                (21, cool(7)),
+            ],
+            &["20: open 4 at 20", "21: clear at 21"],
+        );
     }
 
     #[test]
     fn time_alone_opens_and_a_late_value_opens_before_it_clears() {
         let (hot, cool) = (|p| seen(true, false, p), |p| seen(false, true, p));
-        check(10, &[(0, hot(1)), (5, Input::Tick), (12, Input::Tick), (13, Input::Tick)], &["12: open 1 at 10"]);
+        check(
+            10,
+            &[(0, hot(1)), (5, Input::Tick), (12, Input::Tick), (13, Input::Tick)],
+            &["12: open 1 at 10"],
+        );
         check(10, &[(0, hot(1)), (12, cool(2))], &["12: open 1 at 10", "12: clear at 12"]);
     }
 

@@ -5,8 +5,10 @@ use super::store;
 use super::validate::{Written, compile};
 use crate::alerts::model::Severity;
 use crate::platform::clock::SharedClock;
-use crate::platform::db::{Db, DbError, Scope};
+use crate::platform::db::{Db, DbError, Scope, Tx};
 use crate::platform::secret::random_bytes;
+use crate::tenants::Principal;
+use crate::tenants::audit::{self, AuditEntry};
 use muster_wire::TenantId;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -139,7 +141,12 @@ impl RuleService {
     ///
     /// # Errors
     /// A field is wrong, the name is taken, or the tenant has too many.
-    pub async fn create(&self, tenant: &TenantId, draft: RuleDraft) -> Result<Rule, RuleError> {
+    pub async fn create(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        draft: RuleDraft,
+    ) -> Result<Rule, RuleError> {
         let (name, enabled, spec) = draft.parts();
         check(tenant, &name, &spec)?;
         let now_us = self.clock.now_us();
@@ -152,13 +159,14 @@ impl RuleService {
             created_at_us: now_us,
             updated_at_us: now_us,
         };
-        let scope = Scope::Tenant(tenant.clone());
+        let (scope, actor) = (Scope::Tenant(tenant.clone()), who.audit_name());
         let stored = self.db.write(move |tx| {
             let max = i64::try_from(RULES_PER_TENANT_MAX).unwrap_or(i64::MAX);
             if store::count(tx, &scope)? >= max {
                 return Err(RuleError::TooMany);
             }
             store::insert(tx, &scope, &rule).map_err(name_taken)?;
+            audit(tx, &scope, &actor, "rule.create", &rule)?;
             Ok(rule)
         });
         let rule = stored.await?;
@@ -172,6 +180,7 @@ impl RuleService {
     /// There is none, a field is wrong, the name is taken, or somebody was faster.
     pub async fn update(
         &self,
+        who: &Principal,
         tenant: &TenantId,
         id: &str,
         version: Option<i64>,
@@ -180,21 +189,19 @@ impl RuleService {
         let (name, enabled, spec) = draft.parts();
         check(tenant, &name, &spec)?;
         let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
+        let actor = who.audit_name();
         let stored = self.db.write(move |tx| {
             let before = store::get(tx, &scope, &id)?.ok_or(RuleError::NotFound)?;
             if version.is_some_and(|version| version != before.version) {
                 return Err(RuleError::Conflict);
             }
-            let rule = Rule {
-                name,
-                enabled,
-                version: before.version + 1,
-                spec,
-                updated_at_us: now_us,
-                ..before
-            };
-            let done = store::update(tx, &scope, &rule).map_err(name_taken)?;
-            if done { Ok(rule) } else { Err(RuleError::Conflict) }
+            let rule =
+                Rule { name, enabled, version: before.version + 1, spec, updated_at_us: now_us, ..before };
+            if !store::update(tx, &scope, &rule).map_err(name_taken)? {
+                return Err(RuleError::Conflict);
+            }
+            audit(tx, &scope, &actor, "rule.change", &rule)?;
+            Ok(rule)
         });
         let rule = stored.await?;
         self.board.changed();
@@ -205,12 +212,16 @@ impl RuleService {
     ///
     /// # Errors
     /// There is none.
-    pub async fn delete(&self, tenant: &TenantId, id: &str) -> Result<(), RuleError> {
-        let (scope, id) = (Scope::Tenant(tenant.clone()), id.to_owned());
-        let deleted = self.db.write(move |tx| Ok::<_, RuleError>(store::delete(tx, &scope, &id)?)).await?;
-        if !deleted {
-            return Err(RuleError::NotFound);
-        }
+    pub async fn delete(&self, who: &Principal, tenant: &TenantId, id: &str) -> Result<(), RuleError> {
+        let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
+        let actor = who.audit_name();
+        let deleted = self.db.write(move |tx| {
+            let mut rule = store::get(tx, &scope, &id)?.ok_or(RuleError::NotFound)?;
+            store::delete(tx, &scope, &id)?;
+            rule.updated_at_us = now_us;
+            Ok::<_, RuleError>(audit(tx, &scope, &actor, "rule.delete", &rule)?)
+        });
+        deleted.await?;
         self.board.changed();
         Ok(())
     }
@@ -237,6 +248,22 @@ impl RuleService {
 
 fn check(tenant: &TenantId, name: &str, spec: &RuleSpec) -> Result<(), FieldError> {
     compile(&Written { tenant, id: "draft", version: 0, name, spec }).map(|_| ())
+}
+
+/// One row of the audit chain; the rule as it now is says what was done.
+fn audit(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    actor: &str,
+    action: &'static str,
+    rule: &Rule,
+) -> Result<(), DbError> {
+    let detail = serde_json::json!({ "name": rule.name, "version": rule.version, "enabled": rule.enabled, "spec": rule.spec });
+    audit::append(
+        tx,
+        scope,
+        &AuditEntry { at_us: rule.updated_at_us, actor, action, object: &rule.id, detail },
+    )
 }
 
 fn name_taken(error: DbError) -> RuleError {

@@ -1,9 +1,9 @@
 //! Commits what the engine decided, and reads back what was committed. One transaction each.
 
 use super::engine::{Effects, Snapshot};
+use super::model::CompiledRule;
 use super::store::{self, Cursor};
 use super::validate::{Written, compile};
-use super::model::CompiledRule;
 use crate::alerts::model::Alert;
 use crate::alerts::service as alerts;
 use crate::platform::db::{DbError, Scope, Tx};
@@ -31,7 +31,11 @@ pub(super) struct Restored {
 }
 
 /// Alerts, states, last values, quarantines, gaps and the cursor: all or nothing. Returns the alerts that changed.
-pub(super) fn commit(tx: &mut Tx<'_>, checkpoint: &Checkpoint, now_us: i64) -> Result<Vec<(TenantId, Alert)>, DbError> {
+pub(super) fn commit(
+    tx: &mut Tx<'_>,
+    checkpoint: &Checkpoint,
+    now_us: i64,
+) -> Result<Vec<(TenantId, Alert)>, DbError> {
     let (scope, effects) = (scope(), &checkpoint.effects);
     let mut changed = Vec::new();
     for alert in &effects.opened {
@@ -76,11 +80,18 @@ pub(super) fn rules(tx: &mut Tx<'_>) -> Result<Vec<Arc<CompiledRule>>, DbError> 
     let mut compiled = Vec::with_capacity(stored.len());
     for (tenant, rule) in stored {
         let Ok(tenant) = TenantId::parse(&tenant) else { continue };
-        let written =
-            Written { tenant: &tenant, id: &rule.id, version: rule.version, name: &rule.name, spec: &rule.spec };
+        let written = Written {
+            tenant: &tenant,
+            id: &rule.id,
+            version: rule.version,
+            name: &rule.name,
+            spec: &rule.spec,
+        };
         match compile(&written) {
             Ok(rule) => compiled.push(Arc::new(rule)),
-            Err(error) => tracing::error!(rule_id = %rule.id, %error, "stored rule does not compile and does not run"),
+            Err(error) => {
+                tracing::error!(rule_id = %rule.id, %error, "stored rule does not compile and does not run")
+            }
         }
     }
     Ok(compiled)

@@ -50,7 +50,8 @@ fn spec_text(spec: &RuleSpec) -> String {
 }
 
 pub(super) fn count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
-    let count = tx.query_opt("SELECT count(*) FROM rules WHERE tenant = $1", &[&tenant(scope)?], |row| row.get(0))?;
+    let count =
+        tx.query_opt("SELECT count(*) FROM rules WHERE tenant = $1", &[&tenant(scope)?], |row| row.get(0))?;
     Ok(count.unwrap_or(0))
 }
 
@@ -59,8 +60,14 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, rule: &Rule) -> Result<(), 
         "INSERT INTO rules (tenant, id, name, enabled, version, spec, created_at_us, updated_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
-            &tenant(scope)?, &rule.id, &rule.name, &rule.enabled, &rule.version, &spec_text(&rule.spec),
-            &rule.created_at_us, &rule.updated_at_us,
+            &tenant(scope)?,
+            &rule.id,
+            &rule.name,
+            &rule.enabled,
+            &rule.version,
+            &spec_text(&rule.spec),
+            &rule.created_at_us,
+            &rule.updated_at_us,
         ],
     )?;
     Ok(())
@@ -72,7 +79,12 @@ pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, rule: &Rule) -> Result<bool
         "UPDATE rules SET name = $3, enabled = $4, version = $5, spec = $6, updated_at_us = $7
          WHERE tenant = $1 AND id = $2 AND version = $5 - 1",
         &[
-            &tenant(scope)?, &rule.id, &rule.name, &rule.enabled, &rule.version, &spec_text(&rule.spec),
+            &tenant(scope)?,
+            &rule.id,
+            &rule.name,
+            &rule.enabled,
+            &rule.version,
+            &spec_text(&rule.spec),
             &rule.updated_at_us,
         ],
     )?;
@@ -134,7 +146,12 @@ fn signed(position: u64) -> Result<i64, DbError> {
     i64::try_from(position).map_err(|_| bad("position"))
 }
 
-pub(super) fn save_cursor(tx: &mut Tx<'_>, scope: &Scope, cursor: &Cursor, now_us: i64) -> Result<(), DbError> {
+pub(super) fn save_cursor(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    cursor: &Cursor,
+    now_us: i64,
+) -> Result<(), DbError> {
     system(scope)?;
     tx.execute(
         "INSERT INTO rule_cursor (id, log_epoch, position, log_us, idle_us, saved_at_us) VALUES (1, $1, $2, $3, $4, $5)
@@ -177,7 +194,8 @@ pub(super) fn states(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(StateKey, St
             subject: row.get(3)?,
             stream,
         };
-        let mut state: StoredState = serde_json::from_str(&row.get::<String>(6)?).map_err(|_| bad("state"))?;
+        let mut state: StoredState =
+            serde_json::from_str(&row.get::<String>(6)?).map_err(|_| bad("state"))?;
         state.version = row.get(5)?;
         Ok((key, state))
     })
@@ -227,7 +245,10 @@ pub(super) fn save_last(tx: &mut Tx<'_>, scope: &Scope, key: &LastKey, value: &V
 }
 
 /// `(tenant, rule, version, reason)` of every quarantined rule.
-pub(super) fn quarantined(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, String, i64, String)>, DbError> {
+pub(super) fn quarantined(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+) -> Result<Vec<(String, String, i64, String)>, DbError> {
     system(scope)?;
     tx.query("SELECT tenant, rule_id, version, reason FROM rule_quarantine", &[], |row| {
         Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))

@@ -44,7 +44,10 @@ impl Template {
                     }
                     if !holes.contains(&name.as_str()) && !name.starts_with(LABELS) {
                         let known = holes.join("}, {");
-                        return Err((position, format!("{{{name}}} is not known; there are: {{{known}}}, {{labels.<name>}}")));
+                        return Err((
+                            position,
+                            format!("{{{name}}} is not known; there are: {{{known}}}, {{labels.<name>}}"),
+                        ));
                     }
                     parts.push(Part::Text(std::mem::take(&mut plain)));
                     parts.push(Part::Hole(name));
@@ -85,7 +88,9 @@ pub fn shown(value: &Value) -> String {
     match value {
         Value::Bool(flag) => flag.to_string(),
         Value::Text(text) => text.clone(),
-        Value::Number(number) if *number != 0.0 && !(1e-4..1e15).contains(&number.abs()) => format!("{number:e}"),
+        Value::Number(number) if *number != 0.0 && !(1e-4..1e15).contains(&number.abs()) => {
+            format!("{number:e}")
+        }
         Value::Number(number) => {
             let text = format!("{number:.4}");
             text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -99,7 +104,8 @@ mod tests {
 
     #[test]
     fn holes_are_filled() {
-        let template = Template::parse("{device}: {value} °C {{ok}} {labels.site}{labels.x}", TELEMETRY_HOLES).unwrap();
+        let template =
+            Template::parse("{device}: {value} °C {{ok}} {labels.site}{labels.x}", TELEMETRY_HOLES).unwrap();
         let filled = template.fill(|hole| match hole {
             "device" => Some("d1".into()),
             "value" => Some(shown(&Value::Number(31.50))),
@@ -119,7 +125,14 @@ mod tests {
 
     #[test]
     fn numbers_are_short_and_messages_bounded() {
-        for (number, text) in [(0.0, "0"), (30.0, "30"), (-1.25, "-1.25"), (0.123_456, "0.1235"), (1e20, "1e20"), (1e-9, "1e-9")] {
+        for (number, text) in [
+            (0.0, "0"),
+            (30.0, "30"),
+            (-1.25, "-1.25"),
+            (0.123_456, "0.1235"),
+            (1e20, "1e20"),
+            (1e-9, "1e-9"),
+        ] {
             assert_eq!(shown(&Value::Number(number)), text);
         }
         let long = Template::parse("{value}", TELEMETRY_HOLES).unwrap().fill(|_| Some("é".repeat(9_999)));

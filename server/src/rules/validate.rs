@@ -2,8 +2,8 @@
 
 use super::facts::{EVENT_VARIABLES, Facts, Subject, TELEMETRY_VARIABLES, remember, text_map};
 use super::model::{
-    CompiledRule, FOR_S_MAX, FieldError, NAME_CHARS_MAX, RuleSpec, SELECTOR_DEVICES_MAX, SELECTOR_LABELS_MAX, Selector,
-    TEMPLATE_CHARS_MAX, TRIGGER_NAMES_MAX, Trigger,
+    CompiledRule, FOR_S_MAX, FieldError, NAME_CHARS_MAX, RuleSpec, SELECTOR_DEVICES_MAX, SELECTOR_LABELS_MAX,
+    Selector, TEMPLATE_CHARS_MAX, TRIGGER_NAMES_MAX, Trigger,
 };
 use super::template::{EVENT_HOLES, TELEMETRY_HOLES, Template};
 use crate::platform::expr::{self, CelMap, EvalError, Expression, Variable};
@@ -40,7 +40,8 @@ pub(super) fn compile(written: &Written<'_>) -> Result<CompiledRule, FieldError>
         Trigger::Event { .. } => (EVENT_VARIABLES, EVENT_HOLES, EVENT_MESSAGE),
     };
     let condition = expression("condition", &spec.condition, variables, &spec.on)?;
-    let clear = spec.clear.as_deref().map(|source| expression("clear", source, variables, &spec.on)).transpose()?;
+    let clear =
+        spec.clear.as_deref().map(|source| expression("clear", source, variables, &spec.on)).transpose()?;
     let text = spec.message.as_deref().unwrap_or(default);
     if text.chars().count() > TEMPLATE_CHARS_MAX {
         return Err(FieldError::new("message", format!("must be at most {TEMPLATE_CHARS_MAX} characters")));
@@ -82,7 +83,8 @@ fn check_selector(selector: &Selector) -> Result<(), FieldError> {
     bounded("selector.devices", selector.devices.len(), SELECTOR_DEVICES_MAX)?;
     bounded("selector.labels", selector.labels.len(), SELECTOR_LABELS_MAX)?;
     for (at, device) in selector.devices.iter().enumerate() {
-        DeviceId::check(device).map_err(|why| FieldError::new(format!("selector.devices[{at}]"), why.to_string()))?;
+        DeviceId::check(device)
+            .map_err(|why| FieldError::new(format!("selector.devices[{at}]"), why.to_string()))?;
     }
     for (key, value) in &selector.labels {
         if key.is_empty() || key.len() > 128 || value.len() > 128 {
@@ -98,21 +100,29 @@ fn check_trigger(on: &Trigger) -> Result<(), FieldError> {
         Trigger::Telemetry { metrics } => {
             bounded("on.telemetry.metrics", metrics.len(), TRIGGER_NAMES_MAX)?;
             metrics.iter().enumerate().try_for_each(|(at, metric)| {
-                check_metric_name(metric).map_err(|why| FieldError::new(format!("on.telemetry.metrics[{at}]"), why))
+                check_metric_name(metric)
+                    .map_err(|why| FieldError::new(format!("on.telemetry.metrics[{at}]"), why))
             })
         }
         Trigger::Event { pipelines, kinds } => {
             bounded("on.event.pipelines", pipelines.len(), TRIGGER_NAMES_MAX)?;
             bounded("on.event.kinds", kinds.len(), TRIGGER_NAMES_MAX)?;
             match pipelines.iter().position(|name| name.is_empty() || name.len() > 128) {
-                Some(at) => Err(FieldError::new(format!("on.event.pipelines[{at}]"), "must be 1 to 128 bytes")),
+                Some(at) => {
+                    Err(FieldError::new(format!("on.event.pipelines[{at}]"), "must be 1 to 128 bytes"))
+                }
                 None => Ok(()),
             }
         }
     }
 }
 
-fn expression(field: &str, source: &str, variables: &[Variable], on: &Trigger) -> Result<Expression, FieldError> {
+fn expression(
+    field: &str,
+    source: &str,
+    variables: &[Variable],
+    on: &Trigger,
+) -> Result<Expression, FieldError> {
     let compiled = expr::compile(source, variables).map_err(|error| FieldError {
         field: field.into(),
         message: error.message,

@@ -70,7 +70,9 @@ fn chain_of(scope: &Scope) -> &str {
 pub fn append(tx: &mut Tx<'_>, scope: &Scope, entry: &AuditEntry<'_>) -> Result<(), DbError> {
     let chain = chain_of(scope);
     let newest = "SELECT seq, hash FROM audit WHERE tenant = $1 ORDER BY seq DESC LIMIT 1";
-    let last = tx.query_opt(newest, &[&chain], |row| Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<[u8; 32]>(1)?)))?;
+    let last = tx.query_opt(newest, &[&chain], |row| {
+        Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<[u8; 32]>(1)?))
+    })?;
     let (seq, before) = last.unwrap_or((0, [0; 32]));
     let mut row = AuditRow {
         seq: seq + 1,

@@ -64,7 +64,9 @@ impl TokenDirectory {
 
     pub(super) fn remove(&self, sha256: &[u8; 32]) {
         let mut maps = self.maps.write().unwrap_or_else(PoisonError::into_inner);
-        if maps.tokens.remove(sha256).is_some() && let Some(follower) = &maps.follower {
+        if maps.tokens.remove(sha256).is_some()
+            && let Some(follower) = &maps.follower
+        {
             follower(sha256, None);
         }
     }

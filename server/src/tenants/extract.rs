@@ -65,7 +65,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         let secret = session_secret(&parts.headers).ok_or(TenantsError::Unauthenticated)?;
         let principal = auth.tenants.by_session(&secret).await?;
         if changes(&parts.method) && !origin_allowed(&parts.headers, &auth.config.get().http.origins) {
-            return Err(ApiError::new(ErrorCode::PermissionDenied, "the request's Origin is not this server's"));
+            return Err(ApiError::new(
+                ErrorCode::PermissionDenied,
+                "the request's Origin is not this server's",
+            ));
         }
         Ok(Self { principal, session: Some(secret) })
     }

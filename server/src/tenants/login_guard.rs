@@ -59,7 +59,8 @@ impl LoginGuard {
     fn make_room(&mut self, now_us: i64) {
         self.keys.retain(|_, failures| failures.until_us > now_us);
         if self.keys.len() >= KEYS_MAX {
-            let first = self.keys.iter().min_by_key(|(_, failures)| failures.until_us).map(|(key, _)| key.clone());
+            let first =
+                self.keys.iter().min_by_key(|(_, failures)| failures.until_us).map(|(key, _)| key.clone());
             first.map(|key| self.keys.remove(&key));
         }
     }

@@ -167,14 +167,25 @@ impl Tenants {
             store::user_insert(tx, &FIRST_START, &user)?;
             store::member_put(tx, &scope, &user.user_id, Role::Owner, now_us)?;
             let detail = serde_json::json!({ "owner": user.email });
-            let entry = AuditEntry { at_us: now_us, actor: "server", action: "tenant.create", object: &row.tenant, detail };
+            let entry = AuditEntry {
+                at_us: now_us,
+                actor: "server",
+                action: "tenant.create",
+                object: &row.tenant,
+                detail,
+            };
             audit::append(tx, &scope, &entry)
         };
         self.inner.db.write(write).await?;
         Ok(Some(FirstStart { tenant, email, password }))
     }
 
-    async fn new_user(&self, email: String, password: &str, system_admin: bool) -> Result<UserRow, TenantsError> {
+    async fn new_user(
+        &self,
+        email: String,
+        password: &str,
+        system_admin: bool,
+    ) -> Result<UserRow, TenantsError> {
         Ok(UserRow {
             user_id: new_id("u"),
             email,
@@ -189,7 +200,12 @@ impl Tenants {
     ///
     /// # Errors
     /// Wrong credentials, or too many of them from this account or address.
-    pub async fn login(&self, email: &str, password: &str, peer: &str) -> Result<(String, Principal), TenantsError> {
+    pub async fn login(
+        &self,
+        email: &str,
+        password: &str,
+        peer: &str,
+    ) -> Result<(String, Principal), TenantsError> {
         let auth = self.inner.config.get().auth.clone();
         let account = model::parse_email(email).unwrap_or_else(|_| "malformed".into());
         let lock_us = i64::from(auth.lockout_minutes) * 60_000_000;
@@ -199,7 +215,8 @@ impl Tenants {
         let now_us = self.now_us();
         {
             let guard = self.guard();
-            let locked = keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
+            let locked =
+                keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
             if let Some(retry_after_s) = locked {
                 return Err(TenantsError::Locked { retry_after_s });
             }
@@ -288,7 +305,10 @@ impl Tenants {
     ) -> Result<(), TenantsError> {
         model::check_password(&new)?;
         if old == new {
-            return Err(TenantsError::Invalid { field: "new_password", why: "must differ from the old one".into() });
+            return Err(TenantsError::Invalid {
+                field: "new_password",
+                why: "must differ from the old one".into(),
+            });
         }
         let (probe, _) = self.login(email, old, peer).await?;
         self.logout(&probe).await?;
@@ -305,10 +325,17 @@ impl Tenants {
         Ok(password)
     }
 
-    async fn store_password(&self, email: &str, new: String, pending: bool, keep: Vec<u8>) -> Result<(), TenantsError> {
+    async fn store_password(
+        &self,
+        email: &str,
+        new: String,
+        pending: bool,
+        keep: Vec<u8>,
+    ) -> Result<(), TenantsError> {
         let (hash, email, now_us) = (self.inner.passwords.hash(new).await?, email.to_owned(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
-            let user = store::user_by_email(tx, &ACCOUNTS, &email)?.ok_or(TenantsError::NotFound("account"))?;
+            let user =
+                store::user_by_email(tx, &ACCOUNTS, &email)?.ok_or(TenantsError::NotFound("account"))?;
             store::user_set_password(tx, &ACCOUNTS, &user.user_id, &hash, pending)?;
             store::sessions_delete_others(tx, &ACCOUNTS, &user.user_id, &keep)?;
             let actor = if pending { "server".to_owned() } else { format!("user:{email}") };
@@ -335,7 +362,10 @@ impl Tenants {
             (Some(email), _) => model::parse_email(&email)?,
             (None, Principal::User { email, .. }) => email.clone(),
             (None, Principal::Token { .. }) => {
-                return Err(TenantsError::Invalid { field: "owner_email", why: "is needed with an API token".into() });
+                return Err(TenantsError::Invalid {
+                    field: "owner_email",
+                    why: "is needed with an API token".into(),
+                });
             }
         };
         let (actor, now_us, scope) = (who.audit_name(), self.now_us(), Scope::Tenant(tenant.clone()));
@@ -378,7 +408,10 @@ impl Tenants {
     /// No such tenant.
     pub async fn tenant(&self, tenant: &TenantId) -> Result<TenantRow, TenantsError> {
         let scope = Scope::Tenant(tenant.clone());
-        self.inner.db.read(move |tx| store::tenant_get(tx, &scope)?.ok_or(TenantsError::NotFound("tenant"))).await
+        self.inner
+            .db
+            .read(move |tx| store::tenant_get(tx, &scope)?.ok_or(TenantsError::NotFound("tenant")))
+            .await
     }
 
     /// Renames a tenant.
@@ -409,7 +442,12 @@ impl Tenants {
     ///
     /// # Errors
     /// The database's.
-    pub async fn audit(&self, tenant: &TenantId, after: i64, limit: i64) -> Result<Vec<AuditRow>, TenantsError> {
+    pub async fn audit(
+        &self,
+        tenant: &TenantId,
+        after: i64,
+        limit: i64,
+    ) -> Result<Vec<AuditRow>, TenantsError> {
         let scope = Scope::Tenant(tenant.clone());
         Ok(self.inner.db.read(move |tx| audit::list(tx, &scope, after, limit)).await?)
     }
@@ -448,7 +486,9 @@ pub fn enforce(decision: Decision, permission: Permission) -> Result<(), Tenants
     match decision {
         Decision::Allow => Ok(()),
         Decision::NotFound => Err(TenantsError::NotFound("tenant")),
-        Decision::PasswordPending => Err(TenantsError::Denied("change the one-time password first: POST /api/v1/auth/password")),
+        Decision::PasswordPending => {
+            Err(TenantsError::Denied("change the one-time password first: POST /api/v1/auth/password"))
+        }
         Decision::Denied => {
             tracing::debug!(permission = permission.as_str(), "denied");
             Err(TenantsError::Denied("your role or token does not allow this"))

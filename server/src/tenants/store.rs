@@ -111,12 +111,20 @@ pub fn user_insert(tx: &mut Tx<'_>, scope: &Scope, row: &UserRow) -> Result<(), 
     tx.execute(
         "INSERT INTO users (user_id, email, password_hash, password_pending, system_admin, created_at_us)
          VALUES ($1, $2, $3, $4, $5, $6)",
-        &[&row.user_id, &row.email, &row.password_hash, &row.password_pending, &row.system_admin, &row.created_at_us],
+        &[
+            &row.user_id,
+            &row.email,
+            &row.password_hash,
+            &row.password_pending,
+            &row.system_admin,
+            &row.created_at_us,
+        ],
     )
     .map(drop)
 }
 
-const USER_COLUMNS: &str = "u.user_id, u.email, u.password_hash, u.password_pending, u.system_admin, u.created_at_us";
+const USER_COLUMNS: &str =
+    "u.user_id, u.email, u.password_hash, u.password_pending, u.system_admin, u.created_at_us";
 
 fn user_row(row: &Row<'_>) -> Result<UserRow, DbError> {
     Ok(UserRow {
@@ -161,7 +169,11 @@ pub fn user_set_password(
     Ok(tx.execute(sql, &[&user_id, &hash, &pending])? == 1)
 }
 
-pub fn memberships_of(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Vec<(TenantId, Role)>, DbError> {
+pub fn memberships_of(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    user_id: &str,
+) -> Result<Vec<(TenantId, Role)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     tx.query("SELECT tenant, role FROM memberships WHERE user_id = $1 ORDER BY tenant", &[&user_id], |row| {
         let tenant = TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))?;
@@ -169,7 +181,13 @@ pub fn memberships_of(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<V
     })
 }
 
-pub fn member_put(tx: &mut Tx<'_>, scope: &Scope, user_id: &str, role: Role, now_us: i64) -> Result<(), DbError> {
+pub fn member_put(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    user_id: &str,
+    role: Role,
+    now_us: i64,
+) -> Result<(), DbError> {
     let sql = "INSERT INTO memberships (tenant, user_id, role, created_at_us) VALUES ($1, $2, $3, $4)
                ON CONFLICT (tenant, user_id) DO UPDATE SET role = excluded.role";
     tx.execute(sql, &[&scope.tenant()?, &user_id, &role.as_str(), &now_us]).map(drop)
@@ -197,7 +215,12 @@ pub fn member_get(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Optio
     tx.query_opt(&format!("{MEMBER_SELECT} AND u.user_id = $2"), &[&scope.tenant()?, &user_id], member_row)
 }
 
-pub fn member_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Result<Vec<MemberRow>, DbError> {
+pub fn member_list(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<MemberRow>, DbError> {
     let sql = format!("{MEMBER_SELECT} AND u.user_id > $2 ORDER BY u.user_id LIMIT $3");
     tx.query(&sql, &[&scope.tenant()?, &after, &limit], member_row)
 }
@@ -239,19 +262,37 @@ pub fn session_delete(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Res
 }
 
 /// Ends every session of an account but one.
-pub fn sessions_delete_others(tx: &mut Tx<'_>, scope: &Scope, user_id: &str, but: &[u8]) -> Result<(), DbError> {
+pub fn sessions_delete_others(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    user_id: &str,
+    but: &[u8],
+) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.execute("DELETE FROM sessions WHERE user_id = $1 AND session_sha256 <> $2", &[&user_id, &but]).map(drop)
+    tx.execute("DELETE FROM sessions WHERE user_id = $1 AND session_sha256 <> $2", &[&user_id, &but])
+        .map(drop)
 }
 
-pub fn token_insert(tx: &mut Tx<'_>, scope: &Scope, row: &TokenRow, sha256: &[u8; 32]) -> Result<(), DbError> {
+pub fn token_insert(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    row: &TokenRow,
+    sha256: &[u8; 32],
+) -> Result<(), DbError> {
     tx.execute(
         "INSERT INTO api_tokens
            (tenant, token_id, name, token_sha256, role, scopes, created_by, created_at_us, expires_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         &[
-            &scope.tenant()?, &row.token_id, &row.name, sha256, &row.role.as_str(), &scopes_text(&row.scopes),
-            &row.created_by, &row.created_at_us, &row.expires_at_us,
+            &scope.tenant()?,
+            &row.token_id,
+            &row.name,
+            sha256,
+            &row.role.as_str(),
+            &scopes_text(&row.scopes),
+            &row.created_by,
+            &row.created_at_us,
+            &row.expires_at_us,
         ],
     )
     .map(drop)
@@ -292,15 +333,19 @@ pub fn token_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Re
 /// Every token of every tenant, for the directory.
 pub fn tokens_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<([u8; 32], TokenInfo)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query("SELECT token_sha256, token_id, tenant, role, scopes, expires_at_us FROM api_tokens", &[], |row| {
-        let tenant = TenantId::parse(&row.get::<String>(2)?).map_err(|_| column("tenant"))?;
-        let token = TokenInfo {
-            token_id: row.get(1)?,
-            tenant,
-            role: role(&row.get::<String>(3)?)?,
-            scopes: scopes(&row.get::<String>(4)?),
-            expires_at_us: row.get(5)?,
-        };
-        Ok((row.get(0)?, token))
-    })
+    tx.query(
+        "SELECT token_sha256, token_id, tenant, role, scopes, expires_at_us FROM api_tokens",
+        &[],
+        |row| {
+            let tenant = TenantId::parse(&row.get::<String>(2)?).map_err(|_| column("tenant"))?;
+            let token = TokenInfo {
+                token_id: row.get(1)?,
+                tenant,
+                role: role(&row.get::<String>(3)?)?,
+                scopes: scopes(&row.get::<String>(4)?),
+                expires_at_us: row.get(5)?,
+            };
+            Ok((row.get(0)?, token))
+        },
+    )
 }

@@ -9,7 +9,13 @@ fn tenant(text: &str) -> TenantId {
 
 fn user(role: Role, system_admin: bool, password_pending: bool) -> Principal {
     let memberships = vec![(tenant("acme"), role)];
-    Principal::User { user_id: "u-1".into(), email: "a@b".into(), memberships, system_admin, password_pending }
+    Principal::User {
+        user_id: "u-1".into(),
+        email: "a@b".into(),
+        memberships,
+        system_admin,
+        password_pending,
+    }
 }
 
 fn token(role: Role, scopes: &[Permission]) -> Principal {
@@ -72,13 +78,18 @@ fn nobody_reaches_above_their_own_role() {
 #[tokio::test]
 async fn the_audit_chain_shows_where_it_was_altered() {
     let dir = tempfile::tempdir().unwrap();
-    let db = crate::platform::db::Db::open(&dir.path().join("r.db"), crate::platform::schema::registry(), 1).unwrap();
+    let db = crate::platform::db::Db::open(&dir.path().join("r.db"), crate::platform::schema::registry(), 1)
+        .unwrap();
     let scope = Scope::Tenant(tenant("acme"));
     let rows = db
         .write(move |tx| {
             for at_us in 0..5 {
                 let detail = serde_json::json!({ "at": at_us });
-                audit::append(tx, &scope, &AuditEntry { at_us, actor: "server", action: "test", object: "o", detail })?;
+                audit::append(
+                    tx,
+                    &scope,
+                    &AuditEntry { at_us, actor: "server", action: "test", object: "o", detail },
+                )?;
             }
             let none = tx.query_opt("SELECT 1", &[], |row| row.get::<SqlValue>(0))?;
             assert!(none.is_some());
@@ -178,9 +189,13 @@ mod http {
         let maker = app.token(&acme, &[Permission::TokensWrite, Permission::DevicesRead]).await;
         let tokens = "/api/v1/tenants/acme/api-tokens";
         let make = |body| app.call(As::Token(&maker), "POST", tokens, Some(body));
-        make(json!({ "name": "x", "scopes": ["rules:write"] })).await.refused("invalid_argument", Some("scopes"));
+        make(json!({ "name": "x", "scopes": ["rules:write"] }))
+            .await
+            .refused("invalid_argument", Some("scopes"));
         make(json!({ "name": "x", "scopes": ["nope"] })).await.refused("invalid_argument", Some("scopes[0]"));
-        make(json!({ "name": "x", "scopes": [], "days": 4000 })).await.refused("invalid_argument", Some("days"));
+        make(json!({ "name": "x", "scopes": [], "days": 4000 }))
+            .await
+            .refused("invalid_argument", Some("days"));
         make(json!({ "name": "\u{7}", "scopes": [] })).await.refused("invalid_argument", Some("name"));
         let made = make(json!({ "name": "x", "scopes": ["devices:read"], "days": 1 })).await.expect(201);
         let (secret, id) = (made["secret"].as_str().unwrap(), made["api_token"]["id"].as_str().unwrap());
@@ -202,10 +217,13 @@ mod http {
         let admin = app.member(&acme, "admin@acme", Role::Admin).await;
         let users = "/api/v1/tenants/acme/users";
         let list = app.call(As::Session(&admin), "GET", users, None).await.expect(200);
-        let owner_row = list["items"].as_array().unwrap().iter().find(|user| user["role"] == "owner").unwrap().clone();
+        let owner_row =
+            list["items"].as_array().unwrap().iter().find(|user| user["role"] == "owner").unwrap().clone();
         let owner_path = format!("{users}/{}", owner_row["id"].as_str().unwrap());
         let demote = Some(json!({ "role": "viewer" }));
-        app.call(As::Session(&admin), "PATCH", &owner_path, demote.clone()).await.refused("permission_denied", None);
+        app.call(As::Session(&admin), "PATCH", &owner_path, demote.clone())
+            .await
+            .refused("permission_denied", None);
         let rise = Some(json!({ "email": "x@acme", "role": "owner" }));
         app.call(As::Session(&admin), "POST", users, rise).await.refused("permission_denied", None);
         let again = Some(json!({ "email": "admin@acme", "role": "viewer" }));
@@ -224,7 +242,8 @@ mod http {
         let reader = app.token(&acme, &[Permission::AuditRead]).await;
         let audit = "/api/v1/tenants/acme/audit";
         let page = app.call(As::Token(&reader), "GET", audit, None).await.expect(200);
-        let actions: Vec<_> = page["items"].as_array().unwrap().iter().map(|row| row["action"].clone()).collect();
+        let actions: Vec<_> =
+            page["items"].as_array().unwrap().iter().map(|row| row["action"].clone()).collect();
         assert_eq!(actions, ["tenant.create", "token.create", "tenant.rename", "token.create"]);
         let rows = app.parts.slices.tenants.audit(&acme, 0, 100).await.unwrap();
         assert_eq!(super::first_break(&rows), None);

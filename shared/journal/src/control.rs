@@ -242,6 +242,14 @@ impl<File: FsFile> ControlFile<File> {
         self.file.write_all_at(&vec![0; 2 * SLOT_BYTES], 0)
     }
 
+    /// Writes the last good state again where it stands. After a failed sync and a dead process the page cache
+    /// shows a state that is not on the disk; whoever acts on it before this would act on nothing.
+    pub(crate) fn settle(&mut self, control: &Control, sync: bool) -> io::Result<()> {
+        self.generation -= 1;
+        self.good_slot = 1 - self.good_slot;
+        self.save(control, sync)
+    }
+
     /// Writes the state into the slot that does not hold the last good one; durable when it returns Ok.
     /// `TooLarge` states (`InvalidInput`) change nothing.
     pub(crate) fn save(&mut self, control: &Control, sync: bool) -> io::Result<()> {

@@ -1,6 +1,6 @@
 //! The handle: opening, appending, readers' registration, drop records, closing.
 
-use crate::codec::{RECORD_HEADER_BYTES, RecordHeader, SEGMENT_HEADER_BYTES};
+use crate::codec::{RECORD_HEADER_BYTES, SEGMENT_HEADER_BYTES};
 use crate::control::{CONTROL_NAME, Mark};
 use crate::fs::{Fs, FsFile, RealFs};
 use crate::ranges;
@@ -8,8 +8,8 @@ use crate::reader::Reader;
 use crate::recover::{Recovered, recover};
 use crate::state::{Batch, Inner, State, io_error, lock};
 use crate::types::{
-    AppendError, DROPS_MAX, DropRecord, FullOf, JournalError, Opened, Opening, Options, Pin,
-    READER_NAME_BYTES_MAX, READERS_MAX, RECORD_BYTES_LIMIT, Seq, Stats, WriterMode,
+    DROPS_MAX, DropRecord, JournalError, Opened, Opening, Options, Pin, READER_NAME_BYTES_MAX, READERS_MAX,
+    RECORD_BYTES_LIMIT, Seq, Stats, WriterMode,
 };
 use crate::writer::{self, Writer};
 use std::io;
@@ -132,62 +132,6 @@ impl<F: Fs> Journal<F> {
     #[must_use]
     pub fn epoch(&self) -> u64 {
         self.inner().epoch
-    }
-
-    /// Puts a record into the memory batch; never waits for the disk. It is accepted once [`Journal::durable_next`]
-    /// is above its seq.
-    ///
-    /// # Errors
-    /// Full, too large, or stopped; nothing was taken then.
-    pub fn append(&self, class: u8, payload: &[u8]) -> Result<Seq, AppendError> {
-        self.append_with(class, payload.len(), |buf| buf.extend_from_slice(payload))
-    }
-
-    /// As [`Journal::append`], with the payload encoded straight into the batch: `write` only pushes to the end
-    /// of the buffer, and is quick, since other appenders wait. `len_hint` is the payload's length, about.
-    ///
-    /// # Errors
-    /// As [`Journal::append`].
-    pub fn append_with(
-        &self,
-        class: u8,
-        len_hint: usize,
-        write: impl FnOnce(&mut Vec<u8>),
-    ) -> Result<Seq, AppendError> {
-        let inner = self.inner();
-        let appended_at_us = (inner.now_us)();
-        let mut batch = lock(&inner.batch);
-        batch.check(len_hint, &inner.options)?;
-        let start = batch.buf.len();
-        {
-            let mut undo = Undo { buf: &mut batch.buf, keep: start };
-            undo.buf.resize(start + RECORD_HEADER_BYTES, 0);
-            write(undo.buf);
-            undo.keep = usize::MAX;
-        }
-        let Some(len) = batch.buf.len().checked_sub(start + RECORD_HEADER_BYTES) else {
-            // The closure took away bytes that are not its own: nothing of this batch can be trusted.
-            batch.stopped = true;
-            batch.buf.clear();
-            drop(batch);
-            lock(&inner.state).failed = Some("an append_with closure shortened the batch".to_owned());
-            inner.changed.notify_all();
-            return Err(AppendError::Failed);
-        };
-        if len != len_hint {
-            batch.buf.truncate(start + RECORD_HEADER_BYTES + len);
-            if let Err(error) = batch.check_len(start, len, &inner.options) {
-                batch.buf.truncate(start);
-                return Err(error);
-            }
-        }
-        let seq = batch.next_seq;
-        let header = RecordHeader { len: len as u32, seq, appended_at_us, lag: 0, class };
-        header.put(&mut batch.buf[start..]);
-        batch.next_seq += 1;
-        batch.appended += 1;
-        inner.wake_writer(batch);
-        Ok(seq)
     }
 
     /// All below is fsynced.
@@ -412,64 +356,6 @@ impl<F: Fs> Journal<F> {
     }
 }
 
-impl Batch {
-    fn new(next_seq: Seq) -> Self {
-        Self {
-            buf: Vec::new(),
-            next_seq,
-            room: 0,
-            stalled: None,
-            stopped: false,
-            writer_sleeps: false,
-            errand: false,
-            appended: 0,
-            refused: 0,
-        }
-    }
-
-    fn check(&mut self, len: usize, options: &Options) -> Result<(), AppendError> {
-        if self.stopped {
-            return Err(AppendError::Failed);
-        }
-        if let Some(of) = self.stalled {
-            self.refused += 1;
-            return Err(AppendError::Full { of });
-        }
-        self.check_len(self.buf.len(), len, options)
-    }
-
-    /// Whether a payload of `len` fits behind `start` bytes of batch.
-    fn check_len(&mut self, start: usize, len: usize, options: &Options) -> Result<(), AppendError> {
-        if len > options.record_bytes_max {
-            return Err(AppendError::TooLarge { bytes: len, max: options.record_bytes_max });
-        }
-        let end = start + RECORD_HEADER_BYTES + len;
-        let of = if end > options.batch_bytes_max {
-            FullOf::Memory
-        } else if end as u64 > self.room {
-            FullOf::Bytes
-        } else {
-            return Ok(());
-        };
-        self.refused += 1;
-        Err(AppendError::Full { of })
-    }
-}
-
-/// Cuts the batch back to whole records when the caller's closure panics.
-struct Undo<'a> {
-    buf: &'a mut Vec<u8>,
-    keep: usize,
-}
-
-impl Drop for Undo<'_> {
-    fn drop(&mut self) {
-        if self.keep < self.buf.len() {
-            self.buf.truncate(self.keep);
-        }
-    }
-}
-
 /// Fits sizes to each other: a batch fits a segment, four segments fit the bound, a record fits a batch.
 fn checked(mut options: Options) -> Result<Options, JournalError> {
     if options.dir.as_os_str().is_empty() {
@@ -521,133 +407,4 @@ fn random_epoch() -> Result<u64, JournalError> {
 fn spawn<F: Fs>(inner: &Arc<Inner<F>>) -> io::Result<JoinHandle<()>> {
     let inner = Arc::clone(inner);
     std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer::run(&inner))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::WhenFull;
-    use std::path::Path;
-
-    fn options(dir: &Path) -> Options {
-        Options {
-            dir: dir.to_owned(),
-            segment_bytes: 4096,
-            bytes_max: 64 * 1024,
-            record_bytes_max: 1024,
-            ..Options::default()
-        }
-    }
-
-    fn open(options: &Options) -> (Journal, Opened) {
-        Journal::open(RealFs, options.clone(), || 1_700_000_000_000_000).expect("opens")
-    }
-
-    fn read_all(journal: &Journal, from: Seq) -> (Vec<(Seq, u64, Vec<u8>)>, crate::types::Batch) {
-        let mut reader = journal.reader("test", from, Pin::Follows).expect("reader");
-        let mut records = Vec::new();
-        let batch = reader
-            .next_batch(usize::MAX, |record| {
-                records.push((record.seq, record.epoch, record.payload.to_vec()))
-            })
-            .expect("reads");
-        (records, batch)
-    }
-
-    #[test]
-    fn records_survive_reopening_and_seq_continues_under_a_new_epoch() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let options = options(dir.path());
-        let (journal, opened) = open(&options);
-        assert_eq!((opened.first_seq, opened.next_seq), (1, 1));
-        let first_epoch = journal.epoch();
-        for at in 0..200u32 {
-            journal.append(1, &at.to_le_bytes()).expect("appends");
-            if at % 50 == 0 {
-                journal.commit().expect("commits");
-            }
-        }
-        assert_eq!(journal.commit().expect("commits"), 201);
-        journal.close().expect("closes");
-
-        let (journal, opened) = open(&options);
-        assert_eq!((opened.first_seq, opened.next_seq, opened.tail_bytes_dropped), (1, 201, 0));
-        assert_ne!(journal.epoch(), first_epoch);
-        assert_eq!(journal.append(1, b"later").expect("appends"), 201);
-        journal.wait_durable(201).expect("durable");
-        let (records, batch) = read_all(&journal, 1);
-        assert_eq!((records.len(), batch.next, batch.skipped.len()), (201, 202, 0));
-        assert!(records.iter().take(200).all(|record| record.1 == first_epoch));
-        assert_eq!(records[200], (201, journal.epoch(), b"later".to_vec()));
-        let openings = journal.openings();
-        assert_eq!(openings.len(), 2);
-        assert_eq!((openings[0].first, openings[0].next, openings[0].closed), (1, 201, true));
-        assert_eq!((openings[1].first, openings[1].next, openings[1].closed), (201, 202, false));
-    }
-
-    #[test]
-    fn second_handle_on_the_same_directory_is_refused() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let (journal, _) = open(&options(dir.path()));
-        let again = Journal::open(RealFs, options(dir.path()), || 0);
-        assert!(matches!(again, Err(JournalError::Locked { .. })));
-        drop(journal);
-        open(&options(dir.path()));
-    }
-
-    #[test]
-    fn refuse_keeps_everything_until_released_and_drop_oldest_lists_what_goes() {
-        for when_full in [WhenFull::Refuse, WhenFull::DropOldest] {
-            let dir = tempfile::tempdir().expect("tempdir");
-            let options = Options { when_full, ..options(dir.path()) };
-            let (journal, _) = open(&options);
-            journal.reader("uplink", 0, Pin::Pins).expect("registers");
-            let mut accepted = 0;
-            for _ in 0..200 {
-                match journal.append(3, &[7; 1000]) {
-                    Ok(seq) => accepted = seq,
-                    Err(error) => assert_eq!(error, AppendError::Full { of: FullOf::Bytes }),
-                }
-                journal.commit().expect("commits");
-            }
-            assert!(journal.stats().bytes <= 64 * 1024);
-            let (records, _) = read_all(&journal, journal.first_seq());
-            let dropped: u64 = journal.drops().iter().map(|drop| drop.last - drop.first + 1).sum();
-            assert_eq!(records.len() as u64 + dropped, accepted);
-            match when_full {
-                WhenFull::Refuse => {
-                    assert!(accepted < 200 && dropped == 0);
-                    journal.release("uplink", accepted + 1).expect("releases");
-                    // The second call returns after the step that removed segments for the first.
-                    journal.confirm_drops(&[]).expect("a step of the writer");
-                    journal.confirm_drops(&[]).expect("a step of the writer");
-                    assert!(journal.append(3, &[7; 1000]).is_ok());
-                }
-                WhenFull::DropOldest => {
-                    assert!(accepted == 200 && dropped > 0);
-                    let drops = journal.drops();
-                    assert_eq!((drops.len(), drops[0].first, drops[0].class), (1, 1, 3));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn encoding_closure_that_panics_leaves_the_batch_whole() {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let (journal, _) = open(&options(dir.path()));
-        journal.append(1, b"before").expect("appends");
-        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            let _ = journal.append_with(1, 4, |buf| {
-                buf.extend_from_slice(b"ab");
-                panic!("on purpose");
-            });
-        }));
-        assert!(panicked.is_err());
-        assert_eq!(journal.append_with(1, 99, |buf| buf.extend_from_slice(b"after")), Ok(2));
-        assert!(matches!(journal.append(1, &[0; 1025]), Err(AppendError::TooLarge { .. })));
-        journal.commit().expect("commits");
-        let payloads: Vec<_> = read_all(&journal, 1).0.into_iter().map(|record| record.2).collect();
-        assert_eq!(payloads, [b"before".to_vec(), b"after".to_vec()]);
-    }
 }

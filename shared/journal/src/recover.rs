@@ -21,6 +21,7 @@ use crate::types::{
     DropReason, DropRecord, EpochPolicy, JournalError, Opened, Opening, Options, RECORD_BYTES_LIMIT, Seq,
     SeqRange,
 };
+use crate::writer::syncs_control;
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -58,7 +59,7 @@ pub(crate) struct Scan {
 /// Opens the directory for writing and persists what was found.
 pub(crate) fn recover<F: Fs>(fs: &F, options: &Options, epoch: u64) -> Result<Recovered<F>, JournalError> {
     let dir = &options.dir;
-    let (control_file, loaded) = open_control(fs, dir)?;
+    let (control_file, loaded) = open_control(fs, dir, options)?;
     let (found, mut torn_bytes, any) = open_segments(fs, dir, loaded.as_ref())?;
     let control_lost = loaded.is_none() && any;
     let fresh = loaded.is_none() && found.is_empty();
@@ -68,36 +69,9 @@ pub(crate) fn recover<F: Fs>(fs: &F, options: &Options, epoch: u64) -> Result<Re
     });
     let clean = control.openings.iter().all(|opening| opening.closed) && !control_lost;
 
-    let mut holes = Vec::new();
-    let mut segments: VecDeque<Segment> = VecDeque::new();
-    let mut expected = control.first_seq;
-    let uppers: Vec<Seq> =
-        found.iter().skip(1).map(|segment| segment.header.first_seq).chain([Seq::MAX]).collect();
-    for (segment, upper) in found.iter().zip(uppers) {
-        if upper <= control.first_seq {
-            remove(fs, dir, segment.header.id)?;
-            continue;
-        }
-        if expected < segment.header.first_seq {
-            holes.push(SeqRange { first: expected, next: segment.header.first_seq });
-        }
-        let hint = if upper == Seq::MAX { control.durable_next } else { upper };
-        let path = dir.join(segment_name(segment.header.id));
-        let scan = scan(segment, upper, hint).map_err(|source| io_error("read", &path, source))?;
-        holes.extend(scan.holes.iter().copied());
-        let torn = segment.bytes.saturating_sub(scan.end);
-        if upper == Seq::MAX {
-            torn_bytes += torn;
-        }
-        mend(&segment.file, &scan, torn, upper == Seq::MAX && !clean)
-            .map_err(|source| io_error("mend", &path, source))?;
-        expected = scan.next;
-        if scan.next <= segment.header.first_seq || scan.next <= control.first_seq {
-            remove(fs, dir, segment.header.id)?;
-        } else {
-            segments.push_back(scan.segment);
-        }
-    }
+    let walk = walk(fs, dir, &found, &control, clean)?;
+    let Walk { segments, mut holes, expected, .. } = walk;
+    torn_bytes += walk.torn_bytes;
     // Names that only the page cache knows become durable before their records are served.
     fs.sync_dir(dir).map_err(|source| io_error("sync", dir, source))?;
 
@@ -126,7 +100,61 @@ pub(crate) fn recover<F: Fs>(fs: &F, options: &Options, epoch: u64) -> Result<Re
     Ok(Recovered { control, control_file, segments, opened })
 }
 
-fn open_control<F: Fs>(fs: &F, dir: &Path) -> Result<(ControlFile<F::File>, Option<Control>), JournalError> {
+/// What the segments held.
+struct Walk {
+    segments: VecDeque<Segment>,
+    holes: Vec<SeqRange>,
+    /// One past the last record.
+    expected: Seq,
+    torn_bytes: u64,
+}
+
+/// Scans and mends the segments, oldest first, and removes those that hold nothing.
+fn walk<F: Fs>(
+    fs: &F,
+    dir: &Path,
+    found: &[Found<F::File>],
+    control: &Control,
+    clean: bool,
+) -> Result<Walk, JournalError> {
+    let mut walk =
+        Walk { segments: VecDeque::new(), holes: Vec::new(), expected: control.first_seq, torn_bytes: 0 };
+    let uppers = found.iter().skip(1).map(|segment| segment.header.first_seq).chain([Seq::MAX]);
+    for (segment, upper) in found.iter().zip(uppers) {
+        let header = segment.header;
+        if upper <= control.first_seq {
+            remove(fs, dir, header.id)?;
+            continue;
+        }
+        if walk.expected < header.first_seq {
+            walk.holes.push(SeqRange { first: walk.expected, next: header.first_seq });
+        }
+        let newest = upper == Seq::MAX;
+        let hint = if newest { control.durable_next } else { upper };
+        let path = dir.join(segment_name(header.id));
+        let scan = scan(segment, upper, hint).map_err(|source| io_error("read", &path, source))?;
+        walk.holes.extend(scan.holes.iter().copied());
+        let torn = segment.bytes.saturating_sub(scan.end);
+        if newest {
+            walk.torn_bytes += torn;
+        }
+        mend(&segment.file, &scan, torn, newest && !clean)
+            .map_err(|source| io_error("mend", &path, source))?;
+        walk.expected = scan.next;
+        if scan.next <= header.first_seq || scan.next <= control.first_seq {
+            remove(fs, dir, header.id)?;
+        } else {
+            walk.segments.push_back(scan.segment);
+        }
+    }
+    Ok(walk)
+}
+
+fn open_control<F: Fs>(
+    fs: &F,
+    dir: &Path,
+    options: &Options,
+) -> Result<(ControlFile<F::File>, Option<Control>), JournalError> {
     let path = dir.join(CONTROL_NAME);
     let (file, created) = match fs.open_write(&path) {
         Ok(file) => (file, false),
@@ -135,9 +163,15 @@ fn open_control<F: Fs>(fs: &F, dir: &Path) -> Result<(ControlFile<F::File>, Opti
         }
         Err(source) => return Err(io_error("open", &path, source)),
     };
-    let (control_file, loaded) = ControlFile::load(file).map_err(|source| io_error("read", &path, source))?;
+    let (mut control_file, loaded) =
+        ControlFile::load(file).map_err(|source| io_error("read", &path, source))?;
     match loaded {
-        Loaded::Good(control) => Ok((control_file, Some(control))),
+        Loaded::Good(control) => {
+            control_file
+                .settle(&control, syncs_control(options))
+                .map_err(|source| io_error("write", &path, source))?;
+            Ok((control_file, Some(control)))
+        }
         Loaded::Version(version) => Err(JournalError::Version { path, version, known: CONTROL_VERSION }),
         Loaded::None => {
             control_file.preallocate().map_err(|source| io_error("write", &path, source))?;

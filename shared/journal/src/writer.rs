@@ -457,12 +457,12 @@ fn sync_directory<F: Fs>(inner: &Inner<F>) -> io::Result<()> {
 }
 
 #[cfg(any(test, feature = "sim"))]
-fn syncs_control(options: &Options) -> bool {
+pub(crate) fn syncs_control(options: &Options) -> bool {
     options.sabotage != Sabotage::SkipControlSync
 }
 
 #[cfg(not(any(test, feature = "sim")))]
-fn syncs_control(_options: &Options) -> bool {
+pub(crate) fn syncs_control(_options: &Options) -> bool {
     true
 }
 

@@ -2,6 +2,8 @@
 //!
 //! The models are not part of the project: they lie in `shared/models` beside the workspace, or below `MUSTER_SHARED`.
 
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
 mod support;
 
 use std::path::Path;
@@ -90,12 +92,18 @@ fn load(
     Model::load(&Bundle::open(dir).unwrap())
 }
 
+/// ONNX Runtime's optimiser ran the int8 Gemm weights of two of these models as MatMulNBits, which rounds activations to
+/// int8 as well (one Gemm of each): its stored outputs are off from the graph's own arithmetic by 0.064 of 65 (ad01) and
+/// 0.00026 of 1 (vww). Without its optimiser it agrees with this crate within 0.00002.
+const AD01_TOLERANCE: f32 = 0.1;
+const VWW_TOLERANCE: f32 = 5e-4;
+
 #[test]
 fn weight_only_models_give_the_stored_outputs() {
     let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
     let reports = [
-        ("ad01", ad01("ad01_wq8.onnx", dirs[0].path(), 1e-3).unwrap().self_test()),
-        ("vww", vww("vww_wq8.onnx", dirs[1].path(), 1e-4).unwrap().self_test()),
+        ("ad01", ad01("ad01_wq8.onnx", dirs[0].path(), AD01_TOLERANCE).unwrap().self_test()),
+        ("vww", vww("vww_wq8.onnx", dirs[1].path(), VWW_TOLERANCE).unwrap().self_test()),
         ("fdet", fdet(dirs[2].path(), 1e-3).unwrap().self_test()),
         ("nab", nab(dirs[3].path(), 1e-5).unwrap().self_test()),
     ];
@@ -106,8 +114,11 @@ fn weight_only_models_give_the_stored_outputs() {
 #[test]
 fn float_model_fails_the_quantized_models_promise() {
     let dir = tempfile::tempdir().unwrap();
-    let error = ad01("ad01_f32.onnx", dir.path(), 1e-3).unwrap_err();
-    assert!(matches!(error, LoadError::SelfTest { difference, .. } if difference > 1e-3), "{error}");
+    let error = ad01("ad01_f32.onnx", dir.path(), AD01_TOLERANCE).unwrap_err();
+    assert!(
+        matches!(error, LoadError::SelfTest { difference, .. } if difference > AD01_TOLERANCE),
+        "{error}"
+    );
 }
 
 #[test]
@@ -137,9 +148,17 @@ fn detector_finds_what_is_in_the_photos() {
 #[test]
 fn person_classifier_and_anomaly_model_run_in_their_pipelines() {
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-    let mut classifier = ImagePipeline::new(vww("vww_wq8.onnx", dirs[0].path(), 1e-4).unwrap()).unwrap();
-    let inference = classifier.score_file(&shared().join("data/photos/grace_hopper.bmp")).unwrap();
-    assert_eq!(inference.label, "person");
+    let mut classifier =
+        ImagePipeline::new(vww("vww_wq8.onnx", dirs[0].path(), VWW_TOLERANCE).unwrap()).unwrap();
+    let archive = shared().join("models/vww_sample.npz");
+    let ((_, x), (_, y)) = (npz(&archive, "x"), npz(&archive, "y_wq8"));
+    for (pixels, expected) in x.chunks(96 * 96 * 3).zip(y.chunks(2)) {
+        let rgb: Vec<u8> = pixels.iter().map(|value| (value * 255.0).round() as u8).collect();
+        let inference = classifier.score_rgb(96, 96, &rgb).unwrap();
+        let best = if expected[0] > expected[1] { ("nobody", expected[0]) } else { ("person", expected[1]) };
+        assert_eq!(inference.label, best.0);
+        assert!((inference.score - best.1).abs() < 0.02, "{} against {}", inference.score, best.1);
+    }
     let mut anomaly = SeriesPipeline::new(nab(dirs[1].path(), 1e-5).unwrap()).unwrap();
     let (_, x) = npz(&shared().join("models/nab_sample.npz"), "x");
     let answers: Vec<_> =

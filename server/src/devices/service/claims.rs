@@ -4,7 +4,7 @@
 //! the same key gets the same certificate again (the reply may have been lost), another key spends another use.
 //! A claim that names no device never takes over one that exists.
 
-use super::{DevicesError, Endpoints, NO_DEVICE, Devices, auth_of, insert_device};
+use super::{Devices, DevicesError, Endpoints, NO_DEVICE, insert_device};
 use crate::devices::model::{self, ClaimRequest, ClaimState, ClaimUse, FieldError};
 use crate::devices::pki::{self, CheckedCsr, Pki};
 use crate::devices::store::{self, CertificateRow, ClaimRow, ClaimUseRow, DeviceRow};
@@ -77,7 +77,8 @@ impl Devices {
         request.check()?;
         let endpoints = self.inner.endpoints.get().ok_or(DevicesError::Starting)?.clone();
         let (token, now_us) = (secret::new_token("mcl_"), self.now_us());
-        let (sha256, scope, actor) = (secret::token_sha256(&token), Scope::Tenant(tenant.clone()), who.audit_name());
+        let (sha256, scope, actor) =
+            (secret::token_sha256(&token), Scope::Tenant(tenant.clone()), who.audit_name());
         let max = self.inner.config.get().quota.claims_max;
         let ClaimRequest { device, uses_max, life_s, labels } = request;
         let expires_at_us = now_us.saturating_add(i64::from(life_s) * 1_000_000);
@@ -109,7 +110,8 @@ impl Devices {
     /// # Errors
     /// The database's.
     pub async fn claims(&self, tenant: &TenantId, page: &Page) -> Result<Vec<ClaimRow>, DevicesError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         Ok(self.inner.db.read(move |tx| store::claim_list(tx, &scope, &after, limit)).await?)
     }
 
@@ -117,7 +119,12 @@ impl Devices {
     ///
     /// # Errors
     /// No such claim.
-    pub async fn delete_claim(&self, who: &Principal, tenant: &TenantId, claim_id: String) -> Result<(), DevicesError> {
+    pub async fn delete_claim(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        claim_id: String,
+    ) -> Result<(), DevicesError> {
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
             if !store::claim_delete(tx, &scope, &claim_id)? {
@@ -143,16 +150,15 @@ impl Devices {
     ) -> Result<Enrolled, DevicesError> {
         let endpoints = self.inner.endpoints.get().ok_or(DevicesError::Starting)?.clone();
         let config = self.inner.config.get();
-        let (policy, now_us) = (
-            Policy { failures_max: config.enroll.attempts_per_minute, lock_us: 60_000_000 },
-            self.now_us(),
-        );
+        let (policy, now_us) =
+            (Policy { failures_max: config.enroll.attempts_per_minute, lock_us: 60_000_000 }, self.now_us());
         let guard = || self.inner.guard.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(retry_after_s) = guard().locked_for_s(peer, policy, now_us) {
             return Err(DevicesError::TooMany { retry_after_s });
         }
         let asked = device_name.map(DeviceId::parse).transpose();
-        let asked = asked.map_err(|error| FieldError { field: "device_name".into(), why: error.to_string() })?;
+        let asked =
+            asked.map_err(|error| FieldError { field: "device_name".into(), why: error.to_string() })?;
         let fallback = format!("device-{}", hex::encode(secret::random_bytes::<6>()));
         let enrolment = Enrolment {
             token_sha256: secret::token_sha256(token),
@@ -178,7 +184,7 @@ impl Devices {
         // Which device it is was known inside the transaction only: take its lock now and tell what stands there.
         let _held = self.lock(&outcome.tenant, &outcome.row.device).await;
         let newest = self.get(&outcome.tenant, &outcome.row.device).await?;
-        self.inner.directory.set_device(&outcome.tenant, &newest.device, auth_of(&newest));
+        self.publish(&outcome.tenant, &newest);
         self.revoke_in_directory(&outcome.revoked);
         Ok(outcome)
     }
@@ -192,7 +198,8 @@ fn enroll_in(tx: &mut Tx<'_>, pki: &Pki, enrolment: &Enrolment) -> Result<Outcom
     if let Some(used) = store::claim_use_get(tx, &scope, &claim.claim_id, &enrolment.csr.spki_sha256)? {
         return repeat(tx, tenant, &scope, used, enrolment.now_us);
     }
-    let named = model::use_claim(&claim.state, enrolment.asked.clone(), enrolment.fallback.clone(), enrolment.now_us);
+    let named =
+        model::use_claim(&claim.state, enrolment.asked.clone(), enrolment.fallback.clone(), enrolment.now_us);
     let row = match named {
         ClaimUse::Spent => return Err(DevicesError::ClaimSpent),
         ClaimUse::OtherDevice => {
@@ -218,15 +225,19 @@ fn enroll_in(tx: &mut Tx<'_>, pki: &Pki, enrolment: &Enrolment) -> Result<Outcom
         revoked_at_us: None,
     };
     store::certificate_insert(tx, &scope, &certificate)?;
-    let used =
-        ClaimUseRow { device: row.device.clone(), serial: signed.serial.clone(), certificate_pem: signed.pem.clone() };
+    let used = ClaimUseRow {
+        device: row.device.clone(),
+        serial: signed.serial.clone(),
+        certificate_pem: signed.pem.clone(),
+    };
     let spki = &enrolment.csr.spki_sha256;
     if !store::claim_use_insert(tx, &scope, &claim.claim_id, spki, &used, enrolment.now_us)? {
         return Err(DevicesError::ClaimSpent);
     }
     let (actor, action) = (format!("claim:{}", claim.claim_id), "device.enroll");
     let detail = serde_json::json!({ "serial": signed.serial, "revoked": revoked });
-    let entry = AuditEntry { at_us: enrolment.now_us, actor: &actor, action, object: row.device.as_str(), detail };
+    let entry =
+        AuditEntry { at_us: enrolment.now_us, actor: &actor, action, object: row.device.as_str(), detail };
     audit::append(tx, &scope, &entry)?;
     Ok(Outcome { tenant, row, certificate_pem: signed.pem, revoked })
 }
@@ -271,7 +282,12 @@ fn new_device(
     Ok(row)
 }
 
-fn known_device(tx: &mut Tx<'_>, scope: &Scope, mut row: DeviceRow, now_us: i64) -> Result<DeviceRow, DevicesError> {
+fn known_device(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    mut row: DeviceRow,
+    now_us: i64,
+) -> Result<DeviceRow, DevicesError> {
     if !row.enabled {
         return Err(DevicesError::Disabled);
     }

@@ -8,6 +8,7 @@ mod claims;
 pub use claims::{Enrolled, NewClaim};
 
 use super::directory::{DeviceAuth, Directory};
+use super::labels::LabelBook;
 use super::model::{self, FieldError, Labels};
 use super::pki::{CsrError, Pki, PkiError};
 use super::store::{self, CertificateRow, DeviceRow};
@@ -98,6 +99,7 @@ struct Inner {
     config: Live,
     pki: Arc<Pki>,
     directory: Arc<Directory>,
+    labels: Arc<LabelBook>,
     endpoints: OnceLock<Endpoints>,
     locks: [Mutex<()>; LOCKS],
     hasher: RandomState,
@@ -144,15 +146,16 @@ impl Devices {
     ) -> Result<Self, DevicesError> {
         let now_us = clock.now_us();
         let all = |tx: &mut Tx<'_>| store::devices_all(tx, &Scope::System("device directory"));
-        for (tenant, row) in db.read(all).await? {
-            directory.set_device(&tenant, &row.device, auth_of(&row));
-        }
-        let revoked = move |tx: &mut Tx<'_>| store::serials_revoked(tx, &Scope::System("device directory"), now_us);
+        let revoked =
+            move |tx: &mut Tx<'_>| store::serials_revoked(tx, &Scope::System("device directory"), now_us);
         let serials = db.read(revoked).await?;
         let (endpoints, hasher, guard) = (OnceLock::new(), RandomState::new(), std::sync::Mutex::default());
         let locks = std::array::from_fn(|_| Mutex::new(()));
-        let inner = Inner { db, clock, config, pki, directory, endpoints, locks, hasher, guard };
+        let rows = db.read(all).await?;
+        let labels = Arc::default();
+        let inner = Inner { db, clock, config, pki, directory, labels, endpoints, locks, hasher, guard };
         let devices = Self { inner: Arc::new(inner) };
+        rows.iter().for_each(|(tenant, row)| devices.publish(tenant, row));
         devices.revoke_in_directory(&serials);
         Ok(devices)
     }
@@ -161,6 +164,18 @@ impl Devices {
     pub fn set_endpoints(&self, endpoints: Endpoints) {
         // A second call would be a restart of listeners, which there is not.
         let _ = self.inner.endpoints.set(endpoints);
+    }
+
+    /// The labels, for rules.
+    #[must_use]
+    pub fn labels(&self) -> &Arc<LabelBook> {
+        &self.inner.labels
+    }
+
+    /// Tells the directory and the label book what the registry holds now. Hold the device's lock.
+    fn publish(&self, tenant: &TenantId, row: &DeviceRow) {
+        self.inner.directory.set_device(tenant, &row.device, auth_of(row));
+        self.inner.labels.set(tenant.as_str(), row.device.as_str(), &row.labels);
     }
 
     fn now_us(&self) -> i64 {
@@ -183,7 +198,12 @@ impl Devices {
     ///
     /// # Errors
     /// Taken id; a field out of range; quota.
-    pub async fn create(&self, who: &Principal, tenant: &TenantId, new: NewDevice) -> Result<DeviceRow, DevicesError> {
+    pub async fn create(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        new: NewDevice,
+    ) -> Result<DeviceRow, DevicesError> {
         model::check_device_name(&new.name)?;
         model::check_labels(&new.labels)?;
         let _held = self.lock(tenant, &new.device).await;
@@ -202,12 +222,13 @@ impl Devices {
         let write = move |tx: &mut Tx<'_>| {
             insert_device(tx, &scope, &row, max)?;
             let (action, detail) = ("device.create", serde_json::json!({}));
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: row.device.as_str(), detail };
+            let entry =
+                AuditEntry { at_us: now_us, actor: &actor, action, object: row.device.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
             Ok::<_, DevicesError>(row)
         };
         let row = self.inner.db.write(write).await?;
-        self.inner.directory.set_device(tenant, &row.device, auth_of(&row));
+        self.publish(tenant, &row);
         Ok(row)
     }
 
@@ -226,7 +247,8 @@ impl Devices {
     /// # Errors
     /// The database's.
     pub async fn list(&self, tenant: &TenantId, page: &Page) -> Result<Vec<DeviceRow>, DevicesError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         Ok(self.inner.db.read(move |tx| store::device_list(tx, &scope, &after, limit)).await?)
     }
 
@@ -276,7 +298,12 @@ impl Devices {
     ///
     /// # Errors
     /// No such device.
-    pub async fn delete_token(&self, who: &Principal, tenant: &TenantId, device: &DeviceId) -> Result<(), DevicesError> {
+    pub async fn delete_token(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<(), DevicesError> {
         let clear = |row: &mut DeviceRow| row.token_sha256 = None;
         self.update(who, tenant, device, "device.token_revoke", serde_json::json!({}), clear).await?;
         Ok(())
@@ -305,7 +332,7 @@ impl Devices {
             Ok(row)
         };
         let row = self.inner.db.write(write).await?;
-        self.inner.directory.set_device(tenant, &row.device, auth_of(&row));
+        self.publish(tenant, &row);
         Ok(row)
     }
 
@@ -313,7 +340,12 @@ impl Devices {
     ///
     /// # Errors
     /// No such device.
-    pub async fn delete(&self, who: &Principal, tenant: &TenantId, device: &DeviceId) -> Result<(), DevicesError> {
+    pub async fn delete(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<(), DevicesError> {
         let _held = self.lock(tenant, device).await;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let gone = device.clone();
@@ -329,6 +361,7 @@ impl Devices {
         };
         let serials = self.inner.db.write(write).await?;
         self.inner.directory.remove_device(tenant, device);
+        self.inner.labels.set(tenant.as_str(), device.as_str(), &Labels::new());
         self.revoke_in_directory(&serials);
         Ok(())
     }
@@ -343,7 +376,8 @@ impl Devices {
         device: &DeviceId,
         page: &Page,
     ) -> Result<Vec<CertificateRow>, DevicesError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         let device = device.clone();
         let read = move |tx: &mut Tx<'_>| {
             store::device_get(tx, &scope, &device)?.ok_or(NO_DEVICE)?;
@@ -390,6 +424,10 @@ fn insert_device(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow, max: u32) -> R
         return Err(DevicesError::Quota { noun: "devices", max });
     }
     store::device_insert(tx, scope, row).map_err(|error| {
-        if error.is_unique_violation() { DevicesError::Conflict("the device exists already") } else { error.into() }
+        if error.is_unique_violation() {
+            DevicesError::Conflict("the device exists already")
+        } else {
+            error.into()
+        }
     })
 }

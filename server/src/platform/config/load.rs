@@ -78,7 +78,8 @@ impl Sources {
             let layer = |why| ConfigError::Layer { origin: format!("flag {key}"), why };
             merge(&mut merged, check(one(key, text)).map_err(layer)?);
         }
-        let config = parse(merged).map_err(|why| ConfigError::Layer { origin: "configuration".into(), why })?;
+        let config =
+            parse(merged).map_err(|why| ConfigError::Layer { origin: "configuration".into(), why })?;
         config.validate()?;
         Ok(config)
     }
@@ -101,7 +102,9 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
 }
 
 fn parse(table: Table) -> Result<Config, String> {
-    Value::Table(table).try_into().map_err(|error: toml::de::Error| error.to_string().trim().replace('\n', " "))
+    Value::Table(table)
+        .try_into()
+        .map_err(|error: toml::de::Error| error.to_string().trim().replace('\n', " "))
 }
 
 /// Checks one layer alone, so that its error names the layer.
@@ -127,11 +130,12 @@ fn one(key: &str, text: &str) -> Table {
         .ok()
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| Value::String(text.to_owned()));
-    key.rsplit('.').fold(None, |inner, part| {
-        let value = inner.map_or_else(|| value.clone(), Value::Table);
-        Some(Table::from_iter([(part.to_owned(), value)]))
-    })
-    .unwrap_or_default()
+    key.rsplit('.')
+        .fold(None, |inner, part| {
+            let value = inner.map_or_else(|| value.clone(), Value::Table);
+            Some(Table::from_iter([(part.to_owned(), value)]))
+        })
+        .unwrap_or_default()
 }
 
 fn merge(into: &mut Table, from: Table) {

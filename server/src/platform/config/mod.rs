@@ -12,6 +12,7 @@ pub use load::{ConfigError, ENV_PREFIX, Sources};
 pub use reload::{Live, RELOADABLE, changed_keys};
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::path::PathBuf;
 
@@ -92,6 +93,8 @@ pub struct MqttSection {
     pub advertise_port: Option<u16>,
     /// Open connections.
     pub connections_max: usize,
+    /// Threads that serve connections.
+    pub worker_threads: usize,
 }
 
 /// The server's own certificate authority.
@@ -128,6 +131,9 @@ pub struct EventLogSection {
     pub bytes_max: u64,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// Whether this process reads the log: the store and the rules. `false` leaves everything in the log, for
+    /// maintenance of the store and for benches of the gateway; a later start with `true` reads on.
+    pub consumers: bool,
 }
 
 /// The registry's limits a tenant.
@@ -158,12 +164,12 @@ pub struct LimitsSection {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionSection {
-    /// Readings.
-    pub readings_days: u32,
-    /// Events, dead letters, rejected and lost rows.
-    pub events_days: u32,
-    /// Closed alerts.
+    /// Readings, events, dead letters and rejected messages.
+    pub telemetry_days: u32,
+    /// Alerts that were resolved or cleared.
     pub alerts_days: u32,
+    /// Days of telemetry by tenant, where it is not `telemetry_days`.
+    pub tenants: BTreeMap<String, u32>,
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -233,6 +239,7 @@ impl Default for MqttSection {
             plain_listen: None,
             advertise_port: None,
             connections_max: 18_000,
+            worker_threads: 1,
         }
     }
 }
@@ -251,7 +258,7 @@ impl Default for AuthSection {
 
 impl Default for EventLogSection {
     fn default() -> Self {
-        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20 }
+        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20, consumers: true }
     }
 }
 
@@ -269,7 +276,7 @@ impl Default for LimitsSection {
 
 impl Default for RetentionSection {
     fn default() -> Self {
-        Self { readings_days: 30, events_days: 90, alerts_days: 365 }
+        Self { telemetry_days: 30, alerts_days: 365, tenants: BTreeMap::new() }
     }
 }
 

@@ -41,8 +41,10 @@ impl Live {
     pub fn reload(&self, sources: &Sources) -> Result<(Vec<String>, Vec<String>), ConfigError> {
         let next = sources.load()?;
         let old = self.get();
-        let reloadable = |key: &String| RELOADABLE.iter().any(|section| key.split('.').next() == Some(*section));
-        let (applied, refused): (Vec<_>, Vec<_>) = changed_keys(&old, &next).into_iter().partition(reloadable);
+        let reloadable =
+            |key: &String| RELOADABLE.iter().any(|section| key.split('.').next() == Some(*section));
+        let (applied, refused): (Vec<_>, Vec<_>) =
+            changed_keys(&old, &next).into_iter().partition(reloadable);
         if !applied.is_empty() {
             let Config { log, auth, quota, limits, retention, .. } = next;
             self.now.send_replace(Arc::new(Config { log, auth, quota, limits, retention, ..(*old).clone() }));
@@ -60,7 +62,8 @@ pub fn changed_keys(old: &Config, new: &Config) -> Vec<String> {
         keys
     };
     let (old, new) = (flat(old), flat(new));
-    let mut changed: Vec<String> = old.iter().filter(|pair| !new.contains(pair)).map(|(key, _)| key.clone()).collect();
+    let mut changed: Vec<String> =
+        old.iter().filter(|pair| !new.contains(pair)).map(|(key, _)| key.clone()).collect();
     changed.extend(new.iter().filter(|pair| !old.contains(pair)).map(|(key, _)| key.clone()));
     changed.sort();
     changed.dedup();

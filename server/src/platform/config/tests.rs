@@ -5,7 +5,9 @@ fn sources(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)]) -> (tempfil
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("muster-server.toml");
     std::fs::write(&path, file).unwrap();
-    let own = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>();
+    let own = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>()
+    };
     (dir, Sources { file: Some(path), env: own(env).into_iter().collect(), flags: own(flags) })
 }
 
@@ -25,8 +27,10 @@ fn refused(file: &str, env: &[(&str, &str)], flags: &[(&str, &str)], names: &[&s
 #[test]
 fn flags_win_over_environment_over_file() {
     let file = "[http]\nlisten = \"127.0.0.1:1\"\ntimeout_s = 7\n[event_log]\nsegment_bytes = 1048576";
-    let env = [("MUSTER_SERVER_HTTP_LISTEN", "127.0.0.1:2"), ("MUSTER_SERVER_EVENT_LOG_BYTES_MAX", "8388608")];
-    let config = load(file, &env, &[("http.listen", "127.0.0.1:3"), ("pki.hosts", "[\"a.example\"]")]).unwrap();
+    let env =
+        [("MUSTER_SERVER_HTTP_LISTEN", "127.0.0.1:2"), ("MUSTER_SERVER_EVENT_LOG_BYTES_MAX", "8388608")];
+    let config =
+        load(file, &env, &[("http.listen", "127.0.0.1:3"), ("pki.hosts", "[\"a.example\"]")]).unwrap();
     assert_eq!(config.http.listen.port(), 3);
     assert_eq!(config.http.timeout_s, 7);
     assert_eq!(config.event_log.bytes_max, 8_388_608);
@@ -40,8 +44,18 @@ fn an_error_names_its_place_and_key() {
     refused("[http]\nlissen = 1", &[], &[], &["muster-server.toml", "lissen", "line 2"]);
     refused("[htp]\nlisten = 1", &[], &[], &["htp"]);
     refused("[http]\ntimeout_s = \"soon\"", &[], &[], &["timeout_s", "line 2"]);
-    refused("", &[("MUSTER_SERVER_HTTP_LISSEN", "1")], &[], &["variable MUSTER_SERVER_HTTP_LISSEN", "lissen"]);
-    refused("", &[("MUSTER_SERVER_HTTP_TIMEOUT_S", "soon")], &[], &["MUSTER_SERVER_HTTP_TIMEOUT_S", "timeout_s"]);
+    refused(
+        "",
+        &[("MUSTER_SERVER_HTTP_LISSEN", "1")],
+        &[],
+        &["variable MUSTER_SERVER_HTTP_LISSEN", "lissen"],
+    );
+    refused(
+        "",
+        &[("MUSTER_SERVER_HTTP_TIMEOUT_S", "soon")],
+        &[],
+        &["MUSTER_SERVER_HTTP_TIMEOUT_S", "timeout_s"],
+    );
     refused("", &[("MUSTER_SERVER_NOPE", "soon")], &[], &["MUSTER_SERVER_NOPE", "nope"]);
     refused("", &[], &[("mqtt.plain", "1")], &["flag mqtt.plain", "plain"]);
     refused("[http]\ntimeout_s = 0", &[], &[], &["http.timeout_s", "1 to 600"]);
@@ -72,12 +86,16 @@ fn a_reload_takes_what_it_may_and_names_the_rest() {
     let (_dir, sources) = sources("", &[], &[]);
     let live = Live::new(sources.load().unwrap());
     let file = sources.file.clone().unwrap();
-    std::fs::write(&file, "[log]\nfilter = \"debug\"\n[http]\nlisten = \"127.0.0.1:9\"\n[limits]\ndevice_messages_burst = 4096").unwrap();
+    std::fs::write(
+        &file,
+        "[log]\nfilter = \"debug\"\n[http]\nlisten = \"127.0.0.1:9\"\n[quota]\nusers_max = 7",
+    )
+    .unwrap();
     let (applied, refused) = live.reload(&sources).unwrap();
-    assert_eq!(applied, ["limits.device_messages_burst", "log.filter"]);
+    assert_eq!(applied, ["log.filter", "quota.users_max"]);
     assert_eq!(refused, ["http.listen"]);
     let now = live.get();
-    assert_eq!((now.limits.device_messages_burst, now.http.listen.port()), (4096, 8080));
+    assert_eq!((now.quota.users_max, now.http.listen.port()), (7, 8080));
     std::fs::write(&file, "[log]\nfilter = 7").unwrap();
     assert!(live.reload(&sources).is_err());
     assert_eq!(live.get().log.filter, "debug");

@@ -43,26 +43,38 @@ impl Config {
         within("quota.users_max", self.quota.users_max.into(), 1..=100_000)?;
         within("limits.device_messages_per_s", self.limits.device_messages_per_s.into(), 1..=1_000_000)?;
         within("limits.device_messages_burst", self.limits.device_messages_burst.into(), 1..=10_000_000)?;
-        within("retention.readings_days", self.retention.readings_days.into(), 1..=36_500)?;
-        within("retention.events_days", self.retention.events_days.into(), 1..=36_500)?;
+        within("retention.telemetry_days", self.retention.telemetry_days.into(), 1..=36_500)?;
+        for (tenant, days) in &self.retention.tenants {
+            if let Err(error) = muster_wire::TenantId::check(tenant) {
+                return refuse("retention.tenants", error.to_string());
+            }
+            within("retention.tenants", (*days).into(), 1..=36_500)?;
+        }
         within("retention.alerts_days", self.retention.alerts_days.into(), 1..=36_500)
     }
 
     fn validate_listeners(&self) -> Checked {
         if self.mqtt.tls_listen.is_none() && self.mqtt.plain_listen.is_none() {
-            return refuse("mqtt.tls_listen", "is absent and so is mqtt.plain_listen: no device could connect");
+            return refuse(
+                "mqtt.tls_listen",
+                "is absent and so is mqtt.plain_listen: no device could connect",
+            );
         }
         if self.mqtt.plain_listen.is_some_and(|address| !address.ip().is_loopback()) {
             return refuse("mqtt.plain_listen", "must be a loopback address: it takes passwords without TLS");
         }
         within("mqtt.connections_max", self.mqtt.connections_max as u64, 1..=10_000_000)?;
+        within("mqtt.worker_threads", self.mqtt.worker_threads as u64, 1..=256)?;
         within("enroll.attempts_per_minute", self.enroll.attempts_per_minute.into(), 1..=100_000)?;
         if !(1..=64).contains(&self.pki.hosts.len()) {
             return refuse("pki.hosts", "must hold 1 to 64 host names or addresses");
         }
         for host in &self.pki.hosts {
             if !is_host(host) {
-                return refuse("pki.hosts", format!("holds {host:?}, which is neither a host name nor an address"));
+                return refuse(
+                    "pki.hosts",
+                    format!("holds {host:?}, which is neither a host name nor an address"),
+                );
             }
         }
         within("pki.device_days", self.pki.device_days.into(), 1..=825)?;
@@ -79,7 +91,8 @@ impl Config {
 
 fn is_host(text: &str) -> bool {
     let label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+        (1..=63).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
     };
     text.parse::<std::net::IpAddr>().is_ok() || (text.len() <= 253 && text.split('.').all(label))
 }

@@ -119,6 +119,7 @@ impl<F: Fs> EventLog<F> {
             dir: options.dir.clone(),
             segment_bytes: options.segment_bytes,
             bytes_max: options.bytes_max,
+            record_bytes_max: RECORD_BYTES_MAX,
             ..muster_journal::Options::default()
         };
         Self::open_journal(fs, options, clock)
@@ -134,12 +135,8 @@ impl<F: Fs> EventLog<F> {
         clock: SharedClock,
     ) -> Result<Self, EventLogError> {
         let journal_clock = clock.clone();
-        let options = muster_journal::Options {
-            epoch: EpochPolicy::PerLog,
-            record_bytes_max: RECORD_BYTES_MAX,
-            when_full: WhenFull::Refuse,
-            ..options
-        };
+        let options =
+            muster_journal::Options { epoch: EpochPolicy::PerLog, when_full: WhenFull::Refuse, ..options };
         let (journal, opened) = Journal::open(fs, options, move || journal_clock.now_us())
             .map_err(|source| EventLogError::Journal { step: "cannot be opened", source })?;
         let log = Self { shared: Arc::new(Shared { journal, clock, stamp_us: Mutex::new(i64::MIN) }) };

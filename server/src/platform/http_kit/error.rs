@@ -91,7 +91,9 @@ impl ApiError {
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, message) = match status {
             StatusCode::NOT_FOUND => (ErrorCode::NotFound, "there is no such path"),
-            StatusCode::METHOD_NOT_ALLOWED => (ErrorCode::MethodNotAllowed, "the path does not take this method"),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                (ErrorCode::MethodNotAllowed, "the path does not take this method")
+            }
             StatusCode::PAYLOAD_TOO_LARGE => (ErrorCode::TooLarge, "the body is over the limit"),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 (ErrorCode::UnsupportedMediaType, "the body must be application/json")

@@ -55,7 +55,9 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ApiQuery<T> {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         match Query::<T>::from_request_parts(parts, state).await {
             Ok(Query(query)) => Ok(Self(query)),
-            Err(QueryRejection::FailedToDeserializeQueryString(error)) => Err(field_error(&error.body_text())),
+            Err(QueryRejection::FailedToDeserializeQueryString(error)) => {
+                Err(field_error(&error.body_text()))
+            }
             Err(other) => Err(ApiError::of_status(other.status())),
         }
     }
@@ -65,7 +67,8 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ApiQuery<T> {
 fn field_error(text: &str) -> ApiError {
     let reason = text.split_once(": ").map_or(text, |(_, reason)| reason);
     let quoted = || {
-        let named = ["missing field", "unknown field", "duplicate field"].iter().any(|start| reason.contains(start));
+        let named =
+            ["missing field", "unknown field", "duplicate field"].iter().any(|start| reason.contains(start));
         reason.split('`').nth(1).filter(|_| named).map(str::to_owned)
     };
     let path = reason.split_once(": ").map(|(path, _)| path).filter(|path| is_path(path));
@@ -91,7 +94,10 @@ mod tests {
     #[test]
     fn the_field_comes_out_of_the_refusal() {
         let into = "Failed to deserialize the JSON body into the target type: ";
-        check(&format!("{into}labels.site: invalid type: integer `1`, expected a string at line 1 column 9"), Some("labels.site"));
+        check(
+            &format!("{into}labels.site: invalid type: integer `1`, expected a string at line 1 column 9"),
+            Some("labels.site"),
+        );
         check(&format!("{into}missing field `email` at line 1 column 2"), Some("email"));
         check(&format!("{into}nme: unknown field `nme`, expected `name` at line 1 column 5"), Some("nme"));
         check("Failed to parse the request body as JSON: expected value at line 1 column 1", None);

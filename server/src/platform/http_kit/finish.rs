@@ -27,9 +27,10 @@ impl HttpMetrics {
     /// # Errors
     /// They are registered already.
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let requests = Opts::new("muster_http_requests_total", "HTTP requests by method and status");
+        let requests = Opts::new("http_requests_total", "HTTP requests by method and status");
         let requests = IntCounterVec::new(requests, &["method", "status"])?;
-        let seconds = HistogramOpts::new("muster_http_request_seconds", "Time to the head of the answer, by route");
+        let seconds =
+            HistogramOpts::new("http_request_seconds", "Time to the head of the answer, by route");
         let seconds = HistogramVec::new(seconds, &["route"])?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;
@@ -43,7 +44,10 @@ pub async fn finish(State(metrics): State<HttpMetrics>, mut request: Request, ne
     request.extensions_mut().insert(id.clone());
     let method = request.method().clone();
     // The route's pattern, never the path: a closed set of labels.
-    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
     let started = Instant::now();
     let response = next.run(request).await;
     let mut response = if response.status().is_client_error() || response.status().is_server_error() {
@@ -67,7 +71,8 @@ fn method_label(method: &str) -> &'static str {
 fn error_body(mut response: Response, id: &RequestId, method: &str, route: &str) -> Response {
     let own = response.extensions_mut().remove::<ApiError>();
     // A part that answered an error of its own in JSON (readiness) has said all there is to say.
-    let json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().ends_with(b"json"));
+    let json =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().ends_with(b"json"));
     if own.is_none() && json {
         return response;
     }

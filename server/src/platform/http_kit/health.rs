@@ -71,7 +71,10 @@ impl Health {
         let outcomes = join_all(runs).await;
         let ready = outcomes.iter().all(|(_, outcome)| outcome.is_ok());
         let text = |outcome: Result<(), String>| outcome.map_or_else(|why| why, |()| "ok".to_owned());
-        ReadyView { ready, parts: outcomes.into_iter().map(|(part, outcome)| (part, text(outcome))).collect() }
+        ReadyView {
+            ready,
+            parts: outcomes.into_iter().map(|(part, outcome)| (part, text(outcome))).collect(),
+        }
     }
 }
 

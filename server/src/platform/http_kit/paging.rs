@@ -71,6 +71,12 @@ impl Page {
         i64::from(self.limit) + 1
     }
 
+    /// The page, cut to what a store gives at once.
+    #[must_use]
+    pub fn at_most(self, items: usize) -> Self {
+        Self { limit: self.limit.min(u32::try_from(items).unwrap_or(u32::MAX)), ..self }
+    }
+
     /// The key to start after; the empty text comes before every key.
     #[must_use]
     pub fn after_text(&self) -> &str {

@@ -27,7 +27,12 @@ pub const HEAD_TIME_MAX: Duration = Duration::from_secs(15);
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// Serves until `stop` turns true, then drains.
-pub async fn serve(listener: TcpListener, tls: Option<TlsAcceptor>, router: Router, mut stop: watch::Receiver<bool>) {
+pub async fn serve(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let stops = stop.clone();
     loop {

@@ -185,6 +185,7 @@ struct Inner {
     seq: AtomicU64,
     cut_slow: AtomicU64,
     subscribers: AtomicU64,
+    is_closed: AtomicBool,
 }
 
 #[derive(Default)]
@@ -215,7 +216,8 @@ impl LiveBus {
     pub fn new() -> Self {
         let epoch = u32::from_le_bytes(super::secret::random_bytes());
         let (seq, cut_slow, subscribers) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self { inner: Arc::new(Inner { epoch, tenants: Mutex::default(), seq, cut_slow, subscribers }) }
+        let (tenants, is_closed) = (Mutex::default(), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { epoch, tenants, seq, cut_slow, subscribers, is_closed }) }
     }
 
     /// Puts an event into the tenant's ring and every fitting subscriber's queue. Never waits.
@@ -260,10 +262,18 @@ impl LiveBus {
         let (resume, replay) = channel.replay(self.inner.epoch, last, &filter);
         let (sender, queue) = mpsc::channel(QUEUE_EVENTS_MAX);
         let cut_slow = Arc::new(AtomicBool::new(false));
-        channel.subscribers.push(Subscriber { filter, queue: sender, cut_slow: cut_slow.clone() });
+        if !self.inner.is_closed.load(Ordering::Acquire) {
+            channel.subscribers.push(Subscriber { filter, queue: sender, cut_slow: cut_slow.clone() });
+        }
         self.inner.subscribers.fetch_add(1, Ordering::Relaxed);
         let leave = Leave { bus: self.clone(), tenant: tenant.into() };
         Ok(Subscription { resume, replay, queue, cut_slow, leave })
+    }
+
+    /// Ends every subscription, so that open streams do not hold up a stop. Later ones end at once.
+    pub fn close(&self) {
+        self.inner.is_closed.store(true, Ordering::Release);
+        self.lock().values_mut().for_each(|channel| channel.subscribers.clear());
     }
 
     /// The id that the newest event has.

@@ -100,3 +100,14 @@ fn subscribers_are_bounded_and_their_places_come_free() {
     assert_eq!(bus.stats().subscribers, 0);
     assert!(bus.is_watched("acme"), "a reconnect within a minute finds its events");
 }
+
+#[tokio::test]
+async fn closing_ends_streams_that_are_open_and_that_come_later() {
+    let bus = LiveBus::new();
+    let mut open = bus.subscribe("acme", Filter::default(), None).unwrap();
+    bus.publish("acme", LiveKind::Alert, None, "last");
+    bus.close();
+    assert_eq!(drain(&mut open, 1).await, ["last"]);
+    assert_eq!(open.next().await, Err(Cut::Closed));
+    assert_eq!(bus.subscribe("acme", Filter::default(), None).unwrap().next().await, Err(Cut::Closed));
+}

@@ -83,8 +83,6 @@ pub fn totals(tx: &mut Tx<'_>, scope: &Scope) -> Result<Totals, DbError> {
     for (name, count) in counters {
         totals.add_counter(&name, count);
     }
-    let known = totals.readings_known(tx, tenant)?;
-    totals.readings = totals.readings.saturating_sub(known);
     totals.accepted = totals.stored + totals.dropped.values().sum::<u64>() + totals.pending + totals.lost;
     Ok(totals)
 }
@@ -110,7 +108,7 @@ impl Totals {
 
     fn add_counter(&mut self, name: &str, count: u64) {
         match name {
-            "readings" => self.readings = count,
+            "readings" => self.readings += count,
             "readings_refused" => self.readings_refused = count,
             "events" => self.events = count,
             "qos0" => self.qos0 = count,
@@ -118,13 +116,6 @@ impl Totals {
             "rejected" => self.rejected = count,
             _ => {}
         }
-    }
-
-    /// Readings that were counted and turned out to be there already (keyed by name and time).
-    fn readings_known(&self, tx: &mut Tx<'_>, tenant: Option<i64>) -> Result<u64, DbError> {
-        const KNOWN: &str = "SELECT ifnull(sum(count), 0) FROM counter
-            WHERE name = 'readings_known' AND ($1 IS NULL OR tenant_id = $1)";
-        tx.query_one(KNOWN, &[&tenant], |row| row.get(0))
     }
 }
 

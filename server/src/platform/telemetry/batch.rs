@@ -36,9 +36,16 @@ struct Packed {
 }
 
 impl RawBatch {
+    /// An empty batch that begins where the cursor stands.
+    #[must_use]
+    pub fn new(epoch: u64, from: u64) -> Self {
+        Self { epoch, from, next: from, ..Self::default() }
+    }
+
     /// Copies a record in.
     pub fn push(&mut self, record: &LogRecord<'_>) {
-        let bytes_of = |name: &str| u8::try_from(name.len()).expect("the log's codec holds names of at most 255 bytes");
+        let bytes_of =
+            |name: &str| u8::try_from(name.len()).expect("the log's codec holds names of at most 255 bytes");
         self.records.push(Packed {
             position: record.position,
             received_at_us: record.received_at_us,

@@ -67,7 +67,11 @@ pub(super) fn read(tx: &mut Tx<'_>) -> Result<Option<Cursor>, DbError> {
 pub(super) fn begin(tx: &mut Tx<'_>, log: LogSpan, now_us: i64) -> Result<Start, TelemetryError> {
     let start = start(read(tx)?, log);
     if let Some(lost) = &start.lost {
-        tracing::error!(first = lost.start, next = lost.end, "log records were deleted before they were stored");
+        tracing::error!(
+            first = lost.start,
+            next = lost.end,
+            "log records were deleted before they were stored"
+        );
         record_lost(tx, log.epoch, lost, "deleted before it was stored", now_us)?;
     }
     tx.execute(

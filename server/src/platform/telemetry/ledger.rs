@@ -145,8 +145,11 @@ impl Ledger {
     /// Counts the ranges in one call of 256 only: it is asked after each batch.
     pub(super) fn is_over_bounds(&mut self) -> bool {
         self.checks = self.checks.wrapping_add(1);
-        let ranges = |queues: &HashMap<QueueKey, Queue>| queues.values().map(|queue| queue.ranges.len()).sum::<usize>();
-        self.queues.len() > QUEUES_CACHED_MAX || (self.checks == 0 && ranges(&self.queues) > RANGES_CACHED_MAX)
+        let ranges = |queues: &HashMap<QueueKey, Queue>| {
+            queues.values().map(|queue| queue.ranges.len()).sum::<usize>()
+        };
+        self.queues.len() > QUEUES_CACHED_MAX
+            || (self.checks == 0 && ranges(&self.queues) > RANGES_CACHED_MAX)
     }
 
     /// Finds or makes a queue; it is written with the batch.
@@ -181,11 +184,15 @@ impl Ledger {
         for key in dirty {
             let Some(queue) = self.queues.get_mut(&key) else { continue };
             queue.is_dirty = false;
-            if queue.is_complete() {
+            let is_complete = queue.is_complete();
+            if is_complete {
                 merge(tx, key, queue)?;
             }
             write_ranges(tx, queue)?;
             write_queue(tx, queue, now_us)?;
+            if is_complete {
+                prune_tombstones(tx, key)?;
+            }
         }
         for device_id in std::mem::take(&mut self.grown) {
             self.fold(tx, device_id)?;
@@ -194,7 +201,8 @@ impl Ledger {
     }
 
     fn fold(&mut self, tx: &mut Tx<'_>, device_id: i64) -> Result<(), DbError> {
-        const COUNT: &str = "SELECT count(*) FROM queue WHERE device_id = $1 AND merged = 0 AND is_foreign = 0";
+        const COUNT: &str =
+            "SELECT count(*) FROM queue WHERE device_id = $1 AND merged = 0 AND is_foreign = 0";
         let mut over = tx.query_one(COUNT, &[&device_id], |row| row.get::<i64>(0))? - QUEUES_PER_DEVICE_MAX;
         while over > 0 {
             let oldest: Vec<(i64, i64, i64)> = tx.query(
@@ -217,9 +225,11 @@ impl Ledger {
 }
 
 fn load(tx: &mut Tx<'_>, key: QueueKey) -> Result<Option<Queue>, DbError> {
-    const FIND: &str = "SELECT ref, is_foreign, reported, closed, merged, first, released, next, stored, dropped, duplicates
+    const FIND: &str =
+        "SELECT ref, is_foreign, reported, closed, merged, first, released, next, stored, dropped, duplicates
         FROM queue WHERE device_id = $1 AND queue_id = $2 AND class = $3";
-    let args: [&dyn crate::platform::db::ToSql; 3] = [&key.device_id, &key.queue_id.cast_signed(), &key.class];
+    let args: [&dyn crate::platform::db::ToSql; 3] =
+        [&key.device_id, &key.queue_id.cast_signed(), &key.class];
     let Some(mut queue) = tx.query_opt(FIND, &args, from_row)? else { return Ok(None) };
     const RANGES: &str = "SELECT first, last, reason FROM queue_range WHERE ref = $1";
     let ranges = tx.query(RANGES, &[&queue.row], |row| {
@@ -305,15 +315,16 @@ fn merge(tx: &mut Tx<'_>, key: QueueKey, queue: &mut Queue) -> Result<(), DbErro
     tx.execute("DELETE FROM queue_range WHERE ref = $1", &[&queue.row])?;
     queue.ranges = Ranges::default();
     (queue.merged, queue.stored, queue.dropped, queue.duplicates) = (true, 0, 0, 0);
-    prune_tombstones(tx, key)
+    Ok(())
 }
 
 fn prune_tombstones(tx: &mut Tx<'_>, key: QueueKey) -> Result<(), DbError> {
     const OLD: &str = "SELECT ref, duplicates FROM queue WHERE device_id = $1 AND class = $2 AND merged = 1
         ORDER BY ref DESC LIMIT -1 OFFSET $3";
-    let old: Vec<(i64, u64)> = tx.query(OLD, &[&key.device_id, &key.class, &TOMBSTONES_PER_CLASS], |row| {
-        Ok::<_, DbError>((row.get(0)?, row.get(1)?))
-    })?;
+    let old: Vec<(i64, u64)> =
+        tx.query(OLD, &[&key.device_id, &key.class, &TOMBSTONES_PER_CLASS], |row| {
+            Ok::<_, DbError>((row.get(0)?, row.get(1)?))
+        })?;
     for (row, duplicates) in old {
         add_merged(tx, key.device_id, key.class, Merged::DUPLICATES, duplicates)?;
         tx.execute("DELETE FROM queue WHERE ref = $1", &[&row])?;
@@ -323,7 +334,8 @@ fn prune_tombstones(tx: &mut Tx<'_>, key: QueueKey) -> Result<(), DbError> {
 
 /// Adds a queue's written counts to its device's sums, gaps included: folding hides no loss.
 fn sum_up(tx: &mut Tx<'_>, device_id: i64, class: u8, row: i64) -> Result<(), DbError> {
-    const SUMS: &str = "SELECT reason, sum(min(last - first + 1, 1 << 40)) FROM queue_range WHERE ref = $1 GROUP BY reason";
+    const SUMS: &str =
+        "SELECT reason, sum(min(last - first + 1, 1 << 40)) FROM queue_range WHERE ref = $1 GROUP BY reason";
     let sums: Vec<(i64, u64)> =
         tx.query(SUMS, &[&row], |row| Ok::<_, DbError>((row.get(0)?, row.get(1)?)))?;
     for (outcome, seqs) in sums {

@@ -67,7 +67,8 @@ pub struct EventRow {
 /// # Errors
 /// The database failed.
 pub fn events(tx: &mut Tx<'_>, scope: &Scope, query: &EventQuery) -> Result<Vec<EventRow>, DbError> {
-    const COLUMNS: &str = "SELECT e.id, t.name, d.name, e.received_at, e.measured_at, e.kind, e.pipeline, e.model,
+    const COLUMNS: &str =
+        "SELECT e.id, t.name, d.name, e.received_at, e.measured_at, e.kind, e.pipeline, e.model,
         e.model_version, e.label, e.score, e.subject, e.latency_us, e.boxes FROM event e
         JOIN device d ON d.id = e.device_id JOIN tenant t ON t.id = e.tenant_id";
     const CONDITIONS: &str = "e.received_at >= $2 AND e.received_at < $3 AND ($4 IS NULL OR e.kind = $4)
@@ -108,7 +109,9 @@ fn event_row(row: &Row<'_>) -> Result<EventRow, DbError> {
         subject: row.get(11)?,
         latency_us: row.get(12)?,
         boxes: match boxes {
-            Some(json) => serde_json::from_str(&json).map_err(|_| DbError::Column { column: "boxes".into() })?,
+            Some(json) => {
+                serde_json::from_str(&json).map_err(|_| DbError::Column { column: "boxes".into() })?
+            }
             None => Vec::new(),
         },
     })

@@ -31,13 +31,16 @@ mod tally;
 mod tests;
 mod writer;
 
-pub use accounts::{DeviceLedger, DroppedRange, MergedQueues, QueueLedger, SeqRange, Totals, device_ledger, totals};
+pub use accounts::{
+    DeviceLedger, DroppedRange, MergedQueues, QueueLedger, SeqRange, Totals, device_ledger, totals,
+};
 pub use batch::{RawBatch, StoredBatch, StoredItem, StoredWhat};
 pub use cursor::{LogSpan, STORE_READER, Start};
 pub use faults::{CrashPoint, Faults};
 pub use ledger::{QUEUES_PER_DEVICE_MAX, RANGES_PER_QUEUE_MAX, TOMBSTONES_PER_CLASS};
 pub use lists::{
-    DeadLetter, EventQuery, EventRow, LIST_MAX, LostRange, RejectedRow, dead_letters, events, lost_ranges, rejected,
+    DeadLetter, EventQuery, EventRow, LIST_MAX, LostRange, RejectedRow, dead_letters, events, lost_ranges,
+    rejected,
 };
 pub use partition::DAY_US;
 pub use query::{Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, last_values, readings};

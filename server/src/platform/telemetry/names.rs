@@ -80,7 +80,9 @@ impl Names {
             return Ok(*slot);
         }
         let id = device_id(tx, known.id, device)?;
-        let map = |row: &crate::platform::db::Row<'_>| Ok::<_, DbError>((row.get(0)?, row.get::<String>(1)?.into()));
+        let map = |row: &crate::platform::db::Row<'_>| {
+            Ok::<_, DbError>((row.get(0)?, row.get::<String>(1)?.into()))
+        };
         let names: Vec<(i64, Arc<str>)> =
             tx.query("SELECT id, name FROM series WHERE device_id = $1 ORDER BY id", &[&id], map)?;
         let slot = self.devices.len();

@@ -164,7 +164,9 @@ impl Ranges {
     /// Removes one seq from the range that holds it.
     fn carve(&mut self, seq: u64) -> bool {
         let holder = self.map.range(..=seq).next_back().map(|(first, range)| (*first, *range));
-        let Some((first, (last, outcome))) = holder.filter(|(_, (last, _))| seq <= *last) else { return false };
+        let Some((first, (last, outcome))) = holder.filter(|(_, (last, _))| seq <= *last) else {
+            return false;
+        };
         self.map.remove(&first);
         self.touch(first);
         if first < seq {
@@ -212,7 +214,7 @@ mod tests {
 
     fn actions() -> impl Strategy<Value = Vec<Action>> {
         let reasons = [DropReason::QueueFull, DropReason::Expired, DropReason::Malformed];
-        let drop = (1..60u64, 0..20u64, prop::sample::select(&reasons[..]));
+        let drop = (1..60u64, 0..20u64, prop::sample::select(reasons.to_vec()));
         let one = prop_oneof![
             3 => (1..60u64).prop_map(Action::Store),
             1 => drop.prop_map(|(first, more, reason)| Action::Drop(first, first + more, reason)),

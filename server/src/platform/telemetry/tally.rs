@@ -10,11 +10,27 @@ pub const DEAD_LETTERS_PER_TENANT_MAX: i64 = 2_000;
 pub const DEAD_LETTER_BYTES_MAX: usize = 64 * 1024;
 const MINUTE_US: i64 = 60_000_000;
 
+/// Rejected messages of one minute that are alike.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Rejects {
+    tenant_id: i64,
+    device_id: i64,
+    minute: i64,
+    class: u8,
+    reason: u8,
+}
+
+#[derive(Default)]
+struct RejectCount {
+    count: u64,
+    last_at: i64,
+    last_position: u64,
+}
+
 #[derive(Default)]
 pub(super) struct Tally {
     counts: BTreeMap<(i64, &'static str), u64>,
-    /// (tenant, device, minute, class, reason) -> (count, last at, last position)
-    rejected: BTreeMap<(i64, i64, i64, u8, u8), (u64, i64, u64)>,
+    rejected: BTreeMap<Rejects, RejectCount>,
     dead_letter_tenants: BTreeSet<i64>,
 }
 
@@ -23,11 +39,20 @@ impl Tally {
         *self.counts.entry((tenant_id, name)).or_default() += by;
     }
 
+    /// Takes one back that was counted in this batch.
+    pub(super) fn uncount(&mut self, tenant_id: i64, name: &'static str) {
+        if let Some(count) = self.counts.get_mut(&(tenant_id, name)) {
+            *count = count.saturating_sub(1);
+        }
+    }
+
     pub(super) fn reject(&mut self, tenant_id: i64, device_id: i64, record: &LogRecord<'_>, reason: u8) {
         self.count(tenant_id, "rejected", 1);
-        let key = (tenant_id, device_id, record.received_at_us.div_euclid(MINUTE_US), record.class, reason);
-        let entry = self.rejected.entry(key).or_default();
-        *entry = (entry.0 + 1, record.received_at_us, record.position);
+        let minute = record.received_at_us.div_euclid(MINUTE_US);
+        let alike = Rejects { tenant_id, device_id, minute, class: record.class, reason };
+        let entry = self.rejected.entry(alike).or_default();
+        entry.count += 1;
+        (entry.last_at, entry.last_position) = (record.received_at_us, record.position);
     }
 
     pub(super) fn dead_letter(
@@ -73,13 +98,16 @@ impl Tally {
                 &[&tenant_id, &name, &count.cast_signed()],
             )?;
         }
-        for (key, (count, at, position)) in std::mem::take(&mut self.rejected) {
+        for (alike, seen) in std::mem::take(&mut self.rejected) {
             tx.execute(
                 "INSERT INTO rejected (tenant_id, device_id, minute, class, reason, count, last_at, last_position)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
                  ON CONFLICT (tenant_id, device_id, minute, class, reason) DO UPDATE SET count = count + excluded.count,
                  last_at = excluded.last_at, last_position = excluded.last_position",
-                &[&key.0, &key.1, &key.2, &key.3, &key.4, &count.cast_signed(), &at, &position.cast_signed()],
+                &[
+                    &alike.tenant_id, &alike.device_id, &alike.minute, &alike.class, &alike.reason,
+                    &seen.count.cast_signed(), &seen.last_at, &seen.last_position.cast_signed(),
+                ],
             )?;
         }
         for tenant_id in std::mem::take(&mut self.dead_letter_tenants) {

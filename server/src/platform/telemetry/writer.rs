@@ -13,7 +13,9 @@ use super::{LIVE_ITEMS_MAX, TelemetryError, cursor};
 use crate::platform::db::{DbError, SqlValue, Tx};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use muster_wire::senml::Moment;
-use muster_wire::{Birth, DropRange, DropReason, Event, QueueId, QueueState, State, Telemetry, UpClass, Value};
+use muster_wire::{
+    Birth, DropRange, DropReason, Event, QueueId, QueueState, State, Telemetry, UpClass, Value,
+};
 
 /// Readings sorted and inserted together.
 const ROWS_BUFFERED_MAX: usize = 65_536;
@@ -46,7 +48,8 @@ pub(super) fn write(
     faults: &Faults,
 ) -> Result<StoredBatch, TelemetryError> {
     state.trim();
-    let stored = StoredBatch { epoch: batch.epoch, from: batch.from, next: batch.next, ..StoredBatch::default() };
+    let stored =
+        StoredBatch { epoch: batch.epoch, from: batch.from, next: batch.next, ..StoredBatch::default() };
     let mut writer = Writer { tx, state, live, rows: Vec::new(), day: 0, tally: Tally::default(), stored };
     for record in batch.records() {
         writer.record(&record)?;
@@ -103,7 +106,12 @@ impl Writer<'_, '_> {
         }
     }
 
-    fn presence(&mut self, slot: Slot, record: &LogRecord<'_>, connected: bool) -> Result<(), TelemetryError> {
+    fn presence(
+        &mut self,
+        slot: Slot,
+        record: &LogRecord<'_>,
+        connected: bool,
+    ) -> Result<(), TelemetryError> {
         let id = self.state.names.device(slot).id;
         const UPDATE: &str = "UPDATE device SET connected = $2, presence_at = $3 WHERE id = $1";
         self.tx.execute(UPDATE, &[&id, &connected, &record.received_at_us])?;
@@ -130,7 +138,9 @@ impl Writer<'_, '_> {
             // The gateway writes a Disconnected record too; the will itself tells the store nothing more.
             Some(UpClass::Death) => Ok(()),
             Some(UpClass::Result | UpClass::Ota | UpClass::Log) | None => {
-                self.accounted(slot, record, |_, _, _, _| Err(Refusal::new("no consumer", "class is not stored").into()))
+                self.accounted(slot, record, |_, _, _, _| {
+                    Err(Refusal::new("no consumer", "class is not stored").into())
+                })
             }
         }
     }
@@ -160,7 +170,12 @@ impl Writer<'_, '_> {
                 return Ok(());
             }
             Verdict::TooSparse => {
-                return self.dead_letter(slot, record, "too sparse", "the queue has more gaps than the ledger holds");
+                return self.dead_letter(
+                    slot,
+                    record,
+                    "too sparse",
+                    "the queue has more gaps than the ledger holds",
+                );
             }
             Verdict::New => {}
         }
@@ -221,7 +236,12 @@ impl Writer<'_, '_> {
     }
 
     /// Takes the readings of one message. Surplus metrics are refused; where nothing is left, so is the message.
-    fn readings(&mut self, slot: Slot, record: &LogRecord<'_>, readings: Vec<Incoming>) -> Result<(), StoreError> {
+    fn readings(
+        &mut self,
+        slot: Slot,
+        record: &LogRecord<'_>,
+        readings: Vec<Incoming>,
+    ) -> Result<(), StoreError> {
         let day = partition::day_of(record.received_at_us);
         if day != self.day || self.rows.len() >= ROWS_BUFFERED_MAX {
             self.flush_rows()?;
@@ -235,19 +255,25 @@ impl Writer<'_, '_> {
                 refused += 1;
                 continue;
             };
-            span = Some(span.map_or((reading.ts, reading.ts), |(low, high)| (low.min(reading.ts), high.max(reading.ts))));
+            span =
+                Some(span.map_or((reading.ts, reading.ts), |(low, high)| {
+                    (low.min(reading.ts), high.max(reading.ts))
+                }));
             self.rows.push(reading.row(series_id, slot, record.received_at_us));
         }
         let taken = (self.rows.len() - before) as u64;
         let tenant_id = self.state.names.device(slot).tenant_id;
-        self.tally.count(tenant_id, "readings", taken);
         self.stored.readings += taken;
         if let Some((low, high)) = span {
-            partition::note_day(self.tx, &mut self.state.names, slot, day, low, high).map_err(TelemetryError::from)?;
+            partition::note_day(self.tx, &mut self.state.names, slot, day, low, high)
+                .map_err(TelemetryError::from)?;
         }
         if refused > 0 {
             self.tally.count(tenant_id, "readings_refused", refused);
-            let why = format!("{refused} readings of metrics beyond the device's {}", muster_wire::METRICS_PER_DEVICE_MAX);
+            let why = format!(
+                "{refused} readings of metrics beyond the device's {}",
+                muster_wire::METRICS_PER_DEVICE_MAX
+            );
             if taken == 0 {
                 return Err(Refusal { reason: "too many metrics", detail: why }.into());
             }
@@ -259,8 +285,10 @@ impl Writer<'_, '_> {
     fn event(&mut self, slot: Slot, record: &LogRecord<'_>, queue_ref: i64) -> Result<(), StoreError> {
         let event = Event::decode(record.body).map_err(Refusal::malformed)?;
         let seq = self.account(slot, record).seq;
-        let (device_id, tenant_id) = (self.state.names.device(slot).id, self.state.names.device(slot).tenant_id);
-        let boxes = (!event.boxes.is_empty()).then(|| serde_json::to_string(&event.boxes).unwrap_or_default());
+        let (device_id, tenant_id) =
+            (self.state.names.device(slot).id, self.state.names.device(slot).tenant_id);
+        let boxes =
+            (!event.boxes.is_empty()).then(|| serde_json::to_string(&event.boxes).unwrap_or_default());
         let inserted = self.tx.execute(
             "INSERT INTO event (tenant_id, device_id, queue_ref, seq, received_at, measured_at, kind, pipeline, model,
              model_version, label, score, subject, latency_us, boxes)
@@ -322,7 +350,14 @@ impl Writer<'_, '_> {
     ) -> Result<(), TelemetryError> {
         let device = self.state.names.device(slot);
         self.stored.dead_letters += 1;
-        Ok(self.tally.dead_letter(self.tx, (device.tenant_id, device.id), self.stored.epoch, record, reason, detail)?)
+        Ok(self.tally.dead_letter(
+            self.tx,
+            (device.tenant_id, device.id),
+            self.stored.epoch,
+            record,
+            reason,
+            detail,
+        )?)
     }
 
     fn flush_rows(&mut self) -> Result<(), TelemetryError> {
@@ -332,8 +367,11 @@ impl Writer<'_, '_> {
         }
         let WriterState { names, partitions, .. } = &mut *self.state;
         let (tally, stored) = (&mut self.tally, &mut self.stored);
+        for group in rows.chunk_by(|a, b| a.slot == b.slot) {
+            tally.count(names.device(group[0].slot).tenant_id, "readings", group.len() as u64);
+        }
         partitions.insert(self.tx, self.day, &mut rows, |known| {
-            tally.count(names.device(known.slot).tenant_id, "readings_known", 1);
+            tally.uncount(names.device(known.slot).tenant_id, "readings");
             stored.readings -= 1;
         })?;
         let mut newest = Vec::new();

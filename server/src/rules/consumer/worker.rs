@@ -59,9 +59,8 @@ impl Worker {
     /// The database failed.
     pub fn open(parts: Parts, epoch: u64, first: u64) -> Result<Self, DbError> {
         let generation = parts.board.generation();
-        let (rules, restored) = parts.db.read_blocking(|tx| {
-            Ok::<_, DbError>((snapshot::rules(tx)?, snapshot::restore(tx)?))
-        })?;
+        let (rules, restored) =
+            parts.db.read_blocking(|tx| Ok::<_, DbError>((snapshot::rules(tx)?, snapshot::restore(tx)?)))?;
         let mut engine = Engine::new(epoch, parts.labels.clone());
         engine.set_rules(rules);
         engine.restore(restored.snapshot);
@@ -77,7 +76,16 @@ impl Worker {
             None => first,
         };
         let cursor = Cursor { log_epoch: epoch, position, time: engine.time() };
-        Ok(Self { parts, engine, cursor, gaps, records: 0, committed: Instant::now(), generation, waiting: None })
+        Ok(Self {
+            parts,
+            engine,
+            cursor,
+            gaps,
+            records: 0,
+            committed: Instant::now(),
+            generation,
+            waiting: None,
+        })
     }
 
     /// The next position to read.
@@ -109,7 +117,9 @@ impl Worker {
         let readings;
         let event;
         let body = match class {
-            Some(UpClass::Telemetry | UpClass::Senml) if self.engine.wants(record.tenant, record.device, true) => {
+            Some(UpClass::Telemetry | UpClass::Senml)
+                if self.engine.wants(record.tenant, record.device, true) =>
+            {
                 readings = decode_readings(record);
                 if readings.is_empty() { Body::Time } else { Body::Readings(&readings) }
             }
@@ -150,7 +160,8 @@ impl Worker {
         self.waiting.is_some()
             || self.records >= CHECKPOINT_RECORDS
             || self.engine.effects().len() >= CHECKPOINT_EFFECTS
-            || ((self.records > 0 || !self.engine.effects().is_empty()) && self.committed.elapsed() >= CHECKPOINT_EVERY)
+            || ((self.records > 0 || !self.engine.effects().is_empty())
+                && self.committed.elapsed() >= CHECKPOINT_EVERY)
     }
 
     /// Commits everything since the last commit, then tells who watches. Where it fails, call it again before
@@ -175,7 +186,10 @@ impl Worker {
         for (tenant, alert) in &changed {
             alerts::announce(&self.parts.live, tenant.as_str(), alert);
         }
-        let health = self.engine.health().map(|(tenant, id, health)| ((tenant.to_owned(), id.to_owned()), health.clone()));
+        let health = self
+            .engine
+            .health()
+            .map(|(tenant, id, health)| ((tenant.to_owned(), id.to_owned()), health.clone()));
         self.parts.board.set_health(health.collect());
         Ok(())
     }

@@ -136,7 +136,14 @@ impl Sink {
     }
 
     /// One rule on one value.
-    fn judge(&mut self, parts: &mut Parts<'_>, rule: u32, subject: Subject<'_>, moment: Moment, old: &CelMap<'static>) {
+    fn judge(
+        &mut self,
+        parts: &mut Parts<'_>,
+        rule: u32,
+        subject: Subject<'_>,
+        moment: Moment,
+        old: &CelMap<'static>,
+    ) {
         let slot = &mut parts.slots[rule as usize];
         if !slot.runs() {
             return;
@@ -155,7 +162,9 @@ impl Sink {
         let for_us = slot.rule.for_us();
         let asks = !holds && instance.phase.asks_clear(for_us, moment.now_us);
         let clears = match asks {
-            true if slot.rule.clear.is_some() => self.ask(parts.tenant, slot, Asked::Clear, &facts).unwrap_or(false),
+            true if slot.rule.clear.is_some() => {
+                self.ask(parts.tenant, slot, Asked::Clear, &facts).unwrap_or(false)
+            }
             asks => asks,
         };
         let before = instance.phase;
@@ -182,7 +191,14 @@ impl Sink {
     }
 
     /// A quiet instance for a condition that begins to hold.
-    fn begin(&mut self, all: &mut Instances, rule: u32, slot: &Slot, facts: &Facts<'_>, stream: Stream) -> Option<usize> {
+    fn begin(
+        &mut self,
+        all: &mut Instances,
+        rule: u32,
+        slot: &Slot,
+        facts: &Facts<'_>,
+        stream: Stream,
+    ) -> Option<usize> {
         if self.instances >= INSTANCES_MAX {
             self.stats.instances_refused += 1;
             return None;
@@ -204,7 +220,14 @@ impl Sink {
     }
 
     /// Notes what an instance's step decided, and drops the instance when it is quiet again.
-    fn settle(&mut self, place: &Place<'_>, all: &mut Instances, at: usize, decisions: &[Decision], why: &'static str) {
+    fn settle(
+        &mut self,
+        place: &Place<'_>,
+        all: &mut Instances,
+        at: usize,
+        decisions: &[Decision],
+        why: &'static str,
+    ) {
         let Some(of_rule) = all.get_mut(&place.at) else { return };
         let instance = &mut of_rule[at];
         let key = StateKey::new(place.tenant, &place.rule.id, place.device, instance);
@@ -217,7 +240,11 @@ impl Sink {
                     instance.alert = Some(id);
                 }
                 Decision::Clear { at_us } => {
-                    let at_us = if why == "data_ended" { self.time.log_us } else { self.shown_us(instance.stream, at_us) };
+                    let at_us = if why == "data_ended" {
+                        self.time.log_us
+                    } else {
+                        self.shown_us(instance.stream, at_us)
+                    };
                     if let Some(id) = instance.alert.take() {
                         let tenant = place.rule.tenant.clone();
                         self.effects.cleared.push(ClearedAlert { tenant, id, at_us, why });

@@ -53,8 +53,11 @@ impl RuleSet {
     }
 
     fn matching(&self, readings: bool, name: &str, found: &mut Vec<u32>) {
-        let (named, any) =
-            if readings { (&self.by_metric, &self.any_metric) } else { (&self.by_pipeline, &self.any_pipeline) };
+        let (named, any) = if readings {
+            (&self.by_metric, &self.any_metric)
+        } else {
+            (&self.by_pipeline, &self.any_pipeline)
+        };
         found.extend(named.get(name).into_iter().flatten());
         found.extend(any);
     }
@@ -91,7 +94,8 @@ impl Device {
 
     /// Whether the record was seen lately; notes it.
     pub(super) fn is_copy(&mut self, class: u8, queue_id: u64, seq: u64) -> bool {
-        let found = self.recent.iter_mut().find(|recent| recent.class == class && recent.queue_id == queue_id);
+        let found =
+            self.recent.iter_mut().find(|recent| recent.class == class && recent.queue_id == queue_id);
         let Some(recent) = found else {
             if self.recent.len() == RECENT_QUEUES_MAX {
                 self.recent.remove(0);
@@ -183,7 +187,11 @@ impl TenantRules {
     }
 
     /// The tenant with new rules: what did not change keeps its health, its last values and its instances.
-    pub(super) fn replacing(old: Option<Self>, name: &Arc<str>, rules: Vec<Arc<CompiledRule>>) -> (Self, Vec<Moved>) {
+    pub(super) fn replacing(
+        old: Option<Self>,
+        name: &Arc<str>,
+        rules: Vec<Arc<CompiledRule>>,
+    ) -> (Self, Vec<Moved>) {
         let mut fresh = Self::new(name, rules);
         let Some(old) = old else { return (fresh, Vec::new()) };
         let mut moved = Vec::new();

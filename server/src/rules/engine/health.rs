@@ -86,7 +86,10 @@ impl Slot {
             return;
         }
         if self.spent / self.window > COST_MEAN_MAX {
-            self.quarantine(format!("{COST_WINDOW} evaluations took over {} ms each", COST_MEAN_MAX.as_millis()));
+            self.quarantine(format!(
+                "{COST_WINDOW} evaluations took over {} ms each",
+                COST_MEAN_MAX.as_millis()
+            ));
         }
         (self.window, self.spent) = (0, Duration::ZERO);
     }

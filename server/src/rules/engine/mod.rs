@@ -238,7 +238,8 @@ impl Engine {
         }
         for (key, stored) in snapshot.states {
             let rules = self.tenants.get_mut(key.tenant.as_str());
-            let place = rules.and_then(|rules| rules.find(&key.rule_id, stored.version).map(|rule| (rules, rule)));
+            let place =
+                rules.and_then(|rules| rules.find(&key.rule_id, stored.version).map(|rule| (rules, rule)));
             match place {
                 Some((rules, rule)) => {
                     let instance = stored.into_instance(&key);

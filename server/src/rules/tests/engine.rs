@@ -22,7 +22,10 @@ fn the_alert_tells_what_opened_it() {
     bench.reading("d1", "temp_c", 99.0);
     bench.ticks(6);
     let alert = bench.opened().remove(0);
-    assert_eq!((alert.message.as_str(), alert.value, alert.historical), ("d1 at 31.25", Value::Number(31.25), false));
+    assert_eq!(
+        (alert.message.as_str(), alert.value, alert.historical),
+        ("d1 at 31.25", Value::Number(31.25), false)
+    );
     assert_eq!((alert.rule_name.as_str(), alert.rule_version, alert.id.len()), ("rule r", 1, 32));
 }
 
@@ -73,9 +76,7 @@ fn subjects_and_devices_are_told_apart() {
 #[test]
 fn selectors_pick_devices_by_id_and_label() {
     let on = json!({"telemetry": {"metrics": ["m"]}});
-    let picks = |selector: serde_json::Value| {
-        json!({"on": on.clone(), "selector": selector, "condition": "value > 0.0", "severity": "info"})
-    };
+    let picks = |selector: serde_json::Value| json!({"on": on.clone(), "selector": selector, "condition": "value > 0.0", "severity": "info"});
     let mut bench = Bench::new(&[
         rule("all", picks(json!({}))),
         rule("ids", picks(json!({"devices": ["d2", "d3", "d2"]}))),
@@ -88,13 +89,18 @@ fn selectors_pick_devices_by_id_and_label() {
     }
     let mut decided = bench.decided();
     decided.sort();
-    assert_eq!(decided, ["+all d1", "+all d2", "+all d9", "+both d2", "+ids d2", "+north d1"].map(|at| format!("{at} metric:m @0")));
+    assert_eq!(
+        decided,
+        ["+all d1", "+all d2", "+all d9", "+both d2", "+ids d2", "+north d1"]
+            .map(|at| format!("{at} metric:m @0"))
+    );
 }
 
 #[test]
 fn events_are_judged_by_pipeline_and_kind() {
     let on = |kinds: &[&str]| json!({"event": {"pipelines": ["vib"], "kinds": kinds}});
-    let condition = "event.label == 'anomaly' && event.score > 0.8 && has(event.subject) && labels.site == 'north'";
+    let condition =
+        "event.label == 'anomaly' && event.score > 0.8 && has(event.subject) && labels.site == 'north'";
     let with = |kinds| json!({"on": on(kinds), "condition": condition, "severity": "critical", "message": "{pipeline} {label} {score} {subject} {labels.site} {severity}"});
     let mut bench = Bench::new(&[rule("an", with(&["anomaly"])), rule("de", with(&["detection"]))]);
     bench.event("d1", "vib", "normal", 0.9);
@@ -103,7 +109,10 @@ fn events_are_judged_by_pipeline_and_kind() {
     assert!(bench.decided().is_empty());
     bench.event("d1", "vib", "anomaly", 0.9);
     let opened = bench.opened();
-    assert_eq!(opened.iter().map(|alert| alert.message.as_str()).collect::<Vec<_>>(), ["vib anomaly 0.9 row 7 north critical"]);
+    assert_eq!(
+        opened.iter().map(|alert| alert.message.as_str()).collect::<Vec<_>>(),
+        ["vib anomaly 0.9 row 7 north critical"]
+    );
     bench.event("d1", "vib", "normal", 0.1);
     assert_eq!(bench.decided(), ["-condition @0"]);
 }
@@ -111,7 +120,8 @@ fn events_are_judged_by_pipeline_and_kind() {
 #[test]
 fn last_values_join_metrics_of_a_device() {
     let condition = "value > 30.0 && last.door == 'open' && last[\"fan\"] < 1.0";
-    let json = json!({"on": {"telemetry": {"metrics": ["temp_c"]}}, "condition": condition, "severity": "info"});
+    let json =
+        json!({"on": {"telemetry": {"metrics": ["temp_c"]}}, "condition": condition, "severity": "info"});
     let mut bench = Bench::new(&[rule("r", json)]);
     bench.reading("d1", "temp_c", 31.0);
     assert!(bench.decided().is_empty(), "a missing value is no answer");
@@ -121,7 +131,11 @@ fn last_values_join_metrics_of_a_device() {
     bench.reading("d1", "unread", 1.0);
     assert!(bench.decided().is_empty());
     bench.reading("d1", "temp_c", 31.0);
-    assert_eq!(bench.engine.effects().lasts.len(), 0, "only what a rule reads is kept, and d1's temperature is not");
+    assert_eq!(
+        bench.engine.effects().lasts.len(),
+        0,
+        "only what a rule reads is kept, and d1's temperature is not"
+    );
     assert_eq!(bench.decided(), ["+r d1 metric:temp_c @0"]);
     let health = bench.engine.health().next().unwrap().2;
     assert_eq!((health.unknown, health.errors), (2, 0));
@@ -129,9 +143,11 @@ fn last_values_join_metrics_of_a_device() {
 
 #[test]
 fn a_records_own_values_are_all_known_before_any_is_judged() {
-    let json = json!({"on": {"telemetry": {"metrics": ["a"]}}, "condition": "value > last.b", "severity": "info"});
+    let json =
+        json!({"on": {"telemetry": {"metrics": ["a"]}}, "condition": "value > last.b", "severity": "info"});
     let mut bench = Bench::new(&[rule("r", json)]);
-    let reading = |metric: &str, value| Reading { metric: metric.into(), value: Value::Number(value), offset_us: None };
+    let reading =
+        |metric: &str, value| Reading { metric: metric.into(), value: Value::Number(value), offset_us: None };
     bench.feed("d1", 0, None, Body::Readings(&[reading("a", 2.0), reading("b", 1.0)]));
     assert_eq!(bench.decided(), ["+r d1 metric:a @0"]);
 }
@@ -192,7 +208,11 @@ fn a_changed_or_removed_rule_clears_its_alerts_and_others_stay() {
     bench.engine.set_rules(vec![a.clone(), changed]);
     assert_eq!(bench.decided(), ["-rule_changed @0"]);
     bench.reading("d1", "temp_c", 31.0);
-    assert_eq!(bench.decided(), ["+b d1 metric:temp_c @0"], "the new version decides anew, the other rule is firing");
+    assert_eq!(
+        bench.decided(),
+        ["+b d1 metric:temp_c @0"],
+        "the new version decides anew, the other rule is firing"
+    );
     bench.engine.set_rules(Vec::new());
     assert_eq!(bench.decided(), ["-rule_changed @0", "-rule_changed @0"]);
     assert!(!bench.engine.wants("acme", "d1", true));

@@ -47,7 +47,14 @@ fn random_log(rng: &mut SmallRng, records: usize) -> Vec<Stored> {
     for _ in 0..records {
         now_us += rng.random_range(0..3) * SECOND + if rng.random_ratio(1, 60) { 40 * SECOND } else { 0 };
         if rng.random_ratio(1, 5) {
-            log.push(Stored { received_at_us: now_us, device: "", kind: Kind::Tick, measured_at_us: 0, seq: 0, body: vec![] });
+            log.push(Stored {
+                received_at_us: now_us,
+                device: "",
+                kind: Kind::Tick,
+                measured_at_us: 0,
+                seq: 0,
+                body: vec![],
+            });
             continue;
         }
         if rng.random_ratio(1, 8)
@@ -61,12 +68,23 @@ fn random_log(rng: &mut SmallRng, records: usize) -> Vec<Stored> {
         let age_us = if rng.random_ratio(1, 4) { (3_000 - now_us / SECOND % 1_000) * SECOND } else { 0 };
         let metrics: &[&str] = if rng.random_ratio(1, 3) { &["temp_c", "door"] } else { &["temp_c"] };
         let reading = |metric: &&str| {
-            let value = if *metric == "door" { Value::Bool(rng.random()) } else { Value::Number(f64::from(rng.random_range(15..40))) };
+            let value = if *metric == "door" {
+                Value::Bool(rng.random())
+            } else {
+                Value::Number(f64::from(rng.random_range(15..40)))
+            };
             Reading { metric: (*metric).to_owned(), value, offset_us: None }
         };
         let body = Telemetry { readings: metrics.iter().map(reading).collect() }.encode();
         let device = ["d1", "d2", "d3"][rng.random_range(0..3)];
-        log.push(Stored { received_at_us: now_us, device, kind: Kind::Message, measured_at_us: now_us - age_us, seq, body });
+        log.push(Stored {
+            received_at_us: now_us,
+            device,
+            kind: Kind::Message,
+            measured_at_us: now_us - age_us,
+            seq,
+            body,
+        });
     }
     log
 }
@@ -82,13 +100,14 @@ impl Site {
         let dir = tempfile::tempdir().unwrap();
         let db = registry(dir.path());
         let board = Arc::new(RuleBoard::default());
-        let service = RuleService::new(db.clone(), ManualClock::at(START), board.clone());
         // Ids are random and part of an alert's id: rules are written with fixed ones instead.
-        drop(service);
         let drafts = [
             ("at-once", hot_json(0)),
             ("for-5", hot_json(5)),
-            ("door", json!({"on": {"telemetry": {"metrics": ["temp_c"]}}, "condition": "value > 28 && last.door", "for_s": 2, "severity": "info"})),
+            (
+                "door",
+                json!({"on": {"telemetry": {"metrics": ["temp_c"]}}, "condition": "value > 28 && last.door", "for_s": 2, "severity": "info"}),
+            ),
         ];
         for (id, json) in drafts {
             let spec = serde_json::to_string(&spec(json)).unwrap();
@@ -116,12 +135,21 @@ impl Site {
 
     fn leftovers(&self, runtime: &tokio::runtime::Runtime) -> Vec<String> {
         let sql = "SELECT rule_id || device || subject || stream || state FROM rule_state ORDER BY 1";
-        runtime.block_on(self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0).map_err(DbError::from)))).unwrap()
+        runtime
+            .block_on(
+                self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0).map_err(DbError::from))),
+            )
+            .unwrap()
     }
 }
 
 /// Runs a log through a worker that is killed at random between steps.
-fn run(runtime: &tokio::runtime::Runtime, log: &[Stored], mut kill: impl FnMut() -> bool, mut commit: impl FnMut() -> bool) -> (Vec<Alert>, Vec<String>) {
+fn run(
+    runtime: &tokio::runtime::Runtime,
+    log: &[Stored],
+    mut kill: impl FnMut() -> bool,
+    mut commit: impl FnMut() -> bool,
+) -> (Vec<Alert>, Vec<String>) {
     let site = Site::new(runtime);
     let mut worker = site.worker();
     loop {
@@ -187,7 +215,9 @@ fn another_log_starts_at_its_beginning_and_a_lost_range_leaves_a_row() {
     moved.skipped(&(50..60));
     moved.checkpoint().unwrap();
     let gaps = runtime.block_on(site.db.read(|tx| {
-        tx.query("SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<i64>(1)?)))
+        tx.query("SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| {
+            Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<i64>(1)?))
+        })
     }));
     assert_eq!(gaps.unwrap(), [(21, 49), (50, 59)]);
     assert_eq!(open(7, 1).position(), 60);
@@ -199,7 +229,14 @@ fn a_commit_that_fails_is_kept_and_tried_again() {
     let site = Site::new(&runtime);
     let reading = Reading { metric: "temp_c".into(), value: Value::Number(31.0), offset_us: None };
     let body = Telemetry { readings: vec![reading] }.encode();
-    let stored = Stored { received_at_us: START, device: "d1", kind: Kind::Message, measured_at_us: START, seq: 1, body };
+    let stored = Stored {
+        received_at_us: START,
+        device: "d1",
+        kind: Kind::Message,
+        measured_at_us: START,
+        seq: 1,
+        body,
+    };
     let mut worker = site.worker();
     worker.observe(&stored.record(1));
     let rename = |from: &'static str, to: &'static str| {
@@ -223,14 +260,23 @@ fn a_changed_rule_is_loaded_and_its_alerts_cleared() {
     let service = RuleService::new(site.db.clone(), ManualClock::at(START), site.board.clone());
     let reading = Reading { metric: "temp_c".into(), value: Value::Number(31.0), offset_us: None };
     let body = Telemetry { readings: vec![reading] }.encode();
-    let stored = Stored { received_at_us: START, device: "d1", kind: Kind::Message, measured_at_us: START, seq: 1, body };
+    let stored = Stored {
+        received_at_us: START,
+        device: "d1",
+        kind: Kind::Message,
+        measured_at_us: START,
+        seq: 1,
+        body,
+    };
     let mut worker = site.worker();
     worker.observe(&stored.record(1));
     worker.checkpoint().unwrap();
     let mut json = hot_json(0);
     (json["name"], json["enabled"]) = (json!("at-once"), json!(false));
     let draft: RuleDraft = serde_json::from_value(json).unwrap();
-    runtime.block_on(service.update(&acme(), "at-once", Some(1), draft)).unwrap();
+    runtime
+        .block_on(service.update(&crate::testing::owner(&acme()), &acme(), "at-once", Some(1), draft))
+        .unwrap();
     worker.reload_if_changed().unwrap();
     let alert = site.alerts(&runtime).remove(0);
     assert_eq!(alert.cleared_why.as_deref(), Some("rule_changed"));

@@ -5,6 +5,10 @@ use crate::rules::model::RULES_PER_TENANT_MAX;
 use crate::rules::service::{RuleBoard, RuleDraft, RuleError, RuleService};
 use serde_json::json;
 
+fn me() -> crate::tenants::Principal {
+    crate::testing::owner(&acme())
+}
+
 fn draft(name: &str) -> RuleDraft {
     let mut json = hot_json(0);
     json["name"] = json!(name);
@@ -21,22 +25,31 @@ async fn rules_are_written_changed_and_deleted_within_their_tenant() {
     let dir = tempfile::tempdir().unwrap();
     let (service, clock) = service(dir.path());
     let other = TenantId::parse("other").unwrap();
-    let made = service.create(&acme(), draft("hot")).await.unwrap();
+    let made = service.create(&me(), &acme(), draft("hot")).await.unwrap();
     assert_eq!((made.version, made.enabled, made.created_at_us), (1, true, START));
     assert_eq!(service.get(&acme(), &made.id).await.unwrap(), made);
     assert!(matches!(service.get(&other, &made.id).await, Err(RuleError::NotFound)));
-    assert!(matches!(service.create(&acme(), draft("hot")).await, Err(RuleError::NameTaken)));
-    assert!(service.create(&other, draft("hot")).await.is_ok());
+    assert!(matches!(service.create(&me(), &acme(), draft("hot")).await, Err(RuleError::NameTaken)));
+    assert!(service.create(&me(), &other, draft("hot")).await.is_ok());
     clock.advance_us(SECOND);
     let before = service.board().generation();
-    let changed = service.update(&acme(), &made.id, Some(1), draft("hotter")).await.unwrap();
-    assert_eq!((changed.version, changed.name.as_str(), changed.updated_at_us), (2, "hotter", START + SECOND));
+    let changed = service.update(&me(), &acme(), &made.id, Some(1), draft("hotter")).await.unwrap();
+    assert_eq!(
+        (changed.version, changed.name.as_str(), changed.updated_at_us),
+        (2, "hotter", START + SECOND)
+    );
     assert!(service.board().generation() > before);
-    assert!(matches!(service.update(&acme(), &made.id, Some(1), draft("x")).await, Err(RuleError::Conflict)));
-    assert!(matches!(service.update(&other, &made.id, None, draft("x")).await, Err(RuleError::NotFound)));
-    assert!(matches!(service.delete(&other, &made.id).await, Err(RuleError::NotFound)));
-    service.delete(&acme(), &made.id).await.unwrap();
-    assert!(matches!(service.delete(&acme(), &made.id).await, Err(RuleError::NotFound)));
+    assert!(matches!(
+        service.update(&me(), &acme(), &made.id, Some(1), draft("x")).await,
+        Err(RuleError::Conflict)
+    ));
+    assert!(matches!(
+        service.update(&me(), &other, &made.id, None, draft("x")).await,
+        Err(RuleError::NotFound)
+    ));
+    assert!(matches!(service.delete(&me(), &other, &made.id).await, Err(RuleError::NotFound)));
+    service.delete(&me(), &acme(), &made.id).await.unwrap();
+    assert!(matches!(service.delete(&me(), &acme(), &made.id).await, Err(RuleError::NotFound)));
     assert!(service.list(&acme(), "", 10).await.unwrap().is_empty());
 }
 
@@ -46,13 +59,16 @@ async fn a_wrong_rule_is_not_stored() {
     let (service, _) = service(dir.path());
     let mut wrong = draft("hot");
     wrong.condition = "value > nope".into();
-    let Err(RuleError::Invalid(error)) = service.create(&acme(), wrong.clone()).await else { panic!("it was stored") };
+    let Err(RuleError::Invalid(error)) = service.create(&me(), &acme(), wrong.clone()).await else {
+        panic!("it was stored")
+    };
     assert_eq!((error.field.as_str(), error.position.unwrap().column), ("condition", 9));
     assert_eq!(service.validate(&acme(), wrong).unwrap_err().field, "condition");
     for name in ["", " x", "a\nb", &"x".repeat(101)] {
         assert_eq!(service.validate(&acme(), draft(name)).unwrap_err().field, "name", "{name:?}");
     }
-    let unknown = json!({"name": "x", "on": {"telemetry": {}}, "condition": "true", "severity": "info", "nope": 1});
+    let unknown =
+        json!({"name": "x", "on": {"telemetry": {}}, "condition": "true", "severity": "info", "nope": 1});
     assert!(serde_json::from_value::<RuleDraft>(unknown).unwrap_err().to_string().contains("nope"));
 }
 
@@ -61,9 +77,9 @@ async fn a_tenants_rules_are_bounded_and_paged() {
     let dir = tempfile::tempdir().unwrap();
     let (service, _) = service(dir.path());
     for n in 0..RULES_PER_TENANT_MAX {
-        service.create(&acme(), draft(&format!("rule {n}"))).await.unwrap();
+        service.create(&me(), &acme(), draft(&format!("rule {n}"))).await.unwrap();
     }
-    assert!(matches!(service.create(&acme(), draft("one more")).await, Err(RuleError::TooMany)));
+    assert!(matches!(service.create(&me(), &acme(), draft("one more")).await, Err(RuleError::TooMany)));
     let first = service.list(&acme(), "", 600).await.unwrap();
     let rest = service.list(&acme(), &first[599].id, 600).await.unwrap();
     assert_eq!((first.len(), rest.len()), (600, 400));

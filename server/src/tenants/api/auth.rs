@@ -4,10 +4,10 @@ use crate::platform::http_kit::{ApiError, ApiJson};
 use crate::tenants::extract::{AuthState, COOKIE, Caller, origin_allowed, session_secret};
 use crate::tenants::model::{Permission, Principal, Role};
 use crate::tenants::service::{Tenants, TenantsError};
+use axum::Json;
 use axum::extract::{ConnectInfo, Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{AppendHeaders, IntoResponse};
-use axum::Json;
 use muster_wire::ErrorCode;
 use std::net::SocketAddr;
 
@@ -59,7 +59,10 @@ pub struct MembershipView {
 
 impl From<Principal> for MeView {
     fn from(principal: Principal) -> Self {
-        let view = |(tenant, role): (muster_wire::TenantId, Role)| MembershipView { tenant: tenant.to_string(), role };
+        let view = |(tenant, role): (muster_wire::TenantId, Role)| MembershipView {
+            tenant: tenant.to_string(),
+            role,
+        };
         match principal {
             Principal::User { user_id, email, memberships, system_admin, password_pending } => Self {
                 kind: "user",
@@ -85,7 +88,8 @@ impl From<Principal> for MeView {
 
 /// The address that failures are counted by.
 fn peer(connection: Option<Extension<ConnectInfo<SocketAddr>>>) -> String {
-    connection.map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(address))| address.ip().to_string())
+    connection
+        .map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(address))| address.ip().to_string())
 }
 
 fn cookie(secret: &str, age_s: u64, secure: bool) -> String {
@@ -117,7 +121,10 @@ pub async fn login(
 /// Ends the session, if there is one.
 #[utoipa::path(post, path = "/api/v1/auth/logout", tag = "auth", security(()),
     responses((status = 204, description = "The session is gone")))]
-pub async fn logout(State(tenants): State<Tenants>, headers: HeaderMap) -> Result<impl IntoResponse, ApiError> {
+pub async fn logout(
+    State(tenants): State<Tenants>,
+    headers: HeaderMap,
+) -> Result<impl IntoResponse, ApiError> {
     // SameSite=Strict keeps other sites from sending the cookie, so nobody else can log a browser out.
     if let Some(secret) = session_secret(&headers) {
         tenants.logout(&secret).await?;

@@ -53,7 +53,8 @@ impl Tenants {
             }
             store::member_put(tx, &scope, &user_id, role, now_us)?;
             let detail = serde_json::json!({ "email": email, "role": role });
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action: "user.add", object: &user_id, detail };
+            let entry =
+                AuditEntry { at_us: now_us, actor: &actor, action: "user.add", object: &user_id, detail };
             audit::append(tx, &scope, &entry)?;
             let row = store::member_get(tx, &scope, &user_id)?.ok_or(TenantsError::NotFound("user"))?;
             Ok(NewMember { row, password: known.is_none().then_some(password) })
@@ -66,7 +67,8 @@ impl Tenants {
     /// # Errors
     /// The database's.
     pub async fn members(&self, tenant: &TenantId, page: &Page) -> Result<Vec<MemberRow>, TenantsError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         Ok(self.inner.db.read(move |tx| store::member_list(tx, &scope, &after, limit)).await?)
     }
 

@@ -53,7 +53,11 @@ impl Tenants {
     ///
     /// # Errors
     /// The database's.
-    pub async fn create_bootstrap_token(&self, tenant: &TenantId, days: u32) -> Result<NewToken, TenantsError> {
+    pub async fn create_bootstrap_token(
+        &self,
+        tenant: &TenantId,
+        days: u32,
+    ) -> Result<NewToken, TenantsError> {
         let (scopes, name) = (Permission::ALL.to_vec(), "bootstrap".to_owned());
         self.insert_token(tenant, Role::Owner, scopes, name, days, "server".into()).await
     }
@@ -87,7 +91,8 @@ impl Tenants {
                 expires_at_us,
             };
             store::token_insert(tx, &scope, &row, &sha256)?;
-            let (action, detail) = ("token.create", serde_json::json!({ "name": row.name, "scopes": row.scopes }));
+            let (action, detail) =
+                ("token.create", serde_json::json!({ "name": row.name, "scopes": row.scopes }));
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: &row.token_id, detail };
             audit::append(tx, &scope, &entry)?;
             Ok((row, gone))
@@ -105,7 +110,8 @@ impl Tenants {
     /// # Errors
     /// The database's.
     pub async fn token_list(&self, tenant: &TenantId, page: &Page) -> Result<Vec<TokenRow>, TenantsError> {
-        let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+        let (scope, after, limit) =
+            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
         Ok(self.inner.db.read(move |tx| store::token_list(tx, &scope, &after, limit)).await?)
     }
 
@@ -113,10 +119,16 @@ impl Tenants {
     ///
     /// # Errors
     /// No such token.
-    pub async fn delete_token(&self, who: &Principal, tenant: &TenantId, token_id: String) -> Result<(), TenantsError> {
+    pub async fn delete_token(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        token_id: String,
+    ) -> Result<(), TenantsError> {
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
-            let sha256 = store::token_delete(tx, &scope, &token_id)?.ok_or(TenantsError::NotFound("API token"))?;
+            let sha256 =
+                store::token_delete(tx, &scope, &token_id)?.ok_or(TenantsError::NotFound("API token"))?;
             let (action, detail) = ("token.revoke", serde_json::json!({}));
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: &token_id, detail };
             audit::append(tx, &scope, &entry)?;

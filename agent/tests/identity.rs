@@ -1,0 +1,190 @@
+//! Enrolment against a small HTTPS server: pinned CA, lost replies, refusals, files.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use muster_agent::clock::AgentClock;
+use muster_agent::identity::{self, Claim, EnrollError, spki_sha256};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair,
+};
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use std::os::unix::fs::PermissionsExt;
+use std::sync::{Arc, Mutex};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+type Ca = CertifiedIssuer<'static, KeyPair>;
+
+fn ca() -> Ca {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+/// What the server does with its next requests; empty: it issues.
+#[derive(Clone, Copy)]
+enum Mood {
+    LoseReply,
+    Refuse(u16),
+    OtherKey,
+}
+
+struct Server {
+    claim: Claim,
+    ca: Arc<Ca>,
+    moods: Arc<Mutex<Vec<Mood>>>,
+    seen: Arc<Mutex<Vec<serde_json::Value>>>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        let ca = Arc::new(ca());
+        let key = KeyPair::generate().unwrap();
+        let certificate =
+            CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &*ca).unwrap();
+        let chain = vec![certificate.der().clone(), ca.der().clone()];
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let config = rustls::ServerConfig::builder_with_provider(muster_agent::tls::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let claim = Claim {
+            host: "localhost".into(),
+            port: listener.local_addr().unwrap().port(),
+            token: "token-1".into(),
+            ca_spki_sha256: spki_sha256(ca.der()).unwrap(),
+        };
+        let server = Self { claim, ca, moods: Arc::default(), seen: Arc::default() };
+        let (ca, moods, seen) = (Arc::clone(&server.ca), Arc::clone(&server.moods), Arc::clone(&server.seen));
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(stream).await else { continue };
+                let (ca, moods, seen) = (Arc::clone(&ca), Arc::clone(&moods), Arc::clone(&seen));
+                let service = service_fn(move |request| {
+                    answer(request, Arc::clone(&ca), Arc::clone(&moods), Arc::clone(&seen))
+                });
+                let serving = hyper::server::conn::http1::Builder::new();
+                tokio::spawn(serving.serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        server
+    }
+
+    fn mood(&self, mood: Mood) {
+        self.moods.lock().unwrap().push(mood);
+    }
+
+    async fn enroll(&self, dir: &std::path::Path) -> Result<identity::Identity, EnrollError> {
+        identity::enroll(dir, &self.claim, Some("press-7"), Arc::new(AgentClock::default())).await
+    }
+}
+
+async fn answer(
+    request: Request<hyper::body::Incoming>,
+    ca: Arc<Ca>,
+    moods: Arc<Mutex<Vec<Mood>>>,
+    seen: Arc<Mutex<Vec<serde_json::Value>>>,
+) -> Result<Response<Full<Bytes>>, std::io::Error> {
+    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/enroll"));
+    let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
+    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let csr = CertificateSigningRequestParams::from_pem(body["csr_pem"].as_str().unwrap()).unwrap();
+    seen.lock().unwrap().push(body);
+    let mut certificate = csr.signed_by(&ca).unwrap();
+    match moods.lock().unwrap().pop() {
+        Some(Mood::LoseReply) => return Err(std::io::Error::other("the reply is lost")),
+        Some(Mood::Refuse(status)) => {
+            let text = Full::from(Bytes::from_static(b"{\"code\":\"claim_spent\"}"));
+            return Ok(Response::builder().status(status).body(text).unwrap());
+        }
+        Some(Mood::OtherKey) => {
+            let other = KeyPair::generate().unwrap();
+            certificate = CertificateParams::default().signed_by(&other, &*ca).unwrap();
+        }
+        None => {}
+    }
+    let body = serde_json::json!({
+        "tenant": "acme", "device": "press-7", "certificate_pem": certificate.pem(), "ca_pem": ca.pem(),
+        "mqtt_host": "localhost", "mqtt_port": 8883,
+    });
+    Ok(Response::builder().status(StatusCode::CREATED).body(Full::from(body.to_string())).unwrap())
+}
+
+#[tokio::test]
+async fn a_claim_becomes_an_identity_that_is_kept_private() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let got = server.enroll(dir.path()).await.unwrap();
+    assert_eq!((got.tenant.as_str(), got.device.as_str(), got.mqtt_port), ("acme", "press-7", 8883));
+    assert!(got.server_time_us != 0);
+    assert_eq!(identity::load(dir.path()).unwrap().unwrap(), got);
+    for file in std::fs::read_dir(dir.path()).unwrap() {
+        let file = file.unwrap();
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{file:?}");
+    }
+    let seen = server.seen.lock().unwrap();
+    assert_eq!((&seen[0]["claim_token"], &seen[0]["device_name"]), (&"token-1".into(), &"press-7".into()));
+}
+
+#[tokio::test]
+async fn after_a_lost_reply_the_same_key_asks_again() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    server.mood(Mood::LoseReply);
+    let error = server.enroll(dir.path()).await.unwrap_err();
+    assert!(error.is_passing(), "{error:?}");
+    assert_eq!(identity::load(dir.path()).unwrap(), None);
+    server.enroll(dir.path()).await.unwrap();
+    let seen = server.seen.lock().unwrap();
+    let key = |at: usize| {
+        let csr = CertificateSigningRequestParams::from_pem(seen[at]["csr_pem"].as_str().unwrap()).unwrap();
+        format!("{:?}", csr.public_key)
+    };
+    assert_eq!(seen.len(), 2);
+    assert_eq!(key(0), key(1));
+}
+
+#[tokio::test]
+async fn a_server_of_another_ca_hears_no_token() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let claim = Claim { ca_spki_sha256: [7; 32], ..server.claim.clone() };
+    let error =
+        identity::enroll(dir.path(), &claim, None, Arc::new(AgentClock::default())).await.unwrap_err();
+    assert!(matches!(error, EnrollError::Connect { .. }), "{error:?}");
+    assert!(server.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_server_under_another_name_hears_no_token() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let claim = Claim { host: "127.0.0.1".into(), ..server.claim.clone() };
+    let error =
+        identity::enroll(dir.path(), &claim, None, Arc::new(AgentClock::default())).await.unwrap_err();
+    assert!(matches!(error, EnrollError::Connect { .. }), "{error:?}");
+    assert!(server.seen.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn refusals_say_whether_another_try_helps() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (status, passing) in [(410, false), (401, false), (503, true), (429, true)] {
+        server.mood(Mood::Refuse(status));
+        let error = server.enroll(dir.path()).await.unwrap_err();
+        assert_eq!(error.is_passing(), passing, "{error}");
+        assert!(error.to_string().contains("claim_spent"), "{error}");
+    }
+    server.mood(Mood::OtherKey);
+    let error = server.enroll(dir.path()).await.unwrap_err();
+    assert!(error.to_string().contains("another key"), "{error}");
+    assert_eq!(identity::load(dir.path()).unwrap(), None);
+}

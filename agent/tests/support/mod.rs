@@ -1,0 +1,172 @@
+//! A server of a few packets: enough MQTT 5 to see what the agent sends and to answer it.
+
+use muster_wire::{Envelope, UpClass};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::OwnedReadHalf;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+
+/// What the server saw.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Seen {
+    Connect { will: bool },
+    Subscribe { filter: String },
+    Publish { topic: String, class: UpClass, queue_id: u64, seq: u64, body: Vec<u8> },
+    Disconnect,
+    Lost,
+}
+
+/// What the server does with one record; after the list is used up it answers 0x00.
+#[derive(Clone, Copy, Debug)]
+pub enum Answer {
+    Reason(u8),
+    Hang,
+    Close,
+}
+
+pub struct Broker {
+    pub port: u16,
+    pub seen: mpsc::UnboundedReceiver<Seen>,
+    /// For records of the queue only; reports are always taken.
+    pub answers: Arc<Mutex<VecDeque<Answer>>>,
+    /// One permit is used for each answer to a record.
+    pub gate: Arc<Semaphore>,
+}
+
+/// Permits that no test uses up.
+const OPEN: usize = 1_000_000;
+
+impl Broker {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (sender, seen) = mpsc::unbounded_channel();
+        let answers: Arc<Mutex<VecDeque<Answer>>> = Arc::default();
+        let (plan, gate) = (Arc::clone(&answers), Arc::new(Semaphore::new(OPEN)));
+        let broker = Self { port, seen, answers, gate: Arc::clone(&gate) };
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(serve(stream, sender.clone(), Arc::clone(&plan), Arc::clone(&gate)));
+            }
+        });
+        broker
+    }
+
+    pub fn close_gate(&self) {
+        self.gate.forget_permits(OPEN);
+    }
+
+    pub fn open_gate(&self) {
+        self.gate.add_permits(OPEN);
+    }
+
+    pub fn plan(&self, answers: &[Answer]) {
+        self.answers.lock().unwrap().extend(answers);
+    }
+
+    pub async fn next(&mut self) -> Seen {
+        let deadline = std::time::Duration::from_secs(30);
+        tokio::time::timeout(deadline, self.seen.recv()).await.expect("the agent is silent").unwrap()
+    }
+
+    /// The next publish of a class, with its seq.
+    pub async fn next_of(&mut self, wanted: UpClass) -> (u64, Vec<u8>) {
+        loop {
+            if let Seen::Publish { class, seq, body, .. } = self.next().await
+                && class == wanted
+            {
+                return (seq, body);
+            }
+        }
+    }
+}
+
+async fn packet(stream: &mut OwnedReadHalf) -> std::io::Result<(u8, Vec<u8>)> {
+    let kind = stream.read_u8().await?;
+    let (mut length, mut shift) = (0, 0);
+    loop {
+        let byte = stream.read_u8().await?;
+        length |= usize::from(byte & 0x7f) << shift;
+        shift += 7;
+        if byte & 0x80 == 0 {
+            break;
+        }
+    }
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Ok((kind, body))
+}
+
+fn text(bytes: &[u8]) -> (String, &[u8]) {
+    let length = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+    (String::from_utf8(bytes[2..2 + length].to_vec()).unwrap(), &bytes[2 + length..])
+}
+
+async fn serve(
+    stream: TcpStream,
+    seen: mpsc::UnboundedSender<Seen>,
+    plan: Arc<Mutex<VecDeque<Answer>>>,
+    gate: Arc<Semaphore>,
+) {
+    let (mut stream, mut out) = stream.into_split();
+    // Answers wait for the gate without holding up what is read.
+    let (replies, mut waiting) = mpsc::unbounded_channel::<(bool, Vec<u8>)>();
+    tokio::spawn(async move {
+        while let Some((gated, reply)) = waiting.recv().await {
+            if gated && let Ok(permit) = gate.acquire().await {
+                permit.forget();
+            }
+            if out.write_all(&reply).await.is_err() {
+                return;
+            }
+        }
+    });
+    loop {
+        let Ok((kind, body)) = packet(&mut stream).await else {
+            let _ = seen.send(Seen::Lost);
+            return;
+        };
+        let mut gated = false;
+        let reply: Vec<u8> = match kind >> 4 {
+            1 => {
+                let _ = seen.send(Seen::Connect { will: body[7] & 4 != 0 });
+                // Session not present, success, Receive Maximum 32.
+                vec![0x20, 6, 0, 0, 3, 0x21, 0, 32]
+            }
+            3 => {
+                let (topic, rest) = text(&body);
+                let (id, payload) = ([rest[0], rest[1]], &rest[3..]);
+                let envelope = Envelope::decode(payload).unwrap();
+                let (class, queue_id, seq) = (envelope.class, envelope.queue_id.0, envelope.seq);
+                let _ =
+                    seen.send(Seen::Publish { topic, class, queue_id, seq, body: envelope.body.to_vec() });
+                gated = seq != 0;
+                let answer = if seq == 0 { None } else { plan.lock().unwrap().pop_front() };
+                match answer.unwrap_or(Answer::Reason(0)) {
+                    Answer::Reason(reason) => vec![0x40, 3, id[0], id[1], reason],
+                    Answer::Hang => continue,
+                    Answer::Close => {
+                        let _ = seen.send(Seen::Lost);
+                        return;
+                    }
+                }
+            }
+            8 => {
+                let (filter, _) = text(&body[3..]);
+                let _ = seen.send(Seen::Subscribe { filter });
+                vec![0x90, 4, body[0], body[1], 0, 1]
+            }
+            12 => vec![0xd0, 0],
+            14 => {
+                let _ = seen.send(Seen::Disconnect);
+                return;
+            }
+            _ => continue,
+        };
+        if replies.send((gated, reply)).is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The uplink against a server of a few packets: order, answers, repeats, reports, a clean end.
+
+mod support;
+
+use muster_agent::clock::AgentClock;
+use muster_agent::config;
+use muster_agent::metrics::Metrics;
+use muster_agent::queue::{Bounds, Queue, QueueClass};
+use muster_agent::supervisor::{StopSender, stop_pair};
+use muster_agent::uplink::{Settings, Uplink};
+use muster_wire::{Birth, DeviceId, DropReason, State, TenantId, UpClass};
+use std::sync::Arc;
+use std::time::Duration;
+use support::{Answer, Broker, Seen};
+use tokio::task::JoinHandle;
+
+struct Bench {
+    _dir: tempfile::TempDir,
+    queue: Queue,
+    broker: Broker,
+    stop: StopSender,
+    task: Option<JoinHandle<()>>,
+}
+
+fn settings(port: u16) -> Settings {
+    Settings {
+        host: "127.0.0.1".into(),
+        port,
+        tls: None,
+        tenant: TenantId::parse("acme").unwrap(),
+        device: DeviceId::parse("press-7").unwrap(),
+        token: None,
+        keep_alive_s: 60,
+        reconnect_delay: (Duration::from_millis(10), Duration::from_millis(50)),
+        state_interval: Duration::from_secs(60),
+        about: Birth { agent_version: "test".into(), ..Birth::default() },
+    }
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let bounds = Bounds::from_config(&config::Queue::default());
+        let queue = Queue::open_dir(dir.path(), bounds, Arc::new(AgentClock::default())).unwrap();
+        let (stop, _) = stop_pair();
+        Self { _dir: dir, queue, broker: Broker::start().await, stop, task: None }
+    }
+
+    fn start(&mut self) {
+        let (sender, stop) = stop_pair();
+        let settings = Arc::new(settings(self.broker.port));
+        let uplink =
+            Uplink::new(self.queue.clone(), Arc::new(AgentClock::default()), Metrics::new(), stop, settings);
+        self.stop = sender;
+        self.task = Some(tokio::spawn(async move { uplink.run().await.unwrap() }));
+    }
+
+    async fn put(&self, class: QueueClass, count: usize) -> u64 {
+        let queue = self.queue.clone();
+        let put = move || {
+            let last = (0..count)
+                .map(|n| queue.append(class, 7, &[u8::try_from(n % 256).unwrap()]).unwrap())
+                .last()
+                .unwrap();
+            queue.wait_accepted(class, last).unwrap();
+            last
+        };
+        tokio::task::spawn_blocking(put).await.unwrap()
+    }
+
+    async fn released(&self, marks: [u64; 2]) {
+        let wait = async {
+            while self.queue.released() != marks {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), wait).await.expect("the marks do not move");
+    }
+}
+
+#[tokio::test]
+async fn birth_comes_first_then_records_and_the_end_is_clean() {
+    let mut bench = Bench::new().await;
+    bench.put(QueueClass::Telemetry, 3).await;
+    bench.start();
+    let broker = &mut bench.broker;
+    assert_eq!(broker.next().await, Seen::Connect { will: true });
+    let mut classes = Vec::new();
+    while classes.len() < 4 {
+        match broker.next().await {
+            Seen::Publish { topic, class, seq, body, .. } => {
+                assert_eq!(topic, format!("muster/acme/press-7/up/{}", class.as_str()));
+                if class == UpClass::Birth {
+                    let birth = Birth::decode(&body).unwrap();
+                    assert_eq!((birth.agent_version.as_str(), birth.queues.len()), ("test", 2));
+                    assert_eq!((birth.queues[0].released, birth.queues[0].next), (1, 4));
+                }
+                classes.push((class, seq));
+            }
+            Seen::Subscribe { filter } => assert_eq!(filter, "muster/acme/press-7/dn/+"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let telemetry = |seq| (UpClass::Telemetry, seq);
+    assert_eq!(classes, [(UpClass::Birth, 0), telemetry(1), telemetry(2), telemetry(3)]);
+    bench.released([4, 1]).await;
+    bench.stop.stop();
+    // The last marks are said before leaving.
+    let (_, body) = bench.broker.next_of(UpClass::State).await;
+    assert_eq!(State::decode(&body).unwrap().queues[0].released, 4);
+    assert_eq!(bench.broker.next().await, Seen::Disconnect);
+    bench.task.take().unwrap().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_unanswered_is_sent_again_under_the_same_number() {
+    let mut bench = Bench::new().await;
+    bench.broker.plan(&[Answer::Hang, Answer::Reason(0), Answer::Close]);
+    bench.put(QueueClass::Event, 3).await;
+    bench.start();
+    let mut seqs = Vec::new();
+    for _ in 0..3 {
+        seqs.push(bench.broker.next_of(UpClass::Event).await.0);
+    }
+    assert_eq!(seqs, [1, 2, 3]);
+    let (again, _) = bench.broker.next_of(UpClass::Event).await;
+    assert_eq!(again, 1);
+    bench.released([1, 4]).await;
+}
+
+#[tokio::test]
+async fn a_refusal_for_now_is_repeated_and_one_for_good_is_dropped_and_reported() {
+    let mut bench = Bench::new().await;
+    bench.broker.plan(&[Answer::Reason(0x97), Answer::Reason(0x99)]);
+    bench.put(QueueClass::Telemetry, 2).await;
+    bench.start();
+    let mut seqs = Vec::new();
+    for _ in 0..3 {
+        seqs.push(bench.broker.next_of(UpClass::Telemetry).await.0);
+    }
+    assert_eq!(seqs, [1, 2, 1], "1 is kept, 2 is not");
+    bench.released([3, 1]).await;
+    let (_, body) = bench.broker.next_of(UpClass::State).await;
+    let drops = State::decode(&body).unwrap().drops;
+    assert_eq!(drops.len(), 1);
+    assert_eq!((drops[0].first, drops[0].last, drops[0].reason), (2, 2, DropReason::RefusedPayload));
+    let confirmed = async {
+        while bench.queue.has_drops() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), confirmed).await.expect("the drop is not confirmed");
+}
+
+#[tokio::test]
+async fn live_records_pass_the_backlog() {
+    let mut bench = Bench::new().await;
+    let backlog = bench.put(QueueClass::Telemetry, 1000).await;
+    bench.broker.close_gate();
+    bench.start();
+    for _ in 0..30 {
+        bench.broker.next_of(UpClass::Telemetry).await;
+    }
+    // The window is full of backlog; a live record waits for the next free place only.
+    let live = bench.put(QueueClass::Telemetry, 1).await;
+    assert_eq!(live, backlog + 1);
+    bench.broker.open_gate();
+    let mut before = 0;
+    while bench.broker.next_of(UpClass::Telemetry).await.0 != live {
+        before += 1;
+    }
+    assert!(before <= 2, "{before} backlog records went before the live one");
+    bench.released([live + 1, 1]).await;
+}
+
+#[tokio::test]
+async fn the_window_holds_with_a_silent_server() {
+    let mut bench = Bench::new().await;
+    bench.broker.plan(&vec![Answer::Hang; 200]);
+    bench.put(QueueClass::Telemetry, 200).await;
+    bench.start();
+    for _ in 0..30 {
+        bench.broker.next_of(UpClass::Telemetry).await;
+    }
+    let more =
+        tokio::time::timeout(Duration::from_millis(300), bench.broker.next_of(UpClass::Telemetry)).await;
+    assert!(more.is_err(), "a thirty-first record came");
+    assert_eq!(bench.queue.released(), [1, 1]);
+}

@@ -1,0 +1,144 @@
+//! `/api/v1/tenants/{tenant}/alerts`.
+
+use super::model::{Alert, AlertFilter, AlertState, Severity};
+use super::service::{AlertError, AlertService};
+use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery, chain};
+use crate::tenants::{Caller, Permission};
+use axum::Json;
+use axum::extract::State;
+use muster_wire::{ErrorCode, TenantId};
+use std::collections::BTreeMap;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// The slice's routes.
+pub fn routes() -> OpenApiRouter<AlertService> {
+    OpenApiRouter::new()
+        .routes(routes!(list_alerts))
+        .routes(routes!(count_alerts))
+        .routes(routes!(get_alert))
+        .routes(routes!(ack_alert))
+        .routes(routes!(resolve_alert))
+}
+
+impl From<AlertError> for ApiError {
+    fn from(error: AlertError) -> Self {
+        let text = error.to_string();
+        match error {
+            AlertError::NotFound => Self::not_found("alert"),
+            AlertError::Illegal(_) => Self::new(ErrorCode::Conflict, text),
+            AlertError::NoteTooLong => Self::invalid("note", text),
+            AlertError::Db(cause) => Self::internal(chain(&cause)),
+        }
+    }
+}
+
+/// Which alerts to list; absent means all.
+#[derive(Debug, Default, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct AlertQuery {
+    /// `open`, `acked`, `resolved` or `cleared`.
+    #[param(value_type = Option<String>)]
+    state: Option<AlertState>,
+    /// Only of this device.
+    device: Option<String>,
+    /// Only of this rule.
+    rule: Option<String>,
+    /// Only at least this bad: `info`, `warning` or `critical`.
+    #[param(value_type = Option<String>)]
+    severity_min: Option<Severity>,
+    /// Only those opened by old data, or only the others.
+    historical: Option<bool>,
+}
+
+/// A person's words.
+#[derive(Debug, Default, serde::Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AnswerBody {
+    /// At most 1000 characters.
+    note: Option<String>,
+}
+
+fn key(alert: &Alert) -> String {
+    format!("{}:{}", alert.opened_at_us, alert.id)
+}
+
+fn parse_key(text: &str) -> Result<(i64, String), ApiError> {
+    let bad = || ApiError::invalid("cursor", "is not a cursor that this list gave");
+    let (opened_at_us, id) = text.split_once(':').ok_or_else(bad)?;
+    Ok((opened_at_us.parse().map_err(|_| bad())?, id.to_owned()))
+}
+
+/// The tenant's alerts, the newest first.
+#[utoipa::path(get, path = "/api/v1/tenants/{tenant}/alerts", tag = "alerts",
+    params(("tenant" = String, Path), AlertQuery, PageQuery),
+    responses((status = 200, description = "A page of alerts", body = Items<Alert>)))]
+pub async fn list_alerts(
+    State(alerts): State<AlertService>,
+    caller: Caller,
+    ApiPath(tenant): ApiPath<TenantId>,
+    ApiQuery(query): ApiQuery<AlertQuery>,
+    ApiQuery(page): ApiQuery<PageQuery>,
+) -> Result<Json<Items<Alert>>, ApiError> {
+    caller.require(Permission::AlertsRead, &tenant)?;
+    let page = page.page()?;
+    let after = page.after.as_deref().map(parse_key).transpose()?;
+    let AlertQuery { state, device, rule, severity_min, historical } = query;
+    let filter = AlertFilter { state, device, rule_id: rule, severity_min, historical };
+    let rows = alerts.list(&tenant, filter, after, page.fetch()).await?;
+    Ok(Json(page.items(rows, key, |alert| alert)))
+}
+
+/// How many alerts are in each state.
+#[utoipa::path(get, path = "/api/v1/tenants/{tenant}/alerts/counts", tag = "alerts",
+    params(("tenant" = String, Path)),
+    responses((status = 200, description = "By state", body = BTreeMap<String, i64>)))]
+pub async fn count_alerts(
+    State(alerts): State<AlertService>,
+    caller: Caller,
+    ApiPath(tenant): ApiPath<TenantId>,
+) -> Result<Json<BTreeMap<&'static str, i64>>, ApiError> {
+    caller.require(Permission::AlertsRead, &tenant)?;
+    Ok(Json(alerts.counts(&tenant).await?))
+}
+
+/// One alert.
+#[utoipa::path(get, path = "/api/v1/tenants/{tenant}/alerts/{alert}", tag = "alerts",
+    params(("tenant" = String, Path), ("alert" = String, Path)),
+    responses((status = 200, description = "The alert", body = Alert)))]
+pub async fn get_alert(
+    State(alerts): State<AlertService>,
+    caller: Caller,
+    ApiPath((tenant, alert)): ApiPath<(TenantId, String)>,
+) -> Result<Json<Alert>, ApiError> {
+    caller.require(Permission::AlertsRead, &tenant)?;
+    Ok(Json(alerts.get(&tenant, &alert).await?))
+}
+
+/// Takes notice of an open alert.
+#[utoipa::path(post, path = "/api/v1/tenants/{tenant}/alerts/{alert}/ack", tag = "alerts",
+    params(("tenant" = String, Path), ("alert" = String, Path)),
+    request_body = AnswerBody, responses((status = 200, description = "The alert", body = Alert)))]
+pub async fn ack_alert(
+    State(alerts): State<AlertService>,
+    caller: Caller,
+    ApiPath((tenant, alert)): ApiPath<(TenantId, String)>,
+    ApiJson(body): ApiJson<AnswerBody>,
+) -> Result<Json<Alert>, ApiError> {
+    let who = caller.require(Permission::AlertsWrite, &tenant)?;
+    Ok(Json(alerts.ack(who, &tenant, &alert, body.note).await?))
+}
+
+/// Closes an alert, whether or not its condition has cleared.
+#[utoipa::path(post, path = "/api/v1/tenants/{tenant}/alerts/{alert}/resolve", tag = "alerts",
+    params(("tenant" = String, Path), ("alert" = String, Path)),
+    request_body = AnswerBody, responses((status = 200, description = "The alert", body = Alert)))]
+pub async fn resolve_alert(
+    State(alerts): State<AlertService>,
+    caller: Caller,
+    ApiPath((tenant, alert)): ApiPath<(TenantId, String)>,
+    ApiJson(body): ApiJson<AnswerBody>,
+) -> Result<Json<Alert>, ApiError> {
+    let who = caller.require(Permission::AlertsWrite, &tenant)?;
+    Ok(Json(alerts.resolve(who, &tenant, &alert, body.note).await?))
+}

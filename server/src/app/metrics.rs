@@ -1,0 +1,60 @@
+//! Metrics of parts that keep counters of their own: read when somebody scrapes.
+
+use crate::platform::event_log::EventLog;
+use crate::platform::live::LiveBus;
+use crate::rules::consumer::Progress;
+use prometheus::{PullingGauge, Registry};
+use std::sync::Arc;
+
+type Read = Box<dyn Fn() -> f64 + Send + Sync>;
+
+#[allow(clippy::cast_precision_loss, reason = "Prometheus counts in f64")]
+fn number(value: u64) -> f64 {
+    value as f64
+}
+
+fn register(registry: &Registry, name: &str, help: &str, read: Read) -> Result<(), prometheus::Error> {
+    registry.register(Box::new(PullingGauge::new(name, help, read)?))
+}
+
+/// The event log: how full, how far, what failed.
+pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), prometheus::Error> {
+    let stat = |read: fn(&muster_journal::Stats) -> u64| -> Read {
+        let log = log.clone();
+        Box::new(move || number(read(&log.stats())))
+    };
+    let all: [(&str, &str, Read); 6] = [
+        ("event_log_bytes", "Bytes on disk", stat(|stats| stats.bytes)),
+        ("event_log_next_position", "The next record's position", stat(|stats| stats.next_seq)),
+        ("event_log_durable_position", "All below is on disk", stat(|stats| stats.durable_next)),
+        ("event_log_released_position", "All below is stored", stat(|stats| stats.released)),
+        ("event_log_refused_appends", "Appends refused since the log was full", stat(|stats| stats.refused)),
+        ("event_log_sync_failures", "Syncs that failed", stat(|stats| stats.sync_failures)),
+    ];
+    all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}
+
+/// The rules' consumer and the live stream.
+pub(super) fn of_rules(
+    registry: &Registry,
+    progress: &Arc<Progress>,
+    live: &LiveBus,
+) -> Result<(), prometheus::Error> {
+    let rule = |read: fn(&Progress) -> u64| -> Read {
+        let progress = progress.clone();
+        Box::new(move || number(read(&progress)))
+    };
+    let bus = |read: fn(&LiveBus) -> u64| -> Read {
+        let live = live.clone();
+        Box::new(move || number(read(&live)))
+    };
+    let all: [(&str, &str, Read); 6] = [
+        ("rules_position", "The next log position that rules read", rule(|progress| progress.now().position)),
+        ("rules_evaluations", "Conditions evaluated", rule(|progress| progress.now().evaluations)),
+        ("rules_errors", "Evaluations that failed", rule(|progress| progress.now().errors)),
+        ("rules_commit_failures", "Commits that failed and were tried again", rule(|progress| progress.now().failures)),
+        ("live_subscribers", "Open live streams", bus(|live| live.stats().subscribers)),
+        ("live_cut_slow", "Live streams cut since they read too slowly", bus(|live| live.stats().cut_slow)),
+    ];
+    all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}

@@ -1,0 +1,131 @@
+//! Stores and services, before anything listens.
+
+use super::AppError;
+use crate::devices::Devices;
+use crate::devices::directory::{Directory, IntegrationToken};
+use crate::devices::pki::Pki;
+use crate::http::Slices;
+use crate::ingest::queries::Queries;
+use crate::platform::clock::SharedClock;
+use crate::platform::config::{Config, Live};
+use crate::platform::db::{Db, DbError};
+use crate::platform::event_log::{self, EventLog};
+use crate::platform::http_kit::HttpMetrics;
+use crate::platform::http_kit::health::Health;
+use crate::platform::live::LiveBus;
+use crate::platform::schema;
+use crate::platform::telemetry::{self, TelemetryStore};
+use crate::rules::consumer;
+use crate::rules::service::RuleBoard;
+use crate::tenants::{Permission, Tenants};
+use std::sync::Arc;
+
+/// Threads that read the registry.
+const REGISTRY_READERS: usize = 2;
+
+/// What [`super::App`] listens with.
+pub(crate) struct Parts {
+    pub(crate) slices: Slices,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) log: EventLog,
+    pub(crate) telemetry: TelemetryStore,
+    pub(crate) rules: consumer::Parts,
+    pub(crate) clock: SharedClock,
+    pub(crate) metrics: prometheus::Registry,
+}
+
+/// Opens every store and fills what stands in memory.
+///
+/// # Errors
+/// Names the part that cannot open.
+pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, AppError> {
+    let now = config.get();
+    let data = |name: &str| now.data_dir.join(name);
+    let metrics = prometheus::Registry::new();
+    let pki = Arc::new(Pki::open(&data("pki"), &now.pki.hosts, now.pki.server_days, clock.now_us())?);
+    let registry = Db::open(&data("registry.db"), schema::registry(), REGISTRY_READERS)?;
+    let telemetry = TelemetryStore::open(&data("telemetry.db"), telemetry::Options::default())?;
+    let log = open_log(&now, clock)?;
+    let directory = Arc::new(Directory::new());
+    let tenants = Tenants::open(registry.clone(), clock.clone(), config.clone()).await?;
+    integrations(&tenants, &directory);
+    let devices =
+        Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone())
+            .await?;
+    let live = LiveBus::new();
+    let board = Arc::new(RuleBoard::default());
+    let labels = devices.labels().clone();
+    let rules = consumer::Parts {
+        db: registry.clone(),
+        clock: clock.clone(),
+        board,
+        live,
+        labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
+    };
+    let health = Health::new(metrics.clone());
+    database_check(&health, "registry", registry);
+    database_check(&health, "telemetry", telemetry.db().clone());
+    log_check(&health, &log);
+    let queries = Queries::new(telemetry.clone(), devices.clone(), clock.clone());
+    let slices = Slices {
+        config: config.clone(),
+        tenants,
+        devices,
+        queries,
+        metrics: HttpMetrics::register(&metrics)?,
+        health,
+    };
+    Ok(Parts { slices, directory, pki, log, telemetry, rules, clock: clock.clone(), metrics })
+}
+
+fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {
+    let options = event_log::Options {
+        dir: config.data_dir.join("log"),
+        bytes_max: config.event_log.bytes_max,
+        segment_bytes: config.event_log.segment_bytes,
+    };
+    Ok(EventLog::open(&options, clock.clone())?)
+}
+
+/// API tokens that may subscribe are the gateway's integration clients.
+fn integrations(tenants: &Tenants, directory: &Arc<Directory>) {
+    let directory = directory.clone();
+    tenants.tokens().follow(Box::new(move |sha256, token| {
+        match token.filter(|token| token.scopes.contains(&Permission::MqttSubscribe)) {
+            None => directory.remove_integration(sha256),
+            Some(token) => directory.set_integration(
+                *sha256,
+                IntegrationToken {
+                    tenant: token.tenant.clone(),
+                    token_id: token.token_id.as_str().into(),
+                    expires_at_us: Some(token.expires_at_us),
+                },
+            ),
+        }
+    }));
+}
+
+fn database_check(health: &Health, part: &'static str, db: Db) {
+    health.add(part, move || {
+        let db = db.clone();
+        async move {
+            let one = db.read(|tx| tx.query_opt("SELECT 1", &[], |row| row.get::<i64>(0))).await;
+            one.map(drop).map_err(|error: DbError| error.to_string())
+        }
+    });
+}
+
+fn log_check(health: &Health, log: &EventLog) {
+    let log = log.clone();
+    health.add("event_log", move || {
+        let stats = log.stats();
+        async move {
+            match (stats.failed, stats.stalled) {
+                (Some(why), _) => Err(format!("stopped: {why}")),
+                (None, Some(bound)) => Err(format!("full: {bound:?}")),
+                (None, None) => Ok(()),
+            }
+        }
+    });
+}

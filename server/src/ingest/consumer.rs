@@ -1,0 +1,169 @@
+//! The store consumer: reads the log, stores, releases.
+
+use super::Stop;
+use crate::platform::clock::SharedClock;
+use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
+use crate::platform::telemetry::{
+    CrashPoint, LogSpan, RawBatch, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
+};
+use muster_journal::{Fs, RealFs};
+use std::time::{Duration, Instant};
+
+/// Log bytes of one commit: some 15,000 small messages.
+pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Pause after a commit that was not full. Commits share the disk with the log's fsync, which PUBACKs wait for.
+pub const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
+/// Ticks that may be read without a commit of the cursor: they have no effect but time.
+const TICKS_HELD_MAX: usize = 60;
+const WAIT: Duration = Duration::from_millis(500);
+const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Called after each commit with what was stored. It must not block: the live bus has a bounded queue of its own
+/// and drops what does not fit. A batch carries a bounded number of items.
+pub type OnStored = Box<dyn Fn(&StoredBatch) + Send>;
+
+/// Why the consumer stopped or paused.
+#[derive(Debug, thiserror::Error)]
+pub enum IngestError {
+    /// The log cannot be read.
+    #[error(transparent)]
+    Log(#[from] EventLogError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] TelemetryError),
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+}
+
+/// What one step did.
+#[derive(Debug)]
+pub enum Step {
+    /// Nothing to read.
+    Idle,
+    /// Ticks only; the cursor did not move.
+    Ticks,
+    /// A batch was stored.
+    Stored {
+        /// What it did.
+        batch: StoredBatch,
+        /// There is more to read, likely.
+        is_full: bool,
+    },
+}
+
+/// Reads the log from the cursor on.
+pub struct Consumer<F: Fs = RealFs> {
+    log: EventLog<F>,
+    store: TelemetryStore,
+    clock: SharedClock,
+    on_stored: Vec<OnStored>,
+    reader: LogReader<F>,
+    /// Where the cursor stands.
+    cursor: u64,
+    ticks_held: usize,
+}
+
+impl<F: Fs> Consumer<F> {
+    /// Finds the cursor and opens the reader there.
+    ///
+    /// # Errors
+    /// The store or the log failed.
+    pub fn begin(
+        log: EventLog<F>,
+        store: TelemetryStore,
+        clock: SharedClock,
+        on_stored: Vec<OnStored>,
+    ) -> Result<Self, IngestError> {
+        let (cursor, reader) = Self::find(&log, &store, &clock)?;
+        Ok(Self { log, store, clock, on_stored, reader, cursor, ticks_held: 0 })
+    }
+
+    fn find(
+        log: &EventLog<F>,
+        store: &TelemetryStore,
+        clock: &SharedClock,
+    ) -> Result<(u64, LogReader<F>), IngestError> {
+        let span = LogSpan { epoch: log.epoch(), first: log.first(), next: log.durable_next() };
+        let start = store.begin(span, clock.now_us())?;
+        log.stamp_at_least(start.received_at_us);
+        let reader = log.reader(STORE_READER, start.from, Pin::Pins)?;
+        log.release(STORE_READER, start.from)?;
+        tracing::info!(position = start.from, lost = start.lost.is_some(), "store reads the event log");
+        Ok((start.from, reader))
+    }
+
+    /// Reads a batch and stores it.
+    ///
+    /// # Errors
+    /// Nothing of the batch is stored, unless a test stopped it after the commit: call [`Self::recover`].
+    pub fn step(&mut self) -> Result<Step, IngestError> {
+        let mut batch = RawBatch::new(self.log.epoch(), self.cursor);
+        let mut bytes = 0;
+        let read = self.reader.next_batch(BATCH_BYTES_MAX, |record| {
+            bytes += record.body.len();
+            batch.push(&record);
+        })?;
+        batch.next = read.next;
+        batch.skipped = read.skipped;
+        if batch.is_empty() && read.next == read.from {
+            return Ok(Step::Idle);
+        }
+        self.store.faults().reach(CrashPoint::AfterRead)?;
+        if batch.is_ticks_only() && self.ticks_held + batch.len() <= TICKS_HELD_MAX {
+            self.ticks_held += batch.len();
+            return Ok(Step::Ticks);
+        }
+        let stored = self.store.write_batch(batch, !self.on_stored.is_empty())?;
+        self.store.faults().reach(CrashPoint::AfterCommit)?;
+        (self.cursor, self.ticks_held) = (stored.next, 0);
+        self.log.release(STORE_READER, stored.next)?;
+        self.store.faults().reach(CrashPoint::AfterRelease)?;
+        for hook in &self.on_stored {
+            hook(&stored);
+        }
+        Ok(Step::Stored { batch: stored, is_full: bytes > BATCH_BYTES_MAX / 4 })
+    }
+
+    /// Goes back to the cursor after an error.
+    ///
+    /// # Errors
+    /// The store or the log failed again.
+    pub fn recover(&mut self) -> Result<(), IngestError> {
+        (self.cursor, self.reader) = Self::find(&self.log, &self.store, &self.clock)?;
+        self.ticks_held = 0;
+        Ok(())
+    }
+
+    /// Stores until told to stop. Errors are tried again for ever.
+    pub fn run(&mut self, stop: &Stop) {
+        let mut delay = RETRY_DELAY_MIN;
+        while !stop.is_set() {
+            let began = Instant::now();
+            match self.step() {
+                Ok(Step::Stored { is_full: true, .. }) => delay = RETRY_DELAY_MIN,
+                Ok(Step::Stored { .. } | Step::Ticks) => {
+                    delay = RETRY_DELAY_MIN;
+                    stop.wait(COMMIT_INTERVAL.saturating_sub(began.elapsed()));
+                }
+                Ok(Step::Idle) => {
+                    self.reader.wait(WAIT);
+                }
+                Err(error) => {
+                    let error = anyhow::Error::from(error);
+                    tracing::warn!(
+                        error = format!("{error:#}"),
+                        delay_ms = delay.as_millis(),
+                        "store failed, will retry"
+                    );
+                    stop.wait(delay);
+                    delay = (delay * 2).min(RETRY_DELAY_MAX);
+                    if let Err(error) = self.recover() {
+                        tracing::warn!(%error, "store cannot find its cursor, will retry");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! What people ask the telemetry store: readings, events, the ledger, and what could not be stored.
+//!
+//! `api` calls it; it checks that the device is registered and calls `platform::telemetry`. Every list is bounded
+//! there; every query sees one snapshot.
+
+use crate::devices::{Devices, DevicesError};
+use crate::platform::clock::SharedClock;
+use crate::platform::db::{DbError, Scope, Tx};
+use crate::platform::telemetry::{
+    self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LastValue, Points, ReadingsQuery,
+    RejectedRow, TelemetryStore, Totals,
+};
+use muster_wire::{DeviceId, TenantId};
+
+/// How far back a query without `from` goes.
+const RANGE_DEFAULT_US: i64 = 3_600_000_000;
+
+/// Which readings of a device.
+#[derive(Clone, Debug)]
+pub struct Range {
+    /// The metric.
+    pub metric: String,
+    /// From this time on; an hour before `to_us` unless given.
+    pub from_us: Option<i64>,
+    /// Up to, not including; now unless given.
+    pub to_us: Option<i64>,
+    /// The step and how to join what is in it.
+    pub step: Option<(i64, Aggregate)>,
+    /// At most this many points.
+    pub limit: usize,
+}
+
+/// The slice's reading side; clones share it.
+#[derive(Clone)]
+pub struct Queries {
+    store: TelemetryStore,
+    devices: Devices,
+    clock: SharedClock,
+}
+
+impl Queries {
+    /// On an open store.
+    #[must_use]
+    pub fn new(store: TelemetryStore, devices: Devices, clock: SharedClock) -> Self {
+        Self { store, devices, clock }
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        tenant: &TenantId,
+        query: impl FnOnce(&mut Tx<'_>, &Scope) -> Result<T, DbError> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let scope = Scope::Tenant(tenant.clone());
+        self.store.db().read(move |tx| query(tx, &scope)).await
+    }
+
+    /// Readings of one metric.
+    ///
+    /// # Errors
+    /// No such device; the database's.
+    pub async fn readings(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+        range: Range,
+    ) -> Result<Points, DevicesError> {
+        self.devices.get(tenant, device).await?;
+        let to_us = range.to_us.unwrap_or_else(|| self.clock.now_us().saturating_add(1));
+        let query = ReadingsQuery {
+            device: device.to_string(),
+            metric: range.metric,
+            from_us: range.from_us.unwrap_or_else(|| to_us.saturating_sub(RANGE_DEFAULT_US)),
+            to_us,
+            step: range.step,
+            limit: range.limit,
+        };
+        Ok(self.read(tenant, move |tx, scope| telemetry::readings(tx, scope, &query)).await?)
+    }
+
+    /// The last value of each metric.
+    ///
+    /// # Errors
+    /// No such device; the database's.
+    pub async fn last(&self, tenant: &TenantId, device: &DeviceId) -> Result<Vec<LastValue>, DevicesError> {
+        self.devices.get(tenant, device).await?;
+        let device = device.to_string();
+        Ok(self.read(tenant, move |tx, scope| telemetry::last_values(tx, scope, &device)).await?)
+    }
+
+    /// Events, newest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn events(&self, tenant: &TenantId, query: EventQuery) -> Result<Vec<EventRow>, DbError> {
+        self.read(tenant, move |tx, scope| telemetry::events(tx, scope, &query)).await
+    }
+
+    /// What became of a device's records.
+    ///
+    /// # Errors
+    /// No such device; the database's.
+    pub async fn device_ledger(
+        &self,
+        tenant: &TenantId,
+        device: &DeviceId,
+    ) -> Result<DeviceLedger, DevicesError> {
+        self.devices.get(tenant, device).await?;
+        let device = device.to_string();
+        Ok(self.read(tenant, move |tx, scope| telemetry::device_ledger(tx, scope, &device)).await?)
+    }
+
+    /// What became of a tenant's records.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn totals(&self, tenant: &TenantId) -> Result<Totals, DbError> {
+        self.read(tenant, telemetry::totals).await
+    }
+
+    /// Bodies that could not be stored, newest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn dead_letters(
+        &self,
+        tenant: &TenantId,
+        before: Option<i64>,
+        limit: usize,
+    ) -> Result<Vec<DeadLetter>, DbError> {
+        self.read(tenant, move |tx, scope| telemetry::dead_letters(tx, scope, before, limit)).await
+    }
+
+    /// Messages that the gateway refused for good, newest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn rejected(&self, tenant: &TenantId, limit: usize) -> Result<Vec<RejectedRow>, DbError> {
+        self.read(tenant, move |tx, scope| telemetry::rejected(tx, scope, limit)).await
+    }
+}

@@ -1,0 +1,127 @@
+//! The consumers as threads, on a real directory; each test waits on what can be observed.
+
+use super::*;
+use crate::platform::clock::{Clock as _, SystemClock};
+use crate::platform::db::{Scope, Sync};
+use crate::platform::event_log::{Kind, NewRecord, Options as LogOptions, Origin};
+use crate::platform::telemetry::{self, CrashPoint, Faults, Policy, StoredBatch, StoredWhat, Totals};
+use muster_wire::{Reading, Telemetry, UpClass, Value};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, sync_channel};
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+struct Server {
+    log: EventLog,
+    store: TelemetryStore,
+    stored: Receiver<StoredBatch>,
+    ingest: Ingest,
+}
+
+fn start(dir: &Path, faults: Faults) -> Server {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let log = EventLog::open(&LogOptions::at(&dir.join("log")), clock.clone()).unwrap();
+    let options = telemetry::Options { sync: Sync::OffForTrials, faults };
+    let store = TelemetryStore::open(&dir.join("telemetry.db"), options).unwrap();
+    let (sender, stored) = sync_channel(1_000);
+    let hook: OnStored = Box::new(move |batch: &StoredBatch| {
+        let _ = sender.try_send(batch.clone());
+    });
+    let parts = Parts {
+        log: log.clone(),
+        store: store.clone(),
+        clock,
+        on_stored: vec![hook],
+        retention: Box::new(Policy::default),
+    };
+    Server { log, store, stored, ingest: Ingest::start(parts).unwrap() }
+}
+
+fn send(log: &EventLog, seqs: std::ops::Range<u64>) {
+    for seq in seqs {
+        let readings =
+            vec![Reading { metric: "t".into(), value: Value::Number(seq as f64), offset_us: None }];
+        let body = Telemetry { readings }.encode();
+        let record = NewRecord {
+            kind: Kind::Message,
+            tenant: "acme",
+            device: "cam",
+            class: UpClass::Telemetry.number(),
+            qos: 1,
+            origin: Origin::Queue { queue_id: 5, seq },
+            measured_at_us: SystemClock.now_us(),
+            body: &body,
+        };
+        log.append(&record).unwrap();
+    }
+}
+
+impl Server {
+    /// Waits until this many messages were told to the hook.
+    fn wait_stored(&self, messages: u64) -> Vec<StoredBatch> {
+        let (mut seen, mut batches) = (0, Vec::new());
+        while seen < messages {
+            let batch = self.stored.recv_timeout(DEADLINE).expect("stored in time");
+            seen += batch.messages;
+            batches.push(batch);
+        }
+        batches
+    }
+
+    fn totals(&self) -> Totals {
+        self.store.db().read_blocking(|tx| telemetry::totals(tx, &Scope::System("test"))).unwrap()
+    }
+}
+
+#[test]
+fn what_is_appended_is_stored_told_and_released() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = start(dir.path(), Faults::none());
+    send(&server.log, 1..101);
+    let batches = server.wait_stored(100);
+    let last = batches.last().unwrap();
+    let is_newest = |what: &StoredWhat| matches!(what, StoredWhat::Reading { value: Value::Number(n), .. } if *n == 100.0);
+    assert!(last.items.iter().any(|item| is_newest(&item.what)));
+    server.ingest.stop();
+    assert!(server.log.stats().released >= last.next, "the log may delete what is stored");
+    let (log, store) = (server.log.clone(), server.store.clone());
+    drop(server);
+    log.close().unwrap();
+    drop((log, store));
+    let server = start(dir.path(), Faults::none());
+    send(&server.log, 90..201);
+    let again = server.wait_stored(100);
+    assert_eq!(again.iter().map(|batch| batch.duplicates).sum::<u64>(), 11);
+    assert_eq!((server.totals().stored, server.totals().readings), (200, 200));
+}
+
+#[test]
+fn a_store_that_fails_is_tried_again_from_its_cursor() {
+    let dir = tempfile::tempdir().unwrap();
+    let failures = Arc::new(AtomicU32::new(0));
+    let counted = failures.clone();
+    let faults = Faults::when(move |point| {
+        point == CrashPoint::AfterCursor && counted.fetch_add(1, Ordering::SeqCst) < 3
+    });
+    let server = start(dir.path(), faults);
+    send(&server.log, 1..11);
+    server.wait_stored(10);
+    assert!(failures.load(Ordering::SeqCst) >= 4);
+    let totals = server.totals();
+    assert_eq!((totals.stored, totals.duplicates, totals.readings), (10, 0, 10));
+}
+
+#[test]
+fn an_idle_log_ticks_and_ticks_alone_commit_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path(), Faults::none());
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while server.log.durable_next() < 3 {
+        assert!(std::time::Instant::now() < deadline, "no tick in time");
+        std::thread::yield_now();
+    }
+    assert!(server.stored.try_recv().is_err());
+    send(&server.log, 1..2);
+    assert_eq!(server.wait_stored(1)[0].from, 1, "the batch begins at the cursor, before the ticks");
+}

@@ -1,0 +1,164 @@
+//! `/api/v1/tenants/{tenant}/live`: the live stream as server-sent events.
+//!
+//! Events carry ids; a client that comes back with `Last-Event-ID` gets what it missed, or `reset` where that is gone.
+//! A `ping` goes out each [`HEARTBEAT`]. A stream ends after [`STREAM_LIFE_MAX`], so that a session that ended or a
+//! role that was taken away is noticed: browsers reconnect by themselves.
+
+use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery};
+use crate::platform::live::{Cut, EventId, Filter, LiveBus, LiveEvent, LiveKind, Resume, Subscription};
+use crate::tenants::{Caller, Permission};
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::sse::{Event, Sse};
+use futures_util::stream::{self, Stream};
+use muster_wire::{ErrorCode, TenantId};
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::time::Instant;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+/// Between two pings.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// The longest stream.
+pub const STREAM_LIFE_MAX: Duration = Duration::from_secs(600);
+/// When a browser tries again.
+const RETRY: Duration = Duration::from_secs(2);
+/// Kinds that a query may list.
+const KINDS_MAX: usize = LiveKind::ALL.len();
+
+/// The slice's routes.
+pub fn routes() -> OpenApiRouter<LiveBus> {
+    OpenApiRouter::new().routes(routes!(live_stream))
+}
+
+/// What to stream; absent means all.
+#[derive(Debug, Default, serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
+pub struct LiveQuery {
+    /// Kinds, with commas between: `reading`, `event`, `alert`, `presence`, `ledger`.
+    kinds: Option<String>,
+    /// Only of this device.
+    device: Option<String>,
+    /// For clients that cannot set the header `Last-Event-ID`.
+    last_event_id: Option<String>,
+}
+
+impl LiveQuery {
+    fn filter(&self) -> Result<Filter, ApiError> {
+        let bad = || ApiError::invalid("kinds", "must be of: reading, event, alert, presence, ledger");
+        let texts = self.kinds.iter().flat_map(|kinds| kinds.split(','));
+        let kinds = texts.map(|text| LiveKind::parse(text).ok_or_else(bad)).collect::<Result<Vec<_>, _>>()?;
+        if kinds.len() > KINDS_MAX {
+            return Err(bad());
+        }
+        let filter = Filter::default().kinds(&kinds);
+        Ok(match &self.device {
+            Some(device) => filter.device(device),
+            None => filter,
+        })
+    }
+}
+
+/// Streams what happens, as `text/event-stream`: named events with JSON.
+///
+/// `reading` {device, received_at_us, values: {metric: {value, at_us}}}, `event` {device, received_at_us, results:
+/// {pipeline: {kind, label, score, at_us}}}, `alert` (as in the alerts list), `presence` {device, connected, at_us},
+/// `ledger` {device, at_us} (its totals changed), `ping`, and `reset`: events were missed, load the state again.
+#[utoipa::path(get, path = "/api/v1/tenants/{tenant}/live", tag = "live",
+    params(("tenant" = String, Path), LiveQuery),
+    responses((status = 200, description = "The stream", content_type = "text/event-stream", body = String)))]
+pub async fn live_stream(
+    State(bus): State<LiveBus>,
+    caller: Caller,
+    ApiPath(tenant): ApiPath<TenantId>,
+    ApiQuery(query): ApiQuery<LiveQuery>,
+    headers: HeaderMap,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    caller.require(Permission::TelemetryRead, &tenant)?;
+    caller.require(Permission::AlertsRead, &tenant)?;
+    let filter = query.filter()?;
+    let header = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let last = header.or(query.last_event_id).filter(|text| !text.is_empty());
+    // An id that is none of ours was given by another run of the server: what it missed is gone.
+    let unknown = EventId { epoch: !bus.newest().epoch, seq: 0 };
+    let last = last.map(|text| EventId::parse(&text).unwrap_or(unknown));
+    let subscription = bus.subscribe(tenant.as_str(), filter, last);
+    let subscription =
+        subscription.map_err(|full| ApiError::new(ErrorCode::RateLimited, full.to_string()))?;
+    Ok(Sse::new(events(subscription, bus.newest())))
+}
+
+/// Where a stream stands.
+struct Streaming {
+    subscription: Subscription,
+    hello: Option<EventId>,
+    ping_at: Instant,
+    until: Instant,
+    over: bool,
+}
+
+fn events(subscription: Subscription, newest: EventId) -> impl Stream<Item = Result<Event, Infallible>> {
+    let now = Instant::now();
+    let start = Streaming {
+        subscription,
+        hello: Some(newest),
+        ping_at: now + HEARTBEAT,
+        until: now + STREAM_LIFE_MAX,
+        over: false,
+    };
+    stream::unfold(start, |mut streaming| async move {
+        let event = streaming.next().await?;
+        Some((Ok(event), streaming))
+    })
+}
+
+impl Streaming {
+    async fn next(&mut self) -> Option<Event> {
+        if self.over {
+            return None;
+        }
+        if let Some(newest) = self.hello.take() {
+            return Some(hello(self.subscription.resume(), newest));
+        }
+        tokio::select! {
+            next = self.subscription.next() => match next {
+                Ok(event) => Some(sent(&event)),
+                Err(cut) => {
+                    self.over = true;
+                    let why = match cut {
+                        Cut::Slow => "slow",
+                        Cut::Closed => "stopping",
+                    };
+                    Some(Event::default().event("end").data(why))
+                }
+            },
+            () = tokio::time::sleep_until(self.ping_at.min(self.until)) => {
+                if Instant::now() >= self.until {
+                    return None;
+                }
+                self.ping_at = Instant::now() + HEARTBEAT;
+                Some(Event::default().event("ping").data(""))
+            }
+        }
+    }
+}
+
+/// The first event: sets the id, so that a stream without events resumes too.
+fn hello(resume: Resume, newest: EventId) -> Event {
+    match resume {
+        // Replayed events carry ids of their own; the last one given stays until they come.
+        Resume::Replayed(count) => {
+            Event::default().retry(RETRY).event("hello").data(format!("replays {count}"))
+        }
+        Resume::Fresh => Event::default().retry(RETRY).event("hello").id(newest.to_string()).data("fresh"),
+        Resume::Gap => {
+            Event::default().retry(RETRY).event("reset").id(newest.to_string()).data("events were missed")
+        }
+    }
+}
+
+fn sent(event: &LiveEvent) -> Event {
+    // JSON has no raw line breaks, so this cannot break the frame.
+    Event::default().event(event.kind.as_str()).id(event.id.to_string()).data(event.json.as_ref())
+}

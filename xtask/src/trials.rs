@@ -1,0 +1,104 @@
+//! `xtask trials`: many more seeded trials than a test run makes, of every durable part.
+//!
+//! Power cuts on the simulated file system: the journal, the agent's queue, the server's log with its store.
+//! `kill -9` and cut networks with the real binaries. A failing trial prints its seed.
+
+use crate::cargo;
+use anyhow::{Context, Result, bail};
+use std::process::Stdio;
+use std::time::Instant;
+
+/// The tests read it; each trial is one seed.
+const TRIALS_VARIABLE: &str = "MUSTER_TRIALS";
+
+/// Command line of `xtask trials`.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Power cuts of each durable part.
+    #[arg(long, default_value_t = 1_000)]
+    count: u64,
+    /// Kills of each program, and network cuts.
+    #[arg(long, default_value_t = 200)]
+    kills: u64,
+    /// One part only: journal, agent, server or faults.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+struct Part {
+    name: &'static str,
+    package: &'static str,
+    /// Tests whose name holds this.
+    filter: &'static str,
+    real_binaries: bool,
+}
+
+const PARTS: [Part; 4] = [
+    Part { name: "journal", package: "muster-journal", filter: "trial", real_binaries: false },
+    Part { name: "agent", package: "muster-agent", filter: "trial", real_binaries: false },
+    Part { name: "server", package: "muster-server", filter: "trial", real_binaries: false },
+    Part { name: "faults", package: "muster-tests", filter: "loses_nothing", real_binaries: true },
+];
+
+/// Runs the trials; answers whether all passed.
+///
+/// # Errors
+/// A part has no trials, or cargo cannot be started.
+pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    let wanted = |part: &&Part| arguments.only.as_deref().is_none_or(|only| only == part.name);
+    let parts: Vec<&Part> = PARTS.iter().filter(wanted).collect();
+    if parts.is_empty() {
+        bail!("--only is one of: {}", PARTS.map(|part| part.name).join(", "));
+    }
+    if parts.iter().any(|part| part.real_binaries) {
+        cargo::build_for_tests()?;
+    }
+    let mut table = Vec::new();
+    for part in parts {
+        let count = if part.real_binaries { arguments.kills } else { arguments.count };
+        println!("{}: {count} trials", part.name);
+        let began = Instant::now();
+        let (passed, tests) = run_part(part, count)?;
+        if tests == 0 {
+            bail!("package {} has no test named *{}*", part.package, part.filter);
+        }
+        table.push((part.name, count, tests, passed, began.elapsed().as_secs()));
+    }
+    println!("\n{:<10} {:>8} {:>8} {:>8}", "part", "trials", "tests", "seconds");
+    for (name, count, tests, passed, seconds) in &table {
+        println!("{name:<10} {count:>8} {tests:>8} {seconds:>8}  {}", if *passed { "ok" } else { "FAILED" });
+    }
+    Ok(table.iter().all(|(_, _, _, passed, _)| *passed))
+}
+
+/// Runs one part's tests one at a time; answers whether all passed and how many there were.
+fn run_part(part: &Part, count: u64) -> Result<(bool, u64)> {
+    let mut command = cargo::cargo();
+    command.args(["test", "--locked", "--package", part.package, "--no-fail-fast", part.filter]);
+    command.args(["--", "--test-threads=1", "--nocapture"]);
+    command.env(TRIALS_VARIABLE, count.to_string());
+    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo test")?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    print!("{text}");
+    Ok((output.status.success(), count_tests(&text)))
+}
+
+/// The sum of cargo's `running N tests`.
+fn count_tests(text: &str) -> u64 {
+    let counts =
+        text.lines().filter_map(|line| line.strip_prefix("running ")?.split(' ').next()?.parse::<u64>().ok());
+    counts.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_are_counted_over_binaries() {
+        assert_eq!(
+            count_tests("running 2 tests\ntest a ... ok\n\nrunning 0 tests\nrunning 1 test\nrunning late\n"),
+            3
+        );
+    }
+}
