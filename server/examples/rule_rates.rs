@@ -6,7 +6,10 @@ fn main() -> anyhow::Result<()> {
     let records = std::env::args().nth(1).map_or(Ok(1_000_000), |count| count.parse())?;
     for (name, fleet) in [
         ("one rule on every device", Fleet { devices: 10_000, rules: 1, devices_per_rule: 10_000 }),
-        ("1,000 rules, each on 100 of 10,000 devices", Fleet { devices: 10_000, rules: 1_000, devices_per_rule: 100 }),
+        (
+            "1,000 rules, each on 100 of 10,000 devices",
+            Fleet { devices: 10_000, rules: 1_000, devices_per_rule: 100 },
+        ),
         ("100 rules on every one of 100 devices", Fleet { devices: 100, rules: 100, devices_per_rule: 100 }),
     ] {
         let rates = rates(fleet, records.min(if fleet.rules == 100 { records / 10 } else { records }))?;

@@ -53,13 +53,16 @@ pub struct Fleet {
 fn rules(fleet: Fleet) -> Result<Vec<Arc<CompiledRule>>, FieldError> {
     let tenant = TenantId::parse("bench").map_err(|error| FieldError::new("tenant", error.to_string()))?;
     let rule = |n: usize| {
-        let picked = (0..fleet.devices_per_rule).map(|d| format!("device-{}", (n * 7 + d * 97) % fleet.devices));
-        let devices: Vec<String> = if fleet.devices_per_rule == fleet.devices { Vec::new() } else { picked.collect() };
+        let picked =
+            (0..fleet.devices_per_rule).map(|d| format!("device-{}", (n * 7 + d * 97) % fleet.devices));
+        let devices: Vec<String> =
+            if fleet.devices_per_rule == fleet.devices { Vec::new() } else { picked.collect() };
         let json = serde_json::json!({
             "selector": {"devices": devices}, "on": {"telemetry": {"metrics": ["temp_c"]}},
             "condition": "value > 90.0 && labels.site == \"north\"", "clear": "value < 85.0", "severity": "warning",
         });
-        let spec: RuleSpec = serde_json::from_value(json).map_err(|why| FieldError::new("spec", why.to_string()))?;
+        let spec: RuleSpec =
+            serde_json::from_value(json).map_err(|why| FieldError::new("spec", why.to_string()))?;
         let (id, name) = (format!("{n:08}"), format!("rule {n}"));
         compile(&Written { tenant: &tenant, id: &id, version: 1, name: &name, spec: &spec }).map(Arc::new)
     };
@@ -72,7 +75,8 @@ fn rules(fleet: Fleet) -> Result<Vec<Arc<CompiledRule>>, FieldError> {
 /// # Errors
 /// The bench's own rules do not compile.
 pub fn rates(fleet: Fleet, records: u64) -> Result<Rates, FieldError> {
-    let labels: LabelSource = Arc::new(|_: &str, _: &str| BTreeMap::from([("site".to_owned(), "north".to_owned())]));
+    let labels: LabelSource =
+        Arc::new(|_: &str, _: &str| BTreeMap::from([("site".to_owned(), "north".to_owned())]));
     let mut engine = Engine::new(1, labels);
     engine.set_rules(rules(fleet)?);
     let names: Vec<String> = (0..fleet.devices).map(|n| format!("device-{n}")).collect();

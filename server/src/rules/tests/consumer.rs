@@ -29,7 +29,8 @@ impl Site {
     }
 
     fn consumer(&self) -> Consumer {
-        let (db, clock, board, live) = (self.db.clone(), self.clock.clone(), self.board.clone(), self.live.clone());
+        let (db, clock, board, live) =
+            (self.db.clone(), self.clock.clone(), self.board.clone(), self.live.clone());
         spawn(self.log.clone(), Parts { db, clock, board, live, labels: labels() }, || 0).unwrap()
     }
 
@@ -42,7 +43,8 @@ impl Site {
     }
 
     fn send(&self, device: &str, seq: u64, value: f64) -> u64 {
-        let readings = vec![Reading { metric: "temp_c".into(), value: Value::Number(value), offset_us: None }];
+        let readings =
+            vec![Reading { metric: "temp_c".into(), value: Value::Number(value), offset_us: None }];
         let body = Telemetry { readings }.encode();
         let record = NewRecord {
             kind: Kind::Message,
