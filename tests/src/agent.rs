@@ -53,7 +53,7 @@ state_interval_s = 1
 
 [queue]
 telemetry_bytes_max = {}
-segment_bytes = 65536
+segment_bytes = 131072
 
 [[source]]
 kind = "csv"
