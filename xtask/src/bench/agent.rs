@@ -83,12 +83,7 @@ impl Bench {
         let one_row = self.dir.join("one.csv");
         std::fs::write(&one_row, "level\n1\n")?;
         let idle = self.enrol("bench-idle", &csv_pipeline(&one_row, "once", None))?;
-        report.barred(
-            "rss_idle_mib",
-            self.rss_when_settled("bench-idle", &idle)?,
-            Bar::AtMost,
-            12.0,
-        );
+        report.barred("rss_idle_mib", self.rss_when_settled("bench-idle", &idle)?, Bar::AtMost, 12.0);
 
         let model = self.dir.join("model");
         bundle::write(&model)?;
