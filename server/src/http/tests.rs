@@ -122,7 +122,7 @@ fn rule() -> Value {
 }
 
 fn filled(path: &str) -> String {
-    path.replace("{tenant}", "acme").replace("{device}", "pump").replace('{', "").replace('}', "")
+    path.replace("{tenant}", "acme").replace("{device}", "pump").replace(['{', '}'], "")
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::model::{self, Decision, Permission, Principal, Role, TextError};
 use super::passwords::{PasswordError, Passwords};
 use super::store::{self, MemberRow, TenantRow, TokenRow, UserRow};
 use crate::platform::clock::SharedClock;
-use crate::platform::config::Live;
+use crate::platform::config::{AuthSection, Live};
 use crate::platform::db::{Db, DbError, Scope, Tx};
 use crate::platform::secret;
 use muster_wire::TenantId;
@@ -207,32 +207,38 @@ impl Tenants {
     ) -> Result<(String, Principal), TenantsError> {
         let auth = self.inner.config.get().auth.clone();
         let account = model::parse_email(email).unwrap_or_else(|_| "malformed".into());
-        let lock_us = i64::from(auth.lockout_minutes) * 60_000_000;
-        let of_account = Policy { failures_max: auth.login_failures_max, lock_us };
-        let of_peer = Policy { failures_max: auth.login_failures_max.saturating_mul(4), lock_us };
-        let keys = [(format!("account:{account}"), of_account), (format!("peer:{peer}"), of_peer)];
-        let now_us = self.now_us();
-        {
-            let guard = self.guard();
-            let locked =
-                keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
-            if let Some(retry_after_s) = locked {
-                return Err(TenantsError::Locked { retry_after_s });
-            }
-        }
-        let lookup = account.clone();
-        let user = self.inner.db.read(move |tx| store::user_by_email(tx, &LOGIN, &lookup)).await?;
+        let keys = guard_keys(&auth, &account, peer);
+        self.count_attempt(&keys)?;
+        let user = self.inner.db.read(move |tx| store::user_by_email(tx, &LOGIN, &account)).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let fits = password.len() <= model::TEXT_BYTES_MAX
             && self.inner.passwords.verify(password.to_owned(), stored).await?;
         let Some(user) = user.filter(|_| fits) else {
-            let mut guard = self.guard();
-            keys.iter().for_each(|(key, policy)| guard.failed(key, *policy, now_us));
             tracing::info!(peer, "login failed");
             return Err(TenantsError::Unauthenticated);
         };
-        self.guard().succeeded(&keys[0].0);
+        self.forgive(&keys);
         self.open_session(user, i64::from(auth.session_hours) * 3_600_000_000).await
+    }
+
+    /// Refuses a locked key, and counts the attempt as failed until it succeeds: attempts that run side by side
+    /// are no way around the lock.
+    fn count_attempt(&self, keys: &[(String, Policy)]) -> Result<(), TenantsError> {
+        let (mut guard, now_us) = (self.guard(), self.now_us());
+        let locked = keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
+        if let Some(retry_after_s) = locked {
+            return Err(TenantsError::Locked { retry_after_s });
+        }
+        keys.iter().for_each(|(key, policy)| guard.failed(key, *policy, now_us));
+        Ok(())
+    }
+
+    /// A login succeeded: the account starts anew, the address gets this one attempt back.
+    fn forgive(&self, keys: &[(String, Policy)]) {
+        let mut guard = self.guard();
+        for (at, (key, _)) in keys.iter().enumerate() {
+            if at == 0 { guard.forget(key) } else { guard.take_back(key) }
+        }
     }
 
     async fn open_session(&self, user: UserRow, life_us: i64) -> Result<(String, Principal), TenantsError> {
@@ -352,6 +358,17 @@ mod tokens;
 
 pub use members::MemberChange;
 pub use tokens::TokenRequest;
+
+/// The account's key, and the address's. A proxy on this machine stands for everybody, so it has none.
+fn guard_keys(auth: &AuthSection, account: &str, peer: &str) -> Vec<(String, Policy)> {
+    let lock_us = i64::from(auth.lockout_minutes) * 60_000_000;
+    let policy = |factor| Policy { failures_max: auth.login_failures_max.saturating_mul(factor), lock_us };
+    let mut keys = vec![(format!("account:{account}"), policy(1))];
+    if !peer.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback()) {
+        keys.push((format!("peer:{peer}"), policy(4)));
+    }
+    keys
+}
 
 fn principal(user: UserRow, memberships: Vec<(TenantId, Role)>) -> Principal {
     let UserRow { user_id, email, system_admin, password_pending, .. } = user;
