@@ -11,6 +11,7 @@ mod metrics;
 mod parts;
 mod reload;
 mod report;
+mod retention;
 
 use consumers::Consumers;
 pub use lock::DataDirLock;
@@ -228,7 +229,7 @@ impl App {
         metrics::of_log(&parts.metrics, &parts.log)?;
         let consumers = match now.event_log.consumers {
             true => {
-                let consumers = Consumers::start(&config, &parts)?;
+                let consumers = Consumers::start(&config, &parts).await?;
                 metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
                 Some(consumers)
             }
@@ -246,8 +247,15 @@ impl App {
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::serve(http_listener, None, http::admin_router(&parts.slices), stopped.clone()));
         let tls = enroll_tls(&parts.pki)?;
-        tasks.spawn(serve::serve(enroll_listener, Some(tls), http::enroll_router(&parts.slices), stopped.clone()));
-        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped));
+        tasks.spawn(serve::serve(
+            enroll_listener,
+            Some(tls),
+            http::enroll_router(&parts.slices),
+            stopped.clone(),
+        ));
+        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped.clone()));
+        tasks.spawn(parts.slices.page.feed.clone().run(stopped.clone()));
+        tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
         tracing::info!(%addresses, "listening");
         let Parts { slices, directory, log, .. } = parts;
         Ok(Self { slices, addresses, directory, stop, tasks, gateway, consumers, log, _lock: lock })
@@ -256,6 +264,7 @@ impl App {
     /// Stops every part; returns once the log is synced and closed.
     pub async fn stop(mut self) {
         self.stop.send_replace(true);
+        self.slices.page.bus.close();
         while let Some(ended) = self.tasks.join_next().await {
             if let Err(error) = ended {
                 tracing::error!(%error, "a task failed");
@@ -289,7 +298,11 @@ pub async fn run(
 ) -> Result<(), AppError> {
     let files = files::raise_limit();
     if files < config.mqtt.connections_max as u64 {
-        tracing::warn!(files, connections_max = config.mqtt.connections_max, "fewer open files than connections");
+        tracing::warn!(
+            files,
+            connections_max = config.mqtt.connections_max,
+            "fewer open files than connections"
+        );
     }
     let live = Live::new(config);
     let app = App::start(live.clone(), clock).await?;

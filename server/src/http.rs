@@ -3,12 +3,15 @@
 //! `app.rs` calls it, and the tests with an app in process. Order of the layers, outermost first: request id, error
 //! bodies and headers; panics; time; body size; the routes.
 
+use crate::alerts::{self, service::AlertService};
 use crate::devices::{self, Devices};
 use crate::ingest;
 use crate::ingest::queries::Queries;
+use crate::page::{self, api::PageState};
 use crate::platform::config::Live;
 use crate::platform::http_kit::health::{self, Health};
 use crate::platform::http_kit::{self, ApiError, HttpMetrics};
+use crate::rules::{self, service::RuleService};
 use crate::tenants::extract::AuthState;
 use crate::tenants::{self, Tenants};
 use axum::extract::DefaultBodyLimit;
@@ -37,6 +40,12 @@ pub struct Slices {
     pub devices: Devices,
     /// Readings, events, ledger.
     pub queries: Queries,
+    /// Rules.
+    pub rules: RuleService,
+    /// Alerts.
+    pub alerts: AlertService,
+    /// The live stream and presence.
+    pub page: PageState,
     /// Counters of the HTTP API itself.
     pub metrics: HttpMetrics,
     /// Health and metrics.
@@ -84,6 +93,9 @@ pub fn openapi() -> OpenApi {
     document.merge(devices::api::routes().into_openapi());
     document.merge(devices::enroll::routes().into_openapi());
     document.merge(ingest::api::routes().into_openapi());
+    document.merge(rules::api::routes().into_openapi());
+    document.merge(alerts::api::routes().into_openapi());
+    document.merge(page::api::routes().into_openapi());
     document.merge(health::routes().into_openapi());
     with_problems(document)
 }
@@ -95,13 +107,17 @@ pub fn admin_router(slices: &Slices) -> Router {
         .merge(tenants::api::routes().with_state(slices.tenants.clone()))
         .merge(devices::api::routes().with_state(slices.devices.clone()))
         .merge(ingest::api::routes().with_state(slices.queries.clone()))
+        .merge(rules::api::routes().with_state(slices.rules.clone()))
+        .merge(alerts::api::routes().with_state(slices.alerts.clone()))
+        .merge(page::api::routes().with_state(slices.page.clone()))
         .merge(health::routes().with_state(slices.health.clone()))
         .split_for_parts();
     let url = "/api/v1/openapi.json";
     let viewer = utoipa_swagger_ui::SwaggerUi::new("/docs").config(utoipa_swagger_ui::Config::from(url));
     let router = router
         .route(url, axum::routing::get(move || async move { Json((*document).clone()) }))
-        .merge(Router::from(viewer));
+        .merge(Router::from(viewer))
+        .merge(page::assets::routes());
     layered(router, slices)
 }
 

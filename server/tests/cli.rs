@@ -19,11 +19,20 @@ fn server() -> Command {
 /// The `run` command on ephemeral ports under `dir`.
 fn run(dir: &Path) -> Command {
     let mut command = server();
-    command.arg("run").arg("--config").arg(dir.join("muster-server.toml")).arg("--data-dir").arg(dir.join("data"));
+    command
+        .arg("run")
+        .arg("--config")
+        .arg(dir.join("muster-server.toml"))
+        .arg("--data-dir")
+        .arg(dir.join("data"));
     for listener in ["--http-listen", "--enroll-listen", "--mqtt-tls-listen", "--mqtt-plain-listen"] {
         command.args([listener, "127.0.0.1:0"]);
     }
-    command.arg("--ready-file").arg(dir.join("ready.json")).arg("--bootstrap-file").arg(dir.join("boot.json"));
+    command
+        .arg("--ready-file")
+        .arg(dir.join("ready.json"))
+        .arg("--bootstrap-file")
+        .arg(dir.join("boot.json"));
     command.stdout(Stdio::piped()).stderr(std::fs::File::create(dir.join("log")).unwrap());
     command
 }
@@ -75,7 +84,9 @@ fn a_wrong_configuration_is_refused_with_its_place() {
     let file = dir.path().join("muster-server.toml");
     std::fs::write(&file, "[http]\nlissen = 1").unwrap();
     let check = |command: &mut Command| command.arg("--config").arg(&file).output().unwrap();
-    for command in [server().arg("check-config"), server().args(["run", "--check-config"]), server().arg("run")] {
+    for command in
+        [server().arg("check-config"), server().args(["run", "--check-config"]), server().arg("run")]
+    {
         let refused = check(command);
         assert!(!refused.status.success());
         let text = text(&refused);
@@ -84,7 +95,11 @@ fn a_wrong_configuration_is_refused_with_its_place() {
     std::fs::write(&file, "[http]\ntimeout_s = 7").unwrap();
     let shown = check(server().arg("check-config").args(["--set", "quota.users_max=9"]));
     assert!(shown.status.success(), "{}", text(&shown));
-    assert!(text(&shown).contains("timeout_s = 7") && text(&shown).contains("users_max = 9"), "{}", text(&shown));
+    assert!(
+        text(&shown).contains("timeout_s = 7") && text(&shown).contains("users_max = 9"),
+        "{}",
+        text(&shown)
+    );
 }
 
 #[test]
@@ -107,7 +122,9 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
     std::fs::write(&file, "[log]\nfilter = \"debug\"\n[mqtt]\nworker_threads = 2").unwrap();
     signal(&child, "-HUP");
     let log = || std::fs::read_to_string(dir.path().join("log")).unwrap();
-    until("the reload", || (log().contains("log.filter") && log().contains("mqtt.worker_threads")).then_some(()));
+    until("the reload", || {
+        (log().contains("log.filter") && log().contains("mqtt.worker_threads")).then_some(())
+    });
 
     let printed = end(child);
     let password = first["password"].as_str().unwrap();
@@ -115,7 +132,11 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
     assert!(!log().contains(password), "a password stands in no log");
 
     let mut reset = server();
-    reset.args(["admin", "reset-password"]).arg("--data-dir").arg(dir.path().join("data")).arg("owner@localhost");
+    reset
+        .args(["admin", "reset-password"])
+        .arg("--data-dir")
+        .arg(dir.path().join("data"))
+        .arg("owner@localhost");
     let reset = reset.output().unwrap();
     assert!(reset.status.success() && text(&reset).contains("one-time password"), "{}", text(&reset));
 

@@ -53,6 +53,7 @@ state_interval_s = 1
 
 [queue]
 telemetry_bytes_max = {}
+segment_bytes = 131072
 
 [[source]]
 kind = "csv"
@@ -92,7 +93,18 @@ serial = "serial"
         let config = std::fs::read_to_string(&file).expect("the configuration was written");
         let idle = config.split("[[source]]").next().unwrap_or_default();
         std::fs::write(file, idle).expect("the configuration can be written");
+        let before = self.connects();
         self.start();
+        crate::wait_for("the agent to connect", || match self.connects() {
+            now if now > before => Ok(()),
+            now => Err(format!("connected {now} times")),
+        });
+    }
+
+    /// How often the agent connected, by its log.
+    fn connects(&self) -> usize {
+        let log = std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains("connected host=")).count()
     }
 
     /// `kill -9`.

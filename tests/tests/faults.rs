@@ -11,11 +11,12 @@ use std::time::Duration;
 
 const DEVICE: &str = "trial";
 
+/// Fields are dropped in this order: the processes end, and show their logs, before their files go.
 struct Rig {
-    _dir: tempfile::TempDir,
-    server: Server,
-    proxy: Proxy,
     agent: Agent,
+    proxy: Proxy,
+    server: Server,
+    _dir: tempfile::TempDir,
 }
 
 fn rig(server_config: &str, load: &Load) -> Rig {
@@ -25,7 +26,7 @@ fn rig(server_config: &str, load: &Load) -> Rig {
     let claim = server.claim(DEVICE);
     let mut agent = Agent::new(&dir.path().join("agent"), &claim, proxy.addr(), load);
     agent.start();
-    let mut rig = Rig { _dir: dir, server, proxy, agent };
+    let mut rig = Rig { agent, proxy, server, _dir: dir };
     rig.wait_for_more(50);
     rig
 }

@@ -23,18 +23,24 @@ impl Consumers {
     ///
     /// # Errors
     /// A cursor or the log cannot be read.
-    pub(super) fn start(config: &Live, parts: &Parts) -> Result<Self, AppError> {
-        let config = config.clone();
-        let ingest = Ingest::start(ingest::Parts {
+    pub(super) async fn start(config: &Live, parts: &Parts) -> Result<Self, AppError> {
+        let (retention, feed) = (config.clone(), parts.slices.page.feed.clone());
+        let of_ingest = ingest::Parts {
             log: parts.log.clone(),
             store: parts.telemetry.clone(),
             clock: parts.clock.clone(),
-            on_stored: Vec::new(),
-            retention: Box::new(move || policy(&config.get())),
-        })?;
+            on_stored: vec![Box::new(move |batch| feed.on_stored(batch))],
+            retention: Box::new(move || policy(&retention.get())),
+        };
         let labels = parts.slices.devices.labels().clone();
-        let rules = consumer::spawn(parts.log.clone(), parts.rules.clone(), move || labels.changes())?;
-        Ok(Self { ingest, rules })
+        let (log, rules) = (parts.log.clone(), parts.rules.clone());
+        // They read their cursors before they return, so they start on a thread that may block.
+        let start = move || -> Result<Self, AppError> {
+            let ingest = Ingest::start(of_ingest)?;
+            let rules = consumer::spawn(log, rules, move || labels.changes())?;
+            Ok(Self { ingest, rules })
+        };
+        tokio::task::spawn_blocking(start).await.expect("starting the consumers does not panic")
     }
 
     /// The rules' counters.

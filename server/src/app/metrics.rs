@@ -52,7 +52,11 @@ pub(super) fn of_rules(
         ("rules_position", "The next log position that rules read", rule(|progress| progress.now().position)),
         ("rules_evaluations", "Conditions evaluated", rule(|progress| progress.now().evaluations)),
         ("rules_errors", "Evaluations that failed", rule(|progress| progress.now().errors)),
-        ("rules_commit_failures", "Commits that failed and were tried again", rule(|progress| progress.now().failures)),
+        (
+            "rules_commit_failures",
+            "Commits that failed and were tried again",
+            rule(|progress| progress.now().failures),
+        ),
         ("live_subscribers", "Open live streams", bus(|live| live.stats().subscribers)),
         ("live_cut_slow", "Live streams cut since they read too slowly", bus(|live| live.stats().cut_slow)),
     ];

@@ -1,11 +1,14 @@
 //! Stores and services, before anything listens.
 
 use super::AppError;
+use crate::alerts::service::AlertService;
 use crate::devices::Devices;
 use crate::devices::directory::{Directory, IntegrationToken};
 use crate::devices::pki::Pki;
 use crate::http::Slices;
 use crate::ingest::queries::Queries;
+use crate::page::api::PageState;
+use crate::page::feed::Feed;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live};
 use crate::platform::db::{Db, DbError};
@@ -15,8 +18,8 @@ use crate::platform::http_kit::health::Health;
 use crate::platform::live::LiveBus;
 use crate::platform::schema;
 use crate::platform::telemetry::{self, TelemetryStore};
-use crate::rules::consumer;
-use crate::rules::service::RuleBoard;
+use crate::rules;
+use crate::rules::service::{RuleBoard, RuleService};
 use crate::tenants::{Permission, Tenants};
 use std::sync::Arc;
 
@@ -30,7 +33,7 @@ pub(crate) struct Parts {
     pub(crate) pki: Arc<Pki>,
     pub(crate) log: EventLog,
     pub(crate) telemetry: TelemetryStore,
-    pub(crate) rules: consumer::Parts,
+    pub(crate) rules: rules::consumer::Parts,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: prometheus::Registry,
 }
@@ -53,22 +56,29 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let devices =
         Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone())
             .await?;
-    let live = LiveBus::new();
-    let board = Arc::new(RuleBoard::default());
-    let labels = devices.labels().clone();
-    let rules = consumer::Parts {
-        db: registry.clone(),
-        clock: clock.clone(),
-        board,
-        live,
-        labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
-    };
     let health = Health::new(metrics.clone());
-    database_check(&health, "registry", registry);
+    database_check(&health, "registry", registry.clone());
     database_check(&health, "telemetry", telemetry.db().clone());
     log_check(&health, &log);
     let queries = Queries::new(telemetry.clone(), devices.clone(), clock.clone());
+    let (live, board) = (LiveBus::new(), Arc::new(RuleBoard::default()));
+    let labels = devices.labels().clone();
+    let rules = rules::consumer::Parts {
+        db: registry.clone(),
+        clock: clock.clone(),
+        board: board.clone(),
+        live: live.clone(),
+        labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
+    };
+    let page = PageState {
+        bus: live.clone(),
+        feed: Feed::new(live.clone(), clock.now_us()),
+        telemetry: telemetry.clone(),
+    };
     let slices = Slices {
+        rules: RuleService::new(registry.clone(), clock.clone(), board),
+        alerts: AlertService::new(registry, clock.clone(), live),
+        page,
         config: config.clone(),
         tenants,
         devices,

@@ -9,6 +9,7 @@
 //! consumed while a frame is incomplete. Limits: the caller's `packet_bytes_max` and
 //! [`CONNECT_BYTES_MAX`]. Both are tested with random, cut and mutated frames in `codec_tests`.
 
+use super::reason::CloseReason;
 use bytes::{Bytes, BytesMut};
 use rumqttd::protocol::{self, Packet, Protocol, v4, v5};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -113,6 +114,16 @@ pub(crate) enum FrameError {
     /// The codec panicked; caught.
     #[error("codec panicked")]
     Panicked,
+}
+
+impl From<FrameError> for CloseReason {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Malformed | FrameError::Panicked => Self::Malformed,
+            FrameError::PacketType(_) => Self::ProtocolError,
+            FrameError::TooLarge => Self::PacketTooLarge,
+        }
+    }
 }
 
 /// Why the first bytes are no CONNECT that we understand.

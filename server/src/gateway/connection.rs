@@ -276,7 +276,10 @@ impl Connection {
             let packet = match next {
                 Ok(Some(packet)) => packet,
                 Ok(None) => break,
-                Err(error) => return Err(self.frame_error(error)),
+                Err(error) => {
+                    self.core.metrics.codec_panics.inc_by(u64::from(error == FrameError::Panicked));
+                    return Err(error.into());
+                }
             };
             heard = true;
             self.take_packet(packet, out)?;
@@ -285,18 +288,6 @@ impl Connection {
             self.link.heard_at_tick.store(self.core.tick(), Ordering::Relaxed);
         }
         Ok(())
-    }
-
-    fn frame_error(&self, error: FrameError) -> CloseReason {
-        match error {
-            FrameError::Malformed => CloseReason::Malformed,
-            FrameError::PacketType(_) => CloseReason::ProtocolError,
-            FrameError::TooLarge => CloseReason::PacketTooLarge,
-            FrameError::Panicked => {
-                self.core.metrics.codec_panics.inc();
-                CloseReason::Malformed
-            }
-        }
     }
 
     fn take_packet(&mut self, packet: Incoming, out: &mut Vec<u8>) -> Result<(), CloseReason> {
@@ -347,7 +338,7 @@ impl Connection {
         let outcome = if self.waiting.is_empty() { self.take_publish(&publish)? } else { Outcome::Wait };
         match outcome {
             Outcome::Done => {}
-            Outcome::Wait if publish.qos == 0 => self.core.metrics.taken(Taken::QosZeroDropped),
+            Outcome::Wait if publish.qos == 0 => self.core.metrics.taken(Taken::Dropped),
             Outcome::Wait => {
                 self.core.metrics.stalls.inc();
                 self.waiting_bytes += publish.bytes();
@@ -401,11 +392,11 @@ impl Connection {
 
     fn taken(&mut self, publish: &Publish, position: u64, code: u8) {
         if publish.qos == 0 {
-            self.core.metrics.taken(Taken::QosZero);
+            self.core.metrics.taken(Taken::AtMostOnce);
             return;
         }
         if code == 0 {
-            self.core.metrics.taken(Taken::QosOne);
+            self.core.metrics.taken(Taken::AtLeastOnce);
         }
         self.acks.push_back(Ack { position, packet_id: publish.packet_id, code });
     }

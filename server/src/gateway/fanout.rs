@@ -94,7 +94,7 @@ impl Fanout {
         let Some(of_tenant) = members.by_tenant.get(record.tenant) else { return };
         let Some(topic) = up_topic(record.tenant, record.device, class) else { return };
         let message = Arc::new(Message { topic: topic.into(), payload: payload(class, record).into() });
-        for link in of_tenant {
+        for link in of_tenant.iter().filter(|link| link.close_asked().is_none()) {
             if !link.offer(record.device, class, &message) {
                 core.metrics.sent(Sent::Overflow);
                 link.close(CloseReason::SubscriberTooSlow);

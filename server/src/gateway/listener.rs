@@ -1,9 +1,9 @@
 //! The sockets: accept, TLS handshake, and the bound on who has not yet sent a CONNECT.
 //!
 //! Started by `mod`. Each socket gets a task at once, so a silent or slow one holds up nobody; it has
-//! `handshake_timeout` for TLS and then `connect_timeout` for its CONNECT. At most [`EARLY_MAX`] sockets
-//! may be that young: beyond it the oldest is closed if it is older than [`EVICTABLE_AFTER`] (a real
-//! client is long done), else accepting waits and the kernel's backlog of [`BACKLOG`] holds the others.
+//! `handshake_timeout` for TLS and then `connect_timeout` for its CONNECT. At most `early_max` sockets may
+//! be that young: beyond it the oldest is closed once it has had a third of `connect_timeout` (a real client
+//! is long done), until then accepting waits and the kernel's backlog of [`BACKLOG`] holds the others.
 
 use super::Core;
 use super::connect;
@@ -23,10 +23,6 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 
-/// Sockets before their CONNECT, on one listener.
-pub(crate) const EARLY_MAX: usize = 1_024;
-/// A socket of this age may be closed to make place.
-const EVICTABLE_AFTER: Duration = Duration::from_secs(3);
 /// Connections that the kernel holds until they are accepted: a fleet's reconnect storm.
 const BACKLOG: i32 = 4_096;
 /// Pause after an error of accept, such as no file descriptor left.
@@ -62,11 +58,11 @@ impl Early {
     /// Whether one more fits, after closing the oldest where that is allowed.
     fn has_place(&self, core: &Core) -> bool {
         let mut early = lock(&self.0);
-        if early.sockets.len() < EARLY_MAX {
+        if early.sockets.len() < core.config.early_max {
             return true;
         }
         let Some(oldest) = early.sockets.first_entry() else { return true };
-        if oldest.get().0.elapsed() < EVICTABLE_AFTER {
+        if oldest.get().0.elapsed() < core.config.connect_timeout / 3 {
             return false;
         }
         let (_, task) = oldest.remove();

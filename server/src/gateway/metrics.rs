@@ -8,11 +8,11 @@ use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Taken {
     /// Appended; acknowledged when durable.
-    QosOne,
+    AtLeastOnce,
     /// Appended, QoS 0.
-    QosZero,
+    AtMostOnce,
     /// QoS 0 that found the log full: gone.
-    QosZeroDropped,
+    Dropped,
 }
 
 /// What became of a message to a subscriber or device.

@@ -71,6 +71,8 @@ pub struct Config {
     pub worker_threads: usize,
     /// Connections past their CONNACK.
     pub connections_max: usize,
+    /// Sockets of one listener that have not yet sent their CONNECT.
+    pub early_max: usize,
     /// Bytes of one MQTT packet.
     pub packet_bytes_max: usize,
     /// Unacknowledged QoS 1 PUBLISHes of an MQTT 5 client.
@@ -92,6 +94,7 @@ impl Default for Config {
             plain_listen: None,
             worker_threads: 1,
             connections_max: 18_000,
+            early_max: 1_024,
             packet_bytes_max: PUBLISH_BYTES_MAX,
             receive_maximum: 32,
             keep_alive_s_max: 1_200,

@@ -91,6 +91,19 @@ fn table() -> Vec<(&'static str, &'static str, Needs, Option<Value>)> {
         ("GET", "/api/v1/tenants/{tenant}/events", Tenant(P::TelemetryRead), None),
         ("GET", "/api/v1/tenants/{tenant}/dead-letters", Tenant(P::TelemetryRead), None),
         ("GET", "/api/v1/tenants/{tenant}/rejected", Tenant(P::TelemetryRead), None),
+        ("GET", "/api/v1/tenants/{tenant}/rules", Tenant(P::RulesRead), None),
+        ("POST", "/api/v1/tenants/{tenant}/rules", Tenant(P::RulesWrite), Some(rule())),
+        ("POST", "/api/v1/tenants/{tenant}/rules/validate", Tenant(P::RulesRead), Some(rule())),
+        ("GET", "/api/v1/tenants/{tenant}/rules/{rule}", Tenant(P::RulesRead), None),
+        ("PUT", "/api/v1/tenants/{tenant}/rules/{rule}", Tenant(P::RulesWrite), Some(rule())),
+        ("DELETE", "/api/v1/tenants/{tenant}/rules/{rule}", Tenant(P::RulesWrite), None),
+        ("GET", "/api/v1/tenants/{tenant}/alerts", Tenant(P::AlertsRead), None),
+        ("GET", "/api/v1/tenants/{tenant}/alerts/counts", Tenant(P::AlertsRead), None),
+        ("GET", "/api/v1/tenants/{tenant}/alerts/{alert}", Tenant(P::AlertsRead), None),
+        ("POST", "/api/v1/tenants/{tenant}/alerts/{alert}/ack", Tenant(P::AlertsWrite), Some(json!({}))),
+        ("POST", "/api/v1/tenants/{tenant}/alerts/{alert}/resolve", Tenant(P::AlertsWrite), Some(json!({}))),
+        ("GET", "/api/v1/tenants/{tenant}/live", Tenant(P::TelemetryRead), None),
+        ("GET", "/api/v1/tenants/{tenant}/presence", Tenant(P::DevicesRead), None),
         // On the enrolment listener; the claim in the body is the credential.
         ("POST", "/api/v1/enroll", Nothing, None),
         ("GET", "/healthz", Nothing, None),
@@ -104,8 +117,12 @@ fn route(path: &str) -> &str {
     path.split('?').next().unwrap_or(path)
 }
 
+fn rule() -> Value {
+    json!({ "name": "hot", "on": { "telemetry": {} }, "condition": "value > 30", "severity": "info" })
+}
+
 fn filled(path: &str) -> String {
-    path.replace("{tenant}", "acme").replace("{device}", "pump").replace('{', "").replace('}', "")
+    path.replace("{tenant}", "acme").replace("{device}", "pump").replace(['{', '}'], "")
 }
 
 #[test]

@@ -1,12 +1,16 @@
-//! `/api/v1/tenants/{tenant}/live`: the live stream as server-sent events.
+//! `/api/v1/tenants/{tenant}/live`: the live stream as server-sent events; `/presence` beside it.
 //!
 //! Events carry ids; a client that comes back with `Last-Event-ID` gets what it missed, or `reset` where that is gone.
 //! A `ping` goes out each [`HEARTBEAT`]. A stream ends after [`STREAM_LIFE_MAX`], so that a session that ended or a
 //! role that was taken away is noticed: browsers reconnect by themselves.
 
-use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery};
+use super::feed::Feed;
+use crate::platform::db::Scope;
+use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery, Items, PageQuery};
 use crate::platform::live::{Cut, EventId, Filter, LiveBus, LiveEvent, LiveKind, Resume, Subscription};
+use crate::platform::telemetry::{self, LastSeen, TelemetryStore};
 use crate::tenants::{Caller, Permission};
+use axum::Json;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::sse::{Event, Sse};
@@ -28,8 +32,56 @@ const RETRY: Duration = Duration::from_secs(2);
 const KINDS_MAX: usize = LiveKind::ALL.len();
 
 /// The slice's routes.
-pub fn routes() -> OpenApiRouter<LiveBus> {
-    OpenApiRouter::new().routes(routes!(live_stream))
+pub fn routes() -> OpenApiRouter<PageState> {
+    OpenApiRouter::new().routes(routes!(live_stream)).routes(routes!(list_presence))
+}
+
+/// What the routes stand on.
+#[derive(Clone)]
+pub struct PageState {
+    /// The bus.
+    pub bus: LiveBus,
+    /// Who is connected.
+    pub feed: Feed,
+    /// Who was heard of when.
+    pub telemetry: TelemetryStore,
+}
+
+/// Whether a device is there, and when it was last heard of.
+#[derive(Debug, serde::Serialize, utoipa::ToSchema)]
+pub struct PresenceView {
+    device: String,
+    connected: bool,
+    /// When it came or went; absent where it did neither since the server started. Microseconds since 1970 (UTC).
+    since_us: Option<i64>,
+    /// When it was last heard of; microseconds since 1970 (UTC).
+    last_seen_us: i64,
+}
+
+/// Every device that was ever heard of: whether it is connected, and when it was last heard of.
+#[utoipa::path(get, path = "/api/v1/tenants/{tenant}/presence", tag = "live",
+    params(("tenant" = String, Path), PageQuery),
+    responses((status = 200, description = "A page of devices", body = Items<PresenceView>)))]
+pub async fn list_presence(
+    State(state): State<PageState>,
+    caller: Caller,
+    ApiPath(tenant): ApiPath<TenantId>,
+    ApiQuery(query): ApiQuery<PageQuery>,
+) -> Result<Json<Items<PresenceView>>, ApiError> {
+    caller.require(Permission::DevicesRead, &tenant)?;
+    let page = query.page()?;
+    let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
+    let rows = state.telemetry.db().read(move |tx| telemetry::last_seen(tx, &scope, &after, limit)).await?;
+    let view = |row: LastSeen| {
+        let presence = state.feed.presence_of(tenant.as_str(), &row.device);
+        PresenceView {
+            connected: presence.is_some_and(|presence| presence.connected),
+            since_us: presence.map(|presence| presence.since_us),
+            last_seen_us: row.last_seen_us,
+            device: row.device,
+        }
+    };
+    Ok(Json(page.items(rows, |row| row.device.clone(), view)))
 }
 
 /// What to stream; absent means all.
@@ -69,7 +121,7 @@ impl LiveQuery {
     params(("tenant" = String, Path), LiveQuery),
     responses((status = 200, description = "The stream", content_type = "text/event-stream", body = String)))]
 pub async fn live_stream(
-    State(bus): State<LiveBus>,
+    State(state): State<PageState>,
     caller: Caller,
     ApiPath(tenant): ApiPath<TenantId>,
     ApiQuery(query): ApiQuery<LiveQuery>,
@@ -77,16 +129,18 @@ pub async fn live_stream(
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
     caller.require(Permission::TelemetryRead, &tenant)?;
     caller.require(Permission::AlertsRead, &tenant)?;
-    let filter = query.filter()?;
+    let (bus, filter) = (&state.bus, query.filter()?);
     let header = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let last = header.or(query.last_event_id).filter(|text| !text.is_empty());
     // An id that is none of ours was given by another run of the server: what it missed is gone.
     let unknown = EventId { epoch: !bus.newest().epoch, seq: 0 };
     let last = last.map(|text| EventId::parse(&text).unwrap_or(unknown));
+    // Taken before joining: what comes between the two is sent and seen, never skipped by a later resume.
+    let newest = bus.newest();
     let subscription = bus.subscribe(tenant.as_str(), filter, last);
     let subscription =
         subscription.map_err(|full| ApiError::new(ErrorCode::RateLimited, full.to_string()))?;
-    Ok(Sse::new(events(subscription, bus.newest())))
+    Ok(Sse::new(events(subscription, newest)))
 }
 
 /// Where a stream stands.

@@ -31,8 +31,19 @@ pub const DEVICES_PER_FLUSH: usize = 50;
 #[derive(Clone)]
 pub struct Feed {
     bus: LiveBus,
+    started_at_us: i64,
+    presence: Arc<Mutex<HashMap<Arc<str>, HashMap<Arc<str>, Presence>>>>,
     waiting: Arc<Mutex<HashMap<Arc<str>, Waiting>>>,
     left_out: Arc<AtomicU64>,
+}
+
+/// Whether a device is connected, and since when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Presence {
+    /// Whether it is there.
+    pub connected: bool,
+    /// The server's time of its coming or going.
+    pub since_us: i64,
 }
 
 /// One tenant's devices with something to show, the longest waiting first.
@@ -92,10 +103,24 @@ struct LedgerJson<'a> {
 }
 
 impl Feed {
-    /// A feed into a bus.
+    /// A feed into a bus. A server that crashed wrote no end of its connections, so nobody is there at the start, and
+    /// what the log tells of before `started_at_us` is not believed.
     #[must_use]
-    pub fn new(bus: LiveBus) -> Self {
-        Self { bus, waiting: Arc::default(), left_out: Arc::default() }
+    pub fn new(bus: LiveBus, started_at_us: i64) -> Self {
+        Self {
+            bus,
+            started_at_us,
+            presence: Arc::default(),
+            waiting: Arc::default(),
+            left_out: Arc::default(),
+        }
+    }
+
+    /// Whether a device is connected; none where it neither came nor went since the start.
+    #[must_use]
+    pub fn presence_of(&self, tenant: &str, device: &str) -> Option<Presence> {
+        let presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        presence.get(tenant)?.get(device).copied()
     }
 
     /// Values that were not noted since a bound was reached.
@@ -119,7 +144,15 @@ impl Feed {
     }
 
     fn presence(&self, item: &StoredItem, connected: bool) {
-        let json = PresenceJson { device: &item.device, connected, at_us: item.received_at_us };
+        let since_us = item.received_at_us;
+        if since_us < self.started_at_us {
+            return;
+        }
+        let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
+        let devices = presence.entry(item.tenant.clone()).or_default();
+        devices.insert(item.device.clone(), Presence { connected, since_us });
+        drop(presence);
+        let json = PresenceJson { device: &item.device, connected, at_us: since_us };
         self.publish(&item.tenant, LiveKind::Presence, &item.device, &json);
     }
 

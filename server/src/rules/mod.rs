@@ -10,6 +10,7 @@
 //! Architecture invariant: [`engine`] and [`machine`] do no IO and read no clock but to measure a rule's own cost.
 
 pub mod api;
+pub mod bench;
 pub mod consumer;
 pub mod engine;
 mod facts;

@@ -51,8 +51,16 @@ impl LoginGuard {
         failures.until_us = now_us.saturating_add(policy.lock_us);
     }
 
-    /// Forgets an account's failures after a success.
-    pub fn succeeded(&mut self, key: &str) {
+    /// Takes the newest attempt back: it was no failure. Older failures of an address stay counted; an account's are
+    /// forgotten with [`Self::forget`].
+    pub fn take_back(&mut self, key: &str) {
+        if let Some(failures) = self.keys.get_mut(key) {
+            failures.count = failures.count.saturating_sub(1);
+        }
+    }
+
+    /// Forgets a key's failures.
+    pub fn forget(&mut self, key: &str) {
         self.keys.remove(key);
     }
 

@@ -2,16 +2,15 @@
 //!
 //! Each method is one transaction with its audit row. Secrets leave it once, in the answer that made them.
 
-use super::audit::{self, AuditEntry, AuditRow};
+use super::audit::{self, AuditEntry};
 use super::directory::{TokenDirectory, TokenInfo};
 use super::login_guard::{LoginGuard, Policy};
 use super::model::{self, Decision, Permission, Principal, Role, TextError};
 use super::passwords::{PasswordError, Passwords};
 use super::store::{self, MemberRow, TenantRow, TokenRow, UserRow};
 use crate::platform::clock::SharedClock;
-use crate::platform::config::Live;
+use crate::platform::config::{AuthSection, Live};
 use crate::platform::db::{Db, DbError, Scope, Tx};
-use crate::platform::http_kit::Page;
 use crate::platform::secret;
 use muster_wire::TenantId;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -208,32 +207,38 @@ impl Tenants {
     ) -> Result<(String, Principal), TenantsError> {
         let auth = self.inner.config.get().auth.clone();
         let account = model::parse_email(email).unwrap_or_else(|_| "malformed".into());
-        let lock_us = i64::from(auth.lockout_minutes) * 60_000_000;
-        let of_account = Policy { failures_max: auth.login_failures_max, lock_us };
-        let of_peer = Policy { failures_max: auth.login_failures_max.saturating_mul(4), lock_us };
-        let keys = [(format!("account:{account}"), of_account), (format!("peer:{peer}"), of_peer)];
-        let now_us = self.now_us();
-        {
-            let guard = self.guard();
-            let locked =
-                keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
-            if let Some(retry_after_s) = locked {
-                return Err(TenantsError::Locked { retry_after_s });
-            }
-        }
-        let lookup = account.clone();
-        let user = self.inner.db.read(move |tx| store::user_by_email(tx, &LOGIN, &lookup)).await?;
+        let keys = guard_keys(&auth, &account, peer);
+        self.count_attempt(&keys)?;
+        let user = self.inner.db.read(move |tx| store::user_by_email(tx, &LOGIN, &account)).await?;
         let stored = user.as_ref().map(|user| user.password_hash.clone());
         let fits = password.len() <= model::TEXT_BYTES_MAX
             && self.inner.passwords.verify(password.to_owned(), stored).await?;
         let Some(user) = user.filter(|_| fits) else {
-            let mut guard = self.guard();
-            keys.iter().for_each(|(key, policy)| guard.failed(key, *policy, now_us));
             tracing::info!(peer, "login failed");
             return Err(TenantsError::Unauthenticated);
         };
-        self.guard().succeeded(&keys[0].0);
+        self.forgive(&keys);
         self.open_session(user, i64::from(auth.session_hours) * 3_600_000_000).await
+    }
+
+    /// Refuses a locked key, and counts the attempt as failed until it succeeds: attempts that run side by side
+    /// are no way around the lock.
+    fn count_attempt(&self, keys: &[(String, Policy)]) -> Result<(), TenantsError> {
+        let (mut guard, now_us) = (self.guard(), self.now_us());
+        let locked = keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
+        if let Some(retry_after_s) = locked {
+            return Err(TenantsError::Locked { retry_after_s });
+        }
+        keys.iter().for_each(|(key, policy)| guard.failed(key, *policy, now_us));
+        Ok(())
+    }
+
+    /// A login succeeded: the account starts anew, the address gets this one attempt back.
+    fn forgive(&self, keys: &[(String, Policy)]) {
+        let mut guard = self.guard();
+        for (at, (key, _)) in keys.iter().enumerate() {
+            if at == 0 { guard.forget(key) } else { guard.take_back(key) }
+        }
     }
 
     async fn open_session(&self, user: UserRow, life_us: i64) -> Result<(String, Principal), TenantsError> {
@@ -345,119 +350,25 @@ impl Tenants {
         };
         self.inner.db.write(write).await
     }
-
-    /// Creates a tenant. Its owner is the caller, or `owner_email`'s account when a program asks.
-    ///
-    /// # Errors
-    /// Taken id; no such owner.
-    pub async fn create_tenant(
-        &self,
-        who: &Principal,
-        tenant: TenantId,
-        name: String,
-        owner_email: Option<String>,
-    ) -> Result<TenantRow, TenantsError> {
-        model::check_name(&name)?;
-        let owner = match (owner_email, who) {
-            (Some(email), _) => model::parse_email(&email)?,
-            (None, Principal::User { email, .. }) => email.clone(),
-            (None, Principal::Token { .. }) => {
-                return Err(TenantsError::Invalid {
-                    field: "owner_email",
-                    why: "is needed with an API token".into(),
-                });
-            }
-        };
-        let (actor, now_us, scope) = (who.audit_name(), self.now_us(), Scope::Tenant(tenant.clone()));
-        let row = TenantRow { tenant: tenant.to_string(), name, created_at_us: now_us };
-        let write = move |tx: &mut Tx<'_>| {
-            let user = store::user_by_email(tx, &ACCOUNTS, &owner)?.ok_or_else(|| TenantsError::Invalid {
-                field: "owner_email",
-                why: "is not the address of an account".into(),
-            })?;
-            store::tenant_insert(tx, &ACCOUNTS, &row).map_err(taken("the tenant id is taken"))?;
-            store::member_put(tx, &scope, &user.user_id, Role::Owner, now_us)?;
-            let detail = serde_json::json!({ "owner": owner });
-            let (object, action) = (row.tenant.as_str(), "tenant.create");
-            audit::append(tx, &scope, &AuditEntry { at_us: now_us, actor: &actor, action, object, detail })?;
-            Ok(row)
-        };
-        self.inner.db.write(write).await
-    }
-
-    /// The caller's tenants.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn tenants_of(&self, who: &Principal, page: &Page) -> Result<Vec<TenantRow>, TenantsError> {
-        let (after, limit) = (page.after_text().to_owned(), page.fetch());
-        match who {
-            Principal::User { user_id, .. } => {
-                let user_id = user_id.clone();
-                let read = move |tx: &mut Tx<'_>| store::tenant_list(tx, &ACCOUNTS, &user_id, &after, limit);
-                Ok(self.inner.db.read(read).await?)
-            }
-            Principal::Token { tenant, .. } if tenant.as_str() <= after.as_str() => Ok(Vec::new()),
-            Principal::Token { tenant, .. } => Ok(vec![self.tenant(tenant).await?]),
-        }
-    }
-
-    /// One tenant.
-    ///
-    /// # Errors
-    /// No such tenant.
-    pub async fn tenant(&self, tenant: &TenantId) -> Result<TenantRow, TenantsError> {
-        let scope = Scope::Tenant(tenant.clone());
-        self.inner
-            .db
-            .read(move |tx| store::tenant_get(tx, &scope)?.ok_or(TenantsError::NotFound("tenant")))
-            .await
-    }
-
-    /// Renames a tenant.
-    ///
-    /// # Errors
-    /// No such tenant; a bad name.
-    pub async fn rename_tenant(
-        &self,
-        who: &Principal,
-        tenant: &TenantId,
-        name: String,
-    ) -> Result<TenantRow, TenantsError> {
-        model::check_name(&name)?;
-        let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
-        let write = move |tx: &mut Tx<'_>| {
-            if !store::tenant_rename(tx, &scope, &name)? {
-                return Err(TenantsError::NotFound("tenant"));
-            }
-            let (object, detail) = (scope.tenant()?, serde_json::json!({ "name": name }));
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action: "tenant.rename", object, detail };
-            audit::append(tx, &scope, &entry)?;
-            store::tenant_get(tx, &scope)?.ok_or(TenantsError::NotFound("tenant"))
-        };
-        self.inner.db.write(write).await
-    }
-
-    /// Rows of the tenant's audit chain.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn audit(
-        &self,
-        tenant: &TenantId,
-        after: i64,
-        limit: i64,
-    ) -> Result<Vec<AuditRow>, TenantsError> {
-        let scope = Scope::Tenant(tenant.clone());
-        Ok(self.inner.db.read(move |tx| audit::list(tx, &scope, after, limit)).await?)
-    }
 }
 
 mod members;
+mod tenancy;
 mod tokens;
 
 pub use members::MemberChange;
 pub use tokens::TokenRequest;
+
+/// The account's key, and the address's. A proxy on this machine stands for everybody, so it has none.
+fn guard_keys(auth: &AuthSection, account: &str, peer: &str) -> Vec<(String, Policy)> {
+    let lock_us = i64::from(auth.lockout_minutes) * 60_000_000;
+    let policy = |factor| Policy { failures_max: auth.login_failures_max.saturating_mul(factor), lock_us };
+    let mut keys = vec![(format!("account:{account}"), policy(1))];
+    if !peer.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback()) {
+        keys.push((format!("peer:{peer}"), policy(4)));
+    }
+    keys
+}
 
 fn principal(user: UserRow, memberships: Vec<(TenantId, Role)>) -> Principal {
     let UserRow { user_id, email, system_admin, password_pending, .. } = user;

@@ -101,6 +101,14 @@ pub fn tenant_list(
     tx.query(sql, &[&user_id, &after, &limit], tenant_row)
 }
 
+/// Every tenant, for work that goes over all of them.
+pub fn tenant_ids(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<TenantId>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.query("SELECT tenant FROM tenants ORDER BY tenant", &[], |row| {
+        TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))
+    })
+}
+
 pub fn any_tenant(tx: &mut Tx<'_>, scope: &Scope) -> Result<bool, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     Ok(tx.query_opt("SELECT 1 FROM tenants LIMIT 1", &[], |row| row.get::<i64>(0))?.is_some())

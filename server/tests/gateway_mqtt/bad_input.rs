@@ -6,6 +6,7 @@ use muster_server::gateway::Config;
 use muster_server::platform::event_log::Kind;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 const TOPIC: &str = "muster/acme/pump/up/telemetry";
@@ -259,7 +260,8 @@ fn more_than_receive_maximum_unacknowledged_ends_an_mqtt_5_client_only() {
     for (version, code) in [(5, Some(0x93)), (4, None)] {
         let mut client = rig.device(version, "acme/pump");
         let mut burst = Vec::new();
-        for at in 1..=400 {
+        let count = if version == 5 { 400 } else { 4_000 };
+        for at in 1..=count {
             let payload = telemetry(u64::from(at), &[0; 100]);
             burst.extend(client.publish_bytes(1, 0, at, TOPIC.as_bytes(), &payload));
         }
@@ -269,9 +271,58 @@ fn more_than_receive_maximum_unacknowledged_ends_an_mqtt_5_client_only() {
             rig.wait_metric("gateway_disconnects_total", "receive_maximum", 1);
             wait_until("the name is free", || rig.gateway.connections() == 0);
         } else {
-            for at in 1..=400 {
-                assert_eq!(client.puback(), (at, 0));
+            for at in 1..=count {
+                assert_eq!(client.puback(), (at, 0), "slowed, not ended");
             }
         }
     }
+}
+
+#[test]
+fn the_oldest_silent_socket_makes_place_for_a_client() {
+    let rig = Rig::with(Config { early_max: 8, connect_timeout: Duration::from_secs(3), ..config() }, |_| {});
+    let mut bystander = Bystander::new(&rig);
+    let silent: Vec<_> = (0..12).map(|_| socket(rig.plain())).collect();
+    rig.device(5, "acme/fan").ping();
+    assert!(rig.metric("gateway_early_ends_total", "evicted") >= 5);
+    assert_eq!(rig.metric("gateway_early_ends_total", "connect_timeout"), 0);
+    bystander.is_undisturbed();
+    drop(silent);
+}
+
+#[test]
+fn a_client_that_does_not_read_is_not_read() {
+    const PINGS: usize = 8 << 20;
+    let rig = Rig::new();
+    let mut bystander = Bystander::new(&rig);
+    let mut socket = socket(rig.plain());
+    socket.write_all(&Hello::device("acme/pump").bytes(5)).unwrap();
+    let mut reader = socket.try_clone().unwrap();
+    let sent = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let pings = [0xC0, 0].repeat(4_096);
+            for _ in 0..PINGS / 4_096 {
+                socket.write_all(&pings).unwrap();
+                sent.fetch_add(4_096, Ordering::Relaxed);
+            }
+        });
+        // Until nothing moves any more: the server holds the sender up rather than the answers.
+        let mut before = usize::MAX;
+        wait_until("the sender is held up", || {
+            bystander.is_undisturbed();
+            std::thread::sleep(Duration::from_millis(100));
+            let now = sent.load(Ordering::Relaxed);
+            std::mem::replace(&mut before, now) == now
+        });
+        assert!(before < PINGS, "the server reads on though nobody reads its answers");
+        let (mut buffer, mut connack) = (vec![0; 1 << 16], [0; 2]);
+        reader.read_exact(&mut connack).unwrap();
+        let mut left = usize::from(connack[1]) + 2 * PINGS;
+        while left > 0 {
+            let bytes = reader.read(&mut buffer).unwrap();
+            assert_ne!(bytes, 0, "the connection lives");
+            left -= bytes;
+        }
+    });
 }

@@ -104,14 +104,19 @@ impl Fs for RealFs {
     type File = File;
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        if dir.is_dir() {
-            return Ok(());
-        }
         let parent = match dir.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             Some(_) => Path::new("."),
             None => return Ok(()),
         };
+        if dir.is_dir() {
+            // Whoever made it may have died before the name was durable. Where the parent may not be opened it
+            // is not ours, and neither is the name.
+            return match self.sync_dir(parent) {
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+                other => other,
+            };
+        }
         self.create_dir_all(parent)?;
         match std::fs::create_dir(dir) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -83,8 +83,8 @@ pub(crate) fn recover<F: Fs>(fs: &F, options: &Options, epoch: u64) -> Result<Re
     }
     let ids = found.iter().map(|segment| segment.header.id + 1).max().unwrap_or(0);
     control.next_segment_id = control.next_segment_id.max(ids);
-    control.durable_next = next_seq;
-    close_openings(&mut control, &segments, next_seq, options.epoch);
+    let known_next = std::mem::replace(&mut control.durable_next, next_seq);
+    close_openings(&mut control, &segments, known_next, next_seq, options.epoch);
     let corrupt = record_holes(&mut control, holes, &segments, epoch);
     let epoch = open_epoch(&mut control, options.epoch, epoch, next_seq);
     let opened = Opened {
@@ -335,18 +335,24 @@ fn mend<File: FsFile>(file: &File, scan: &Scan, torn_bytes: u64, unsure: bool) -
     if torn_bytes > 0 || unsure { file.sync_data() } else { Ok(()) }
 }
 
-/// Closes what earlier openings left open; where the control state was lost, makes them from the segments.
-fn close_openings(control: &mut Control, segments: &VecDeque<Segment>, next_seq: Seq, policy: EpochPolicy) {
+/// Closes what earlier openings left open. An opening that the control state cannot know of (it is lost, or an
+/// older slot was read) is made from its segments; one that it knew and forgot stays forgotten.
+fn close_openings(
+    control: &mut Control,
+    segments: &VecDeque<Segment>,
+    known_next: Seq,
+    next_seq: Seq,
+    policy: EpochPolicy,
+) {
     for segment in segments {
-        match control.openings.iter_mut().find(|opening| opening.epoch == segment.epoch) {
-            Some(opening) if opening.closed => opening.next = opening.next.max(segment.next_seq),
+        let (epoch, first, next) = (segment.epoch, segment.first_seq, segment.next_seq);
+        match control.openings.iter_mut().find(|opening| opening.epoch == epoch) {
+            Some(opening) if opening.closed => opening.next = opening.next.max(next),
             Some(_) => {}
-            None => control.push_opening(Opening {
-                epoch: segment.epoch,
-                first: segment.first_seq,
-                next: segment.next_seq,
-                closed: true,
-            }),
+            None if first >= known_next => {
+                control.push_opening(Opening { epoch, first, next, closed: true });
+            }
+            None => {}
         }
     }
     let any_open = control.openings.iter().any(|opening| !opening.closed);

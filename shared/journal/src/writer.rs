@@ -144,7 +144,7 @@ impl<F: Fs> Writer<F> {
     fn write_pending(&mut self, inner: &Inner<F>) -> Result<(), Blocked> {
         loop {
             let outcome = self.make_room(inner).and_then(|()| self.write_once(inner));
-            match outcome {
+            let blocked = match outcome {
                 Ok(()) => {
                     self.failures = 0;
                     self.pending.clear();
@@ -152,13 +152,17 @@ impl<F: Fs> Writer<F> {
                     inner.publish_durable(next);
                     return Ok(());
                 }
-                Err(Blocked::Segment(error)) => self.give_up_segment(inner, &error)?,
-                Err(Blocked::Full(FullOf::Disk)) if inner.options.when_full == WhenFull::DropOldest => {
-                    if !self.drop_oldest(inner, DropReason::QUEUE_FULL)? {
-                        return Err(Blocked::Full(FullOf::Disk));
-                    }
-                }
-                Err(blocked) => return Err(blocked),
+                Err(Blocked::Segment(error)) => match self.give_up_segment(inner, &error) {
+                    Ok(()) => continue,
+                    Err(blocked) => blocked,
+                },
+                Err(blocked) => blocked,
+            };
+            let frees = matches!(blocked, Blocked::Full(FullOf::Disk))
+                && inner.options.when_full == WhenFull::DropOldest
+                && self.drop_oldest(inner, DropReason::QUEUE_FULL)?;
+            if !frees {
+                return Err(blocked);
             }
         }
     }
@@ -219,7 +223,9 @@ impl<F: Fs> Writer<F> {
                 let _ = inner.fs.remove(&inner.options.dir.join(segment_name(active.header.id)));
             }
         }
-        if error.kind() == io::ErrorKind::StorageFull {
+        // Delayed allocation finds out late that there is no space: that is no broken disk.
+        if is_full(error) {
+            self.failures = 0;
             return Err(Blocked::Full(FullOf::Disk));
         }
         if self.failures >= SYNC_FAILURES_MAX {
@@ -239,7 +245,7 @@ impl<F: Fs> Writer<F> {
         while let Err(error) = self.control_file.save(&control, syncs_control(&inner.options)) {
             tries += 1;
             lock(&inner.state).sync_failures += 1;
-            if error.kind() == io::ErrorKind::StorageFull {
+            if is_full(&error) {
                 lock(&inner.state).control_lazy = true;
                 return Err(Blocked::Full(FullOf::Disk));
             }
@@ -304,8 +310,22 @@ impl<F: Fs> Writer<F> {
     }
 }
 
+/// Lets nobody wait for a writer thread that panicked (in a callback, say).
+struct StopOnPanic<'a, F: Fs>(&'a Inner<F>);
+
+impl<F: Fs> Drop for StopOnPanic<'_, F> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            lock(&self.0.batch).stopped = true;
+            lock(&self.0.state).failed.get_or_insert_with(|| "the writer panicked".to_owned());
+            self.0.changed.notify_all();
+        }
+    }
+}
+
 /// The writer thread.
 pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
+    let _stop = StopOnPanic(inner);
     loop {
         let stopping = inner.stopping.load(Ordering::Acquire);
         let mut writer = lock(&inner.writer);
@@ -314,13 +334,13 @@ pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
         }
         writer.step(inner);
         drop(writer);
-        let lazy = {
+        let (failed, lazy) = {
             let state = lock(&inner.state);
-            if state.failed.is_some() {
-                return lock(&inner.writer).finish(inner);
-            }
-            state.control_lazy
+            (state.failed.is_some(), state.control_lazy)
         };
+        if failed {
+            return lock(&inner.writer).finish(inner);
+        }
         let mut batch = lock(&inner.batch);
         let timeout = match batch.stalled {
             Some(_) => Some(STALL_RETRY),
@@ -387,11 +407,12 @@ fn create_segment<F: Fs>(inner: &Inner<F>) -> Result<Active<F::File>, Blocked> {
     }
 }
 
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 fn full_or_failed(error: io::Error) -> Blocked {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Blocked::Full(FullOf::Disk),
-        _ => Blocked::Segment(error),
-    }
+    if is_full(&error) { Blocked::Full(FullOf::Disk) } else { Blocked::Segment(error) }
 }
 
 /// A write that found no space leaves the file usable if what it wrote can be cut off again.

@@ -157,18 +157,23 @@ fn readers_openings_and_the_batch_are_bounded() {
     assert_eq!(full, AppendError::Full { of: FullOf::Memory });
     journal.close().expect("closes");
 
+    let options = Options { bytes_max: 4 * 1024 * 1024, ..options() };
     for _ in 0..OPENINGS_MAX + 3 {
-        let (journal, _) = open(&fs, &options());
+        let (journal, _) = open(&fs, &options);
         journal.append(1, b"x").expect("appends");
         journal.close().expect("closes");
     }
-    let (journal, _) = open(&fs, &options());
+    let (journal, _) = open(&fs, &options);
     assert_eq!(journal.openings().len(), OPENINGS_MAX);
     assert_eq!(journal.stats().openings_evicted, 5);
     let oldest = journal.openings()[0];
     journal.forget_opening(oldest.epoch).expect("forgets");
     journal.forget_opening(journal.epoch()).expect("keeps the current one");
     assert_eq!(journal.openings().len(), OPENINGS_MAX - 1);
+    journal.close().expect("closes");
+    let (journal, _) = open(&fs, &options);
+    let again = journal.openings();
+    assert!(again.len() == OPENINGS_MAX - 1 && again.iter().all(|opening| opening.epoch != oldest.epoch));
 }
 
 #[test]
@@ -203,6 +208,21 @@ fn log_keeps_its_epoch_and_an_empty_one_too() {
     }
     assert_eq!(inspect(&fs, Path::new("/journal")).expect("inspects").held.len(), 3);
     assert_eq!(segments(&fs).len(), 3);
+}
+
+#[test]
+fn callback_that_panics_stops_the_journal_instead_of_hanging_it() {
+    let fs = SimFs::new(1);
+    let options = Options { writer: WriterMode::Thread, ..options() };
+    let (journal, _) = open(&fs, &options);
+    journal.on_durable(Box::new(|_| panic!("on purpose")));
+    let seq = journal.append(1, &payload(1)).expect("appends");
+    // The record became durable before the callback; what follows is refused.
+    journal.wait_durable(seq).expect("durable");
+    while journal.append(1, b"more") != Err(AppendError::Failed) {
+        std::thread::yield_now();
+    }
+    assert!(journal.close().is_err());
 }
 
 /// Threads append, the writer syncs, the power goes: whatever any of them saw as durable is there.

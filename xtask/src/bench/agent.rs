@@ -78,42 +78,27 @@ impl Bench {
         self.server.api().get(&self.server.path(&format!("devices/{device}/{rest}")))
     }
 
-    fn totals(&self, device: &str) -> Result<Value> {
-        let answer = self.device(device, "ledger")?;
-        Ok(answer.get("totals").cloned().unwrap_or(answer))
-    }
-
     fn memory(&self, report: &mut Report) -> Result<()> {
         // One reading proves that it is connected; then it only keeps its connection.
         let one_row = self.dir.join("one.csv");
         std::fs::write(&one_row, "level\n1\n")?;
         let idle = self.enrol("bench-idle", &csv_pipeline(&one_row, "once", None))?;
-        report.barred(
-            "rss_idle_mib",
-            self.rss_when_settled("bench-idle", &idle, "readings")?,
-            Bar::AtMost,
-            12.0,
-        );
+        report.barred("rss_idle_mib", self.rss_when_settled("bench-idle", &idle)?, Bar::AtMost, 12.0);
 
         let model = self.dir.join("model");
         bundle::write(&model)?;
         let config = csv_pipeline(&model.join("series.csv"), "loop", Some(&model));
         let loaded = self.enrol("bench-model", &config)?;
-        report.barred(
-            "rss_model_mib",
-            self.rss_when_settled("bench-model", &loaded, "events")?,
-            Bar::AtMost,
-            24.0,
-        );
+        report.barred("rss_model_mib", self.rss_when_settled("bench-model", &loaded)?, Bar::AtMost, 24.0);
         Ok(())
     }
 
     /// Memory of a running agent, some time after the server has its first record.
-    fn rss_when_settled(&self, device: &str, config: &Path, counted: &str) -> Result<f64> {
+    fn rss_when_settled(&self, device: &str, config: &Path) -> Result<f64> {
         let mut agent = self.start(device, config)?;
         wait_for("the agent's first record", WAIT, || {
             agent.expect_running()?;
-            Ok(self.totals(device)?[counted].as_u64().filter(|count| *count > 0))
+            Ok(self.device(device, "ledger")?["totals"]["stored"].as_u64().filter(|count| *count > 0))
         })?;
         sleep(SETTLE)?;
         let rss = rss_mib(agent.pid())?;

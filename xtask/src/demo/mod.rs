@@ -210,8 +210,10 @@ fn finish(
     }
     let mut api = server.api();
     let sample = settled(server, &mut api, alerts)?;
+    let models: Vec<Option<String>> =
+        Role::ALL.iter().map(|role| watch::newest_model(server, &mut api, *role)).collect::<Result<_>>()?;
     stop_agents(fleet)?;
-    let verdicts = watch::verdicts(&sample, alerts);
+    let verdicts = watch::verdicts(&sample, &models, alerts);
     println!("{:<32} {:>10}", "summary", "found");
     for verdict in &verdicts {
         println!(

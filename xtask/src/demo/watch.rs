@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 /// Alerts on one page of the API.
 const ALERTS_PAGE: usize = 500;
 
-/// One device's part.
+/// One device's part: stored records by class. An event record is one inference.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct DeviceCounts {
-    pub(crate) readings: u64,
+    pub(crate) telemetry: u64,
     pub(crate) inferences: u64,
 }
 
@@ -64,34 +64,45 @@ impl Alerts {
 /// The API does not answer.
 pub(crate) fn look(server: &Server, api: &mut Client, alerts: &mut Alerts) -> Result<Sample> {
     alerts.note(&api.get(&server.path(&format!("alerts?limit={ALERTS_PAGE}")))?);
-    let totals = api.get(&server.path("ledger"))?;
-    let mut sample = read_totals(&totals)?;
+    let mut sample = read_totals(&api.get(&server.path("ledger"))?)?;
     for role in Role::ALL {
         let ledger = api.get(&server.path(&format!("devices/{}/ledger", role.device())))?;
-        let device = read_totals(&ledger)?;
-        sample.devices.push(DeviceCounts { readings: device.readings, inferences: device.inferences });
+        let stored = |class| stored_of_class(&ledger, class);
+        sample.devices.push(DeviceCounts { telemetry: stored("telemetry"), inferences: stored("event") });
     }
     Ok(sample)
 }
 
-/// The totals of a ledger's answer: of the tenant, or of one device.
-fn read_totals(answer: &Value) -> Result<Sample> {
-    let totals = answer.get("totals").unwrap_or(answer);
+/// Records of one class that a device's ledger has stored: open queues and merged ones.
+fn stored_of_class(ledger: &Value, class: &str) -> u64 {
+    let queues = ledger["queues"].as_array().into_iter().flatten().filter(|queue| queue["class"] == class);
+    let open: u64 = queues.filter_map(|queue| queue["stored"].as_u64()).sum();
+    open + ledger["merged"][class]["stored"].as_u64().unwrap_or(0)
+}
+
+/// The model of a device's newest inference.
+///
+/// # Errors
+/// The API does not answer.
+pub(crate) fn newest_model(server: &Server, api: &mut Client, role: Role) -> Result<Option<String>> {
+    let events = api.get(&server.path(&format!("events?device={}&limit=1", role.device())))?;
+    Ok(events["items"][0]["model"].as_str().map(str::to_owned))
+}
+
+/// The totals of a tenant's ledger.
+fn read_totals(totals: &Value) -> Result<Sample> {
     let number =
         |name: &str| totals[name].as_u64().with_context(|| format!("the ledger holds no {name}: {totals}"));
-    let dropped = match &totals["dropped"] {
-        Value::Object(reasons) => reasons.values().filter_map(Value::as_u64).sum(),
-        other => other.as_u64().unwrap_or(0),
-    };
+    let reasons = totals["dropped"].as_object().context("the ledger holds no dropped")?;
     Ok(Sample {
         readings: number("readings")?,
         inferences: number("events")?,
         accepted: number("accepted")?,
         stored: number("stored")?,
-        dropped,
+        dropped: reasons.values().filter_map(Value::as_u64).sum(),
         pending: number("pending")?,
         lost: number("lost")?,
-        duplicated: number("duplicated").or_else(|_| number("duplicates"))?,
+        duplicated: number("duplicated")?,
         devices: Vec::new(),
     })
 }
@@ -104,15 +115,17 @@ pub(crate) struct Verdict {
 }
 
 /// Compares what was seen with what the demo promises.
-pub(crate) fn verdicts(sample: &Sample, alerts: &Alerts) -> Vec<Verdict> {
+/// `models` are those of the devices' newest inferences.
+pub(crate) fn verdicts(sample: &Sample, models: &[Option<String>], alerts: &Alerts) -> Vec<Verdict> {
     let mut verdicts = Vec::new();
     let mut expect = |what: String, found: u64, held: bool| {
         verdicts.push(Verdict { what, found: found.to_string(), held });
     };
-    for (role, counts) in Role::ALL.iter().zip(&sample.devices) {
-        expect(format!("readings of {}", role.device()), counts.readings, counts.readings > 0);
+    for ((role, counts), newest) in Role::ALL.iter().zip(&sample.devices).zip(models) {
+        expect(format!("readings of {}, records", role.device()), counts.telemetry, counts.telemetry > 0);
         if let Some(model) = role.model() {
-            expect(format!("inferences of {model}"), counts.inferences, counts.inferences > 0);
+            let held = counts.inferences > 0 && newest.as_deref() == Some(model);
+            expect(format!("inferences of {model}"), counts.inferences, held);
         }
     }
     expect("alerts opened".to_owned(), alerts.opened() as u64, alerts.opened() > 0);
@@ -129,17 +142,20 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn totals(lost: u64) -> Value {
-        json!({"totals": {"accepted": 9, "stored": 7, "dropped": {"expired": 1, "queue_full": 1}, "pending": 0,
-            "lost": lost, "duplicates": 0, "readings": 30, "events": 4}})
-    }
-
     #[test]
-    fn totals_are_read_from_both_answers() {
-        let sample = read_totals(&totals(0)).unwrap();
+    fn counts_are_read_from_ledgers() {
+        let totals = json!({"accepted": 9, "stored": 7, "dropped": {"expired": 1, "queue_full": 1}, "pending": 0,
+            "lost": 0, "duplicated": 0, "readings": 30, "events": 4});
+        let sample = read_totals(&totals).unwrap();
         assert_eq!((sample.stored, sample.dropped, sample.readings, sample.inferences), (7, 2, 30, 4));
-        assert_eq!(read_totals(&totals(0)["totals"]).unwrap(), sample);
         assert!(read_totals(&json!({"lost": 0})).is_err());
+
+        let queue = |class: &str, stored: u64| json!({ "class": class, "stored": stored });
+        let ledger = json!({
+            "queues": [queue("telemetry", 2), queue("event", 5), queue("telemetry", 3)],
+            "merged": { "telemetry": { "stored": 10 } }
+        });
+        assert_eq!((stored_of_class(&ledger, "telemetry"), stored_of_class(&ledger, "event")), (15, 5));
     }
 
     #[test]
@@ -149,15 +165,16 @@ mod tests {
         alerts.note(&json!({"items": [{"id": "a", "state": "resolved", "cleared_at_us": 5}]}));
         assert_eq!((alerts.opened(), alerts.cleared()), (2, 2));
 
-        let counts = DeviceCounts { readings: 3, inferences: 2 };
-        let held = |sample: &Sample| verdicts(sample, &alerts).iter().all(|verdict| verdict.held);
+        let counts = DeviceCounts { telemetry: 3, inferences: 2 };
+        let models = Role::ALL.map(|role| role.model().map(str::to_owned));
+        let held = |sample: &Sample| verdicts(sample, &models, &alerts).iter().all(|verdict| verdict.held);
         let good = Sample { stored: 7, devices: vec![counts; 3], ..Sample::default() };
         assert!(held(&good));
         assert!(!held(&Sample { lost: 1, ..good.clone() }));
         assert!(!held(&Sample { duplicated: 1, ..good.clone() }));
-        assert!(!held(&Sample {
-            devices: vec![counts, DeviceCounts { inferences: 0, ..counts }, counts],
-            ..good
-        }));
+        let silent = DeviceCounts { inferences: 0, ..counts };
+        assert!(!held(&Sample { devices: vec![counts, silent, counts], ..good.clone() }));
+        let other = [None, models[2].clone(), models[1].clone()];
+        assert!(!verdicts(&good, &other, &alerts).iter().all(|verdict| verdict.held));
     }
 }

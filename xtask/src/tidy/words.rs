@@ -53,7 +53,7 @@ const BANS: [Ban; 16] = [
     },
     Ban {
         word: "unbounded_channel",
-        within: Within::Code,
+        within: Within::ShippedCode,
         allowed: &[],
         instead: "a bounded channel with a named capacity",
     },

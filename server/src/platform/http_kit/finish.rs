@@ -29,8 +29,7 @@ impl HttpMetrics {
     pub fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
         let requests = Opts::new("http_requests_total", "HTTP requests by method and status");
         let requests = IntCounterVec::new(requests, &["method", "status"])?;
-        let seconds =
-            HistogramOpts::new("http_request_seconds", "Time to the head of the answer, by route");
+        let seconds = HistogramOpts::new("http_request_seconds", "Time to the head of the answer, by route");
         let seconds = HistogramVec::new(seconds, &["route"])?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(seconds.clone()))?;

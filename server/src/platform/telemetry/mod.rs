@@ -26,6 +26,7 @@ mod partition;
 mod query;
 mod ranges;
 mod retention;
+mod seen;
 mod tally;
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ pub use lists::{
 pub use partition::DAY_US;
 pub use query::{Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, last_values, readings};
 pub use retention::{Policy, Retained};
+pub use seen::{LastSeen, last_seen};
 pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
 
 use super::db::{self, Db, DbError, Scope, SqlValue, Tx};

@@ -1,3 +1,4 @@
+mod consumer;
 mod engine;
 mod kills;
 mod people;

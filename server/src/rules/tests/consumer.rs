@@ -1,0 +1,107 @@
+//! The consumer's thread on a real event log.
+
+use super::*;
+use crate::alerts::model::AlertFilter;
+use crate::alerts::service::AlertService;
+use crate::alerts::tests::registry;
+use crate::platform::clock::ManualClock;
+use crate::platform::db::Db;
+use crate::platform::event_log::{EventLog, Kind, NewRecord, Options, Origin};
+use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
+use crate::rules::consumer::{Consumer, Parts, spawn};
+use crate::rules::service::{RuleBoard, RuleDraft, RuleService};
+use muster_wire::{Telemetry, UpClass};
+use std::path::Path;
+
+struct Site {
+    db: Db,
+    clock: Arc<ManualClock>,
+    log: EventLog,
+    live: LiveBus,
+    board: Arc<RuleBoard>,
+}
+
+impl Site {
+    fn open(dir: &Path) -> Self {
+        let clock = ManualClock::at(START);
+        let log = EventLog::open(&Options::at(&dir.join("log")), clock.clone()).unwrap();
+        Self { db: registry(dir), clock, log, live: LiveBus::new(), board: Arc::default() }
+    }
+
+    fn consumer(&self) -> Consumer {
+        let (db, clock, board, live) =
+            (self.db.clone(), self.clock.clone(), self.board.clone(), self.live.clone());
+        spawn(self.log.clone(), Parts { db, clock, board, live, labels: labels() }, || 0).unwrap()
+    }
+
+    fn rules(&self) -> RuleService {
+        RuleService::new(self.db.clone(), self.clock.clone(), self.board.clone())
+    }
+
+    fn watch(&self) -> Subscription {
+        self.live.subscribe("acme", Filter::default().kinds(&[LiveKind::Alert]), None).unwrap()
+    }
+
+    fn send(&self, device: &str, seq: u64, value: f64) -> u64 {
+        let readings =
+            vec![Reading { metric: "temp_c".into(), value: Value::Number(value), offset_us: None }];
+        let body = Telemetry { readings }.encode();
+        let record = NewRecord {
+            kind: Kind::Message,
+            tenant: "acme",
+            device,
+            class: UpClass::Telemetry.number(),
+            qos: 1,
+            origin: Origin::Queue { queue_id: 9, seq },
+            measured_at_us: START,
+            body: &body,
+        };
+        self.log.append(&record).unwrap()
+    }
+}
+
+async fn state(watcher: &mut Subscription) -> String {
+    let event = watcher.next().await.unwrap();
+    let json: serde_json::Value = serde_json::from_str(&event.json).unwrap();
+    format!("{} {}", json["device"].as_str().unwrap(), json["state"].as_str().unwrap())
+}
+
+fn draft() -> RuleDraft {
+    let mut json = hot_json(0);
+    json["name"] = "hot".into();
+    serde_json::from_value(json).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rule_written_while_it_runs_opens_and_clears_and_survives_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::open(dir.path());
+    let consumer = site.consumer();
+    let mut watcher = site.watch();
+    let rules = site.rules();
+    let me = crate::testing::owner(&acme());
+    let rule = rules.create(&me, &acme(), draft()).await.unwrap();
+    // The rule is known once its health is on the board; nothing sent before that is promised to be judged.
+    while site.board.health(&acme(), &rule.id).is_none() {
+        tokio::task::yield_now().await;
+    }
+    site.send("d1", 1, 31.0);
+    assert_eq!(state(&mut watcher).await, "d1 open");
+    tokio::task::spawn_blocking(move || consumer.stop()).await.unwrap();
+    let consumer = site.consumer();
+    site.send("d1", 1, 31.0);
+    site.send("d1", 2, 20.0);
+    site.send("d2", 1, 40.0);
+    let mut told = vec![state(&mut watcher).await, state(&mut watcher).await];
+    told.sort();
+    assert_eq!(told, ["d1 cleared", "d2 open"], "the copy sent after the restart opened nothing");
+    assert_eq!(consumer.progress().now().duplicates, 1);
+    rules.delete(&me, &acme(), &rule.id).await.unwrap();
+    assert_eq!(state(&mut watcher).await, "d2 cleared");
+    let alerts = AlertService::new(site.db.clone(), site.clock.clone(), LiveBus::new());
+    let all = alerts.list(&acme(), AlertFilter::default(), None, 10).await.unwrap();
+    let why: Vec<_> = all.iter().map(|alert| alert.cleared_why.clone().unwrap_or_default()).collect();
+    assert_eq!(all.len(), 2);
+    assert!(why.contains(&"condition".to_owned()) && why.contains(&"rule_changed".to_owned()), "{why:?}");
+    tokio::task::spawn_blocking(move || drop(consumer)).await.unwrap();
+}
