@@ -33,6 +33,8 @@ pub(super) struct DeviceDay {
     pub(super) day: i64,
     pub(super) ts_low: i64,
     pub(super) ts_high: i64,
+    /// Of [`Names::days`].
+    pub(super) version: u64,
 }
 
 struct Tenant {
@@ -46,6 +48,8 @@ pub(super) struct Names {
     tenants: HashMap<Arc<str>, Tenant>,
     devices: Vec<Device>,
     series: usize,
+    /// Grows when rows of `device_day` were deleted: what devices remember of an older version is void.
+    days: u64,
 }
 
 /// What [`Names::series`] found.
@@ -59,6 +63,14 @@ pub(super) enum Series {
 impl Names {
     pub(super) fn is_over_bounds(&self) -> bool {
         self.devices.len() > DEVICES_CACHED_MAX || self.series > SERIES_CACHED_MAX
+    }
+
+    pub(super) fn days(&self) -> u64 {
+        self.days
+    }
+
+    pub(super) fn forget_days(&mut self) {
+        self.days += 1;
     }
 
     pub(super) fn device(&self, slot: Slot) -> &Device {

@@ -141,7 +141,8 @@ pub(super) fn note_day(
     ts_low: i64,
     ts_high: i64,
 ) -> Result<(), DbError> {
-    let known = names.device(slot).day.filter(|known| known.day == day);
+    let version = names.days();
+    let known = names.device(slot).day.filter(|known| known.day == day && known.version == version);
     if known.is_some_and(|known| known.ts_low <= ts_low && ts_high <= known.ts_high) {
         return Ok(());
     }
@@ -153,7 +154,7 @@ pub(super) fn note_day(
          ON CONFLICT (device_id, day) DO UPDATE SET ts_low = min(ts_low, excluded.ts_low), ts_high = max(ts_high, excluded.ts_high)
          RETURNING ts_low, ts_high",
         &[&device_id, &day, &low, &high],
-        |row| Ok::<_, DbError>(DeviceDay { day, ts_low: row.get(0)?, ts_high: row.get(1)? }),
+        |row| Ok::<_, DbError>(DeviceDay { day, ts_low: row.get(0)?, ts_high: row.get(1)?, version }),
     )?;
     names.device_mut(slot).day = Some(noted);
     Ok(())

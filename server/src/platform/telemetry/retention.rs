@@ -7,6 +7,7 @@ use super::partition::{self, DAY_US};
 use super::{TelemetryError, TelemetryStore};
 use crate::platform::db::{DbError, Tx};
 use std::collections::BTreeMap;
+use std::sync::PoisonError;
 
 /// Rows deleted in one transaction where they are deleted by row.
 const ROWS_PER_STEP: i64 = 5_000;
@@ -75,7 +76,12 @@ impl TelemetryStore {
         })?;
         let mut deleted = 0;
         for (device_id, day) in expired {
-            deleted += self.db.write_blocking(move |tx| empty_device_day(tx, device_id, day))?;
+            let state = self.state.clone();
+            deleted += self.db.write_blocking(move |tx| {
+                // A log that is days behind may still bring readings of that day: they must be noted again.
+                state.lock().unwrap_or_else(PoisonError::into_inner).names.forget_days();
+                empty_device_day(tx, device_id, day)
+            })?;
         }
         Ok(deleted)
     }
@@ -116,7 +122,7 @@ impl TelemetryStore {
             let (day, state) = (*day, self.state.clone());
             self.db.write_blocking(move |tx| {
                 // Made anew if the log is so far behind that it still brings records of that day.
-                state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).partitions.forget();
+                state.lock().unwrap_or_else(PoisonError::into_inner).partitions.forget();
                 tx.execute("DELETE FROM reading_day WHERE day = $1", &[&day])?;
                 tx.execute(&format!("DROP TABLE IF EXISTS {}", partition::table(day)), &[])
             })?;
@@ -125,11 +131,13 @@ impl TelemetryStore {
     }
 
     fn give_back(&self) -> Result<(), DbError> {
+        let mut left = u64::MAX;
         for _ in 0..STEPS_PER_PASS {
-            let left: u64 = self.db.write_blocking(|tx| tx.give_pages_back(PAGES_PER_STEP))?;
-            if left == 0 {
+            let now: u64 = self.db.write_blocking(|tx| tx.give_pages_back(PAGES_PER_STEP))?;
+            if now == 0 || now >= left {
                 break;
             }
+            left = now;
         }
         Ok(())
     }

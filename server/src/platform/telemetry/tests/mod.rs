@@ -440,5 +440,18 @@ fn retention_keeps_each_tenants_days() {
     assert_eq!((retained.readings, retained.days), (1, 1));
     assert_eq!(bench.values("cam", "t"), [number(2.0)]);
     assert_eq!(bench.count("reading_day"), 1);
+    let free: i64 = bench.read(|tx, _| tx.query_one("PRAGMA freelist_count", &[], |row| row.get(0)));
+    assert_eq!(free, 0, "pages go back to the file system");
     assert_eq!(bench.write(&[one(1), one(3)]).duplicates, 1, "the ledger outlives the readings");
+}
+
+#[test]
+fn readings_that_come_after_their_day_was_emptied_are_found() {
+    let mut bench = Bench::new();
+    bench.write(&[one(1)]);
+    let keep = |days| Policy { default_days: days, ..Policy::default() };
+    assert_eq!(bench.store.retain(&keep(1), NOON + 2 * DAY_US).unwrap().readings, 1);
+    bench.write(&[one(2)]);
+    assert_eq!(bench.values("cam", "t"), [number(2.0)]);
+    assert_eq!(bench.store.retain(&keep(1), NOON + 2 * DAY_US).unwrap().readings, 1);
 }
