@@ -1,10 +1,9 @@
 //! What a rule's expressions can read, borrowed from the record and the device. Nothing is copied on the way in.
 
 use super::template::{label_of, shown};
-use crate::platform::expr::{
+use crate::platform::expr::{CelBool, 
     CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver,
 };
-use cel::common::types::CelBool;
 use muster_wire::{Event, EventKind, Value};
 use std::collections::HashMap;
 

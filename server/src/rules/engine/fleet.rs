@@ -243,6 +243,11 @@ impl TenantRules {
         }
     }
 
+    /// How many rules no longer run.
+    pub(super) fn quarantined(&self) -> u64 {
+        self.slots.iter().filter(|slot| !slot.runs()).count() as u64
+    }
+
     pub(super) fn forget_labels(&mut self) {
         self.devices.values_mut().for_each(|device| device.watch = None);
     }
