@@ -1,6 +1,8 @@
 //! The real binary against a server of a few packets: killed, started again, stopped; its own books must agree with
 //! what the server saw.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
+
 mod support;
 
 use muster_wire::{Telemetry, UpClass, Value};

@@ -1,5 +1,7 @@
 //! The real binary: configuration errors, one process a directory, ready and bootstrap files, a clean end.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;

@@ -160,6 +160,9 @@ impl Parts<'_> {
     }
 }
 
+/// A rule's slot, the device's name, its instances, and which of the rule's instances the timer meant.
+pub(super) type Timed<'a> = (&'a Slot, &'a Arc<str>, &'a mut HashMap<u32, Vec<Instance>>, usize);
+
 impl TenantRules {
     fn new(name: &Arc<str>, mut rules: Vec<Arc<CompiledRule>>) -> Self {
         rules.sort_by(|a, b| a.id.cmp(&b.id));
@@ -311,7 +314,7 @@ impl TenantRules {
         rule: u32,
         subject: &str,
         stream: Stream,
-    ) -> Option<(&Slot, &Arc<str>, &mut HashMap<u32, Vec<Instance>>, usize)> {
+    ) -> Option<Timed<'_>> {
         let Device { name, instances, .. } = self.devices.get_mut(device)?;
         let at = instances.get(&rule)?.iter().position(|known| known.is(subject, stream))?;
         Some((&self.slots[rule as usize], name, instances, at))
