@@ -7,6 +7,7 @@
 //! `tests/golden.rs`); decoding untrusted bytes never panics and never allocates more than the
 //! input's size suggests, since every decoder checks the byte limit beside its type first.
 
+mod borrowed;
 mod envelope;
 mod error;
 mod ids;
@@ -15,6 +16,7 @@ pub mod senml;
 mod topic;
 mod value;
 
+pub use borrowed::{ReadingRef, TelemetryRef};
 pub use envelope::{ENVELOPE_BYTES_MAX, Envelope, PUBLISH_BYTES_MAX, SEQ_MAX, WIRE_VERSION, WireError};
 pub use error::ErrorCode;
 pub use ids::{DeviceId, IdError, QueueId, TenantId};

@@ -352,22 +352,23 @@ impl Telemetry {
     /// # Errors
     /// Names the reading at fault.
     pub fn check(&self) -> Result<(), WireError> {
-        if !(1..=READINGS_MAX).contains(&self.readings.len()) {
-            return Err(rule("telemetry", "readings", "must hold 1 to 1000"));
-        }
-        for (at, reading) in self.readings.iter().enumerate() {
-            check_metric_name(&reading.metric)
-                .map_err(|why| rule("telemetry", format!("readings[{at}].metric"), why))?;
-            reading.value.check().map_err(|_| {
-                rule(
-                    "telemetry",
-                    format!("readings[{at}].value"),
-                    "must be finite, or text of at most 256 bytes",
-                )
-            })?;
-        }
-        Ok(())
+        check_readings(self.readings.iter().map(|reading| (reading.metric.as_str(), &reading.value)))
     }
+}
+
+pub(crate) fn check_readings<'a>(
+    readings: impl ExactSizeIterator<Item = (&'a str, &'a Value)>,
+) -> Result<(), WireError> {
+    if !(1..=READINGS_MAX).contains(&readings.len()) {
+        return Err(rule("telemetry", "readings", "must hold 1 to 1000"));
+    }
+    for (at, (metric, value)) in readings.enumerate() {
+        check_metric_name(metric).map_err(|why| rule("telemetry", format!("readings[{at}].metric"), why))?;
+        value.check().map_err(|_| {
+            rule("telemetry", format!("readings[{at}].value"), "must be finite, or text of at most 256 bytes")
+        })?;
+    }
+    Ok(())
 }
 
 impl Event {

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use muster_wire::{
-    Birth, Death, DeviceId, DownClass, Envelope, Event, Leg, QueueId, Reading, State, Telemetry, TenantId,
-    Topic, UpClass, Value,
+    Birth, Death, DeviceId, DownClass, Envelope, Event, Leg, QueueId, Reading, ReadingRef, State, Telemetry,
+    TelemetryRef, TenantId, Topic, UpClass, Value,
 };
 use proptest::prelude::*;
 
@@ -23,9 +23,22 @@ fn value() -> impl Strategy<Value = Value> {
     ]
 }
 
+fn own(telemetry: &TelemetryRef<'_>) -> Telemetry {
+    let own = |reading: &ReadingRef<'_>| Reading {
+        metric: reading.metric.into(),
+        value: reading.value.clone(),
+        offset_us: reading.offset_us,
+    };
+    Telemetry { readings: telemetry.readings.iter().map(own).collect() }
+}
+
 fn decode_all(bytes: &[u8]) {
     let _ = Envelope::decode(bytes);
-    let _ = Telemetry::decode(bytes);
+    match (Telemetry::decode(bytes), TelemetryRef::decode(bytes)) {
+        (Ok(owned), Ok(borrowed)) => assert_eq!(owned, own(&borrowed)),
+        (Err(owned), Err(borrowed)) => assert_eq!(owned.to_string(), borrowed.to_string()),
+        (owned, borrowed) => panic!("{owned:?} but {borrowed:?}"),
+    }
     let _ = Event::decode(bytes);
     let _ = Birth::decode(bytes);
     let _ = State::decode(bytes);
@@ -98,6 +111,7 @@ proptest! {
         let bytes = envelope.encode();
         let back = Envelope::decode(&bytes).unwrap();
         prop_assert_eq!(back, envelope);
+        prop_assert_eq!(own(&TelemetryRef::decode(back.body).unwrap()), telemetry.clone());
         prop_assert_eq!(Telemetry::decode(back.body).unwrap(), telemetry);
     }
 }

@@ -101,15 +101,21 @@ impl Names {
         Ok(slot)
     }
 
-    /// Finds or makes a metric of a device.
+    /// Finds or makes a metric of a device. `at` is its place in the message: devices send the same metrics in
+    /// the same order, so the metric that was made in this place is tried before the hash.
     pub(super) fn series(
         &mut self,
         tx: &mut Tx<'_>,
         slot: Slot,
-        metric: &str,
+        (at, metric): (usize, &str),
         unit: Option<&str>,
     ) -> Result<Series, DbError> {
         let device = &mut self.devices[slot];
+        if let Some((id, name)) = device.series_names.get(at)
+            && **name == *metric
+        {
+            return Ok(Series::Id(*id));
+        }
         if let Some(id) = device.series.get(metric) {
             return Ok(Series::Id(*id));
         }

@@ -14,8 +14,9 @@ use crate::platform::db::{DbError, SqlValue, Tx};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use muster_wire::senml::Moment;
 use muster_wire::{
-    Birth, DropRange, DropReason, Event, QueueId, QueueState, State, Telemetry, UpClass, Value,
+    Birth, DropRange, DropReason, Event, QueueId, QueueState, State, TelemetryRef, UpClass, Value,
 };
+use std::borrow::Cow;
 
 /// Readings sorted and inserted together.
 const ROWS_BUFFERED_MAX: usize = 65_536;
@@ -199,15 +200,15 @@ impl Writer<'_, '_> {
     }
 
     fn telemetry(&mut self, slot: Slot, record: &LogRecord<'_>, queue_ref: i64) -> Result<(), StoreError> {
-        let telemetry = Telemetry::decode(record.body).map_err(Refusal::malformed)?;
+        let telemetry = TelemetryRef::decode(record.body).map_err(Refusal::malformed)?;
+        let seq = self.account(slot, record).seq;
         let readings = telemetry.readings.into_iter().enumerate().map(|(index, reading)| Incoming {
             ts: record.measured_at_us.saturating_add(reading.offset_us.unwrap_or(0)),
-            key: (queue_ref, self.account(slot, record).seq, index),
-            metric: reading.metric,
+            key: (queue_ref, seq, index),
+            metric: Cow::Borrowed(reading.metric),
             unit: None,
             value: reading.value,
         });
-        let readings = readings.collect();
         self.readings(slot, record, readings)
     }
 
@@ -228,19 +229,19 @@ impl Writer<'_, '_> {
                 Moment::Relative(us) => record.received_at_us.saturating_add(us),
             },
             key: if is_named(reading.moment) { (named_ref, 0, 0) } else { (queue_ref, account.seq, index) },
-            metric: reading.metric,
+            metric: Cow::Owned(reading.metric),
             unit: reading.unit,
             value: reading.value,
         });
-        self.readings(slot, record, readings.collect())
+        self.readings(slot, record, readings)
     }
 
     /// Takes the readings of one message. Surplus metrics are refused; where nothing is left, so is the message.
-    fn readings(
+    fn readings<'m>(
         &mut self,
         slot: Slot,
         record: &LogRecord<'_>,
-        readings: Vec<Incoming>,
+        readings: impl Iterator<Item = Incoming<'m>>,
     ) -> Result<(), StoreError> {
         let day = partition::day_of(record.received_at_us);
         if day != self.day || self.rows.len() >= ROWS_BUFFERED_MAX {
@@ -249,8 +250,9 @@ impl Writer<'_, '_> {
         }
         let (mut refused, mut span) = (0, None::<(i64, i64)>);
         let before = self.rows.len();
-        for reading in readings {
-            let found = self.state.names.series(self.tx, slot, &reading.metric, reading.unit.as_deref());
+        for (at, reading) in readings.enumerate() {
+            let found =
+                self.state.names.series(self.tx, slot, (at, &reading.metric), reading.unit.as_deref());
             let Series::Id(series_id) = found.map_err(TelemetryError::from)? else {
                 refused += 1;
                 continue;
@@ -411,8 +413,8 @@ impl Writer<'_, '_> {
 }
 
 /// A reading on its way to a row.
-struct Incoming {
-    metric: String,
+struct Incoming<'m> {
+    metric: Cow<'m, str>,
     unit: Option<String>,
     ts: i64,
     /// Queue row, seq, index.
@@ -420,7 +422,7 @@ struct Incoming {
     value: Value,
 }
 
-impl Incoming {
+impl Incoming<'_> {
     fn row(self, series_id: i64, slot: Slot, received_at: i64) -> ReadingRow {
         let (queue_ref, seq, index) = self.key;
         ReadingRow {
