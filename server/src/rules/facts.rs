@@ -1,8 +1,8 @@
 //! What a rule's expressions can read, borrowed from the record and the device. Nothing is copied on the way in.
 
 use super::template::{label_of, shown};
-use crate::platform::expr::{CelBool, 
-    CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver,
+use crate::platform::expr::{
+    CelBool, CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver,
 };
 use muster_wire::{Event, EventKind, Value};
 use std::collections::HashMap;
