@@ -137,7 +137,7 @@ impl Site {
         let sql = "SELECT rule_id || device || subject || stream || state FROM rule_state ORDER BY 1";
         runtime
             .block_on(
-                self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0).map_err(DbError::from))),
+                self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0))),
             )
             .unwrap()
     }
