@@ -49,6 +49,9 @@ pub struct Presence {
     pub since_us: i64,
 }
 
+/// By tenant, then device.
+type PresenceByTenant = HashMap<Arc<str>, HashMap<Arc<str>, Presence>>;
+
 /// One tenant's devices with something to show, the longest waiting first.
 #[derive(Default)]
 struct Waiting {
