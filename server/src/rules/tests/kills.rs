@@ -135,11 +135,7 @@ impl Site {
 
     fn leftovers(&self, runtime: &tokio::runtime::Runtime) -> Vec<String> {
         let sql = "SELECT rule_id || device || subject || stream || state FROM rule_state ORDER BY 1";
-        runtime
-            .block_on(
-                self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0))),
-            )
-            .unwrap()
+        runtime.block_on(self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0)))).unwrap()
     }
 }
 
