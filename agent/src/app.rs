@@ -4,17 +4,19 @@
 //! sources, pipelines (they drain), uplink (it sends on for a moment, then DISCONNECT), queue. A queue whose journal
 //! stopped (the disk failed for good) takes the whole agent down and up again after a wait.
 
+mod join;
+
+pub use join::enroll;
+
 use crate::clock::{AgentClock, SharedClock};
-use crate::config::{Config, SourceConfig, Transport};
-use crate::identity::{self, Claim, EnrollError, Identity, StoreError};
+use crate::config::{Config, SourceConfig};
+use crate::identity::{self, EnrollError, StoreError};
 use crate::metrics::{self, Listen, Metrics};
 use crate::pipeline::{self, Feed, Inbox, MetricNames, ModelError, Pipeline, Scorer};
-use crate::queue::{Bounds, Queue, QueueError};
+use crate::queue::{Bounds, Queue, QueueError, QueueWatch};
 use crate::source::{self, SAMPLES_WAITING_MAX, SourceContext};
-use crate::supervisor::{Exit, Notifier, RestartDelay, Stop, StopSender, Supervisor, chain, stop_pair};
+use crate::supervisor::{Exit, Notifier, RestartDelay, Stop, StopSender, Supervisor, stop_pair};
 use crate::tls;
-use crate::uplink::{Settings, Uplink};
-use muster_wire::{Birth, DeviceId, TenantId};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,10 +31,6 @@ const HEALTH_INTERVAL: Duration = Duration::from_secs(2);
 const PIPELINES_STOP_MAX: Duration = Duration::from_secs(5);
 /// The longest that the uplink may take to leave.
 const UPLINK_STOP_MAX: Duration = Duration::from_secs(8);
-/// The longest short text on the wire, in bytes.
-const NAME_BYTES_MAX: usize = 128;
-/// The first and the longest wait between two tries to enrol.
-const ENROLL_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -119,7 +117,7 @@ pub async fn run_until(config: Config, mut stop: Stop) -> Result<(), AppError> {
     let mut delay = RestartDelay::default();
     let mut started = Instant::now();
     loop {
-        let agent = Agent::start(&config, &metrics, &clock, &stop).await?;
+        let agent = Agent::start(&config, &metrics, &clock).await?;
         match agent.run(&notifier, &mut stop).await {
             Err(AppError::QueueStopped(reason)) if !stop.is_up() => {
                 let wait = delay.next(started.elapsed());
@@ -143,26 +141,27 @@ pub async fn run_until(config: Config, mut stop: Stop) -> Result<(), AppError> {
 /// Everything that runs.
 struct Agent {
     queue: Queue,
+    watch: QueueWatch,
+    metrics: Metrics,
     feeders: Vec<JoinHandle<()>>,
     uplink: JoinHandle<()>,
     metrics_server: Option<JoinHandle<()>>,
+    stop_tasks: StopSender,
     stop_sources: StopSender,
     stop_uplink: StopSender,
 }
 
 impl Agent {
-    async fn start(
-        config: &Config,
-        metrics: &Metrics,
-        clock: &Arc<AgentClock>,
-        stop: &Stop,
-    ) -> Result<Self, AppError> {
-        who_am_i(config)?;
+    async fn start(config: &Config, metrics: &Metrics, clock: &Arc<AgentClock>) -> Result<Self, AppError> {
+        join::who_am_i(config)?;
         let shared: SharedClock = clock.clone();
         let bounds = Bounds::from_config(&config.queue);
         let queue = Queue::open_dir(&config.queue_dir(), bounds, shared)?;
+        let watch = QueueWatch::new(queue.clone());
         queue.forget_empty_openings()?;
-        let supervisor = Supervisor::new(metrics.clone(), stop.clone());
+        // Once this is up nothing is started again, so nothing of this agent outlives it.
+        let (stop_tasks, tasks_stop) = stop_pair();
+        let supervisor = Supervisor::new(metrics.clone(), tasks_stop);
         let (stop_sources, sources_stop) = stop_pair();
         let (stop_uplink, uplink_stop) = stop_pair();
         let metrics_server = config.metrics.listen.as_deref().and_then(Listen::parse).map(|listen| {
@@ -172,14 +171,24 @@ impl Agent {
                 async move { serving.await.into() }
             })
         });
-        let uplink = spawn_uplink(&supervisor, config, &queue, metrics, clock, uplink_stop);
+        let uplink = join::spawn_uplink(&supervisor, config, &queue, metrics, clock, uplink_stop);
         let scorers = load_models(config).await?;
         let context = Feeding { supervisor: &supervisor, metrics, clock, stop: sources_stop };
         let feeders = context.spawn(config, &queue, scorers);
-        Ok(Self { queue, feeders, uplink, metrics_server, stop_sources, stop_uplink })
+        Ok(Self {
+            watch,
+            metrics: metrics.clone(),
+            queue,
+            feeders,
+            uplink,
+            metrics_server,
+            stop_tasks,
+            stop_sources,
+            stop_uplink,
+        })
     }
 
-    async fn run(self, notifier: &Notifier, stop: &mut Stop) -> Result<(), AppError> {
+    async fn run(mut self, notifier: &Notifier, stop: &mut Stop) -> Result<(), AppError> {
         notifier.ready();
         let every = notifier.alive_interval().unwrap_or(HEALTH_INTERVAL).min(HEALTH_INTERVAL);
         let mut beat = tokio::time::interval(every);
@@ -187,6 +196,7 @@ impl Agent {
             tokio::select! {
                 _ = beat.tick() => {
                     notifier.alive();
+                    self.watch.count(&self.metrics);
                     if let Some(reason) = self.queue.failure() {
                         break Some(reason);
                     }
@@ -205,6 +215,7 @@ impl Agent {
     }
 
     async fn take_down(self) -> Result<(), AppError> {
+        self.stop_tasks.stop();
         self.stop_sources.stop();
         let feeders = self.feeders;
         let drained = async {
@@ -328,162 +339,5 @@ impl Feeding<'_> {
         let config = source.clone();
         self.supervisor
             .spawn(format!("source {}", source.name()), move || source::run(config.clone(), context.clone()))
-    }
-}
-
-enum Who {
-    Token { tenant: TenantId, device: DeviceId, token: String, ca_pem: String },
-    Enrolled(Box<Identity>),
-    Claim(Claim),
-}
-
-fn read_secret(path: &PathBuf) -> Result<String, AppError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| AppError::Secret { path: path.clone(), source })?;
-    Ok(text.trim().to_owned())
-}
-
-fn who_am_i(config: &Config) -> Result<Who, AppError> {
-    let settings = &config.identity;
-    if let (Some(tenant), Some(device), Some(file)) =
-        (&settings.tenant, &settings.device, &settings.token_file)
-    {
-        let ca_pem = config.uplink.ca_file.as_ref().map(read_secret).transpose()?.unwrap_or_default();
-        let (tenant, device) = (TenantId::parse(tenant)?, DeviceId::parse(device)?);
-        return Ok(Who::Token { tenant, device, token: read_secret(file)?, ca_pem });
-    }
-    if let Some(identity) = identity::load(&config.identity_dir())? {
-        return Ok(Who::Enrolled(Box::new(identity)));
-    }
-    let claim = match (&settings.claim, &settings.claim_file) {
-        (Some(claim), _) => claim.clone(),
-        (None, Some(file)) => read_secret(file)?,
-        (None, None) => return Err(AppError::NoIdentity),
-    };
-    Ok(Who::Claim(Claim::parse(&claim)?))
-}
-
-/// Enrols with `claim`, as `muster-agent enroll` does.
-///
-/// # Errors
-/// The claim is malformed or refused, or there is no connection.
-pub async fn enroll(config: &Config, claim: &str) -> Result<Identity, AppError> {
-    let clock: SharedClock = Arc::new(AgentClock::default());
-    let claim = Claim::parse(claim)?;
-    let name = config.identity.device_name.as_deref();
-    Ok(identity::enroll(&config.identity_dir(), &claim, name, clock).await?)
-}
-
-async fn enroll_patiently(
-    config: &Config,
-    claim: &Claim,
-    clock: &Arc<AgentClock>,
-) -> Result<Identity, AppError> {
-    let mut wait = ENROLL_DELAY.0;
-    loop {
-        let name = config.identity.device_name.as_deref();
-        match identity::enroll(&config.identity_dir(), claim, name, clock.clone()).await {
-            Ok(identity) => {
-                tracing::info!(tenant = %identity.tenant, device = %identity.device, "enrolled");
-                return Ok(identity);
-            }
-            Err(error) if error.is_passing() => {
-                tracing::warn!(
-                    error = chain(&error),
-                    wait_ms = wait.as_millis(),
-                    "not enrolled, will try again"
-                );
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(ENROLL_DELAY.1);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn spawn_uplink(
-    supervisor: &Supervisor,
-    config: &Config,
-    queue: &Queue,
-    metrics: &Metrics,
-    clock: &Arc<AgentClock>,
-    stop: Stop,
-) -> JoinHandle<()> {
-    let (config, queue, metrics, clock) = (config.clone(), queue.clone(), metrics.clone(), Arc::clone(clock));
-    supervisor.spawn("uplink".into(), move || {
-        let (config, queue, metrics, clock) =
-            (config.clone(), queue.clone(), metrics.clone(), Arc::clone(&clock));
-        let mut stop = stop.clone();
-        async move {
-            let settings = tokio::select! {
-                settings = uplink_settings(&config, &clock) => settings,
-                () = stop.wait() => return Exit::Done,
-            };
-            match settings {
-                Ok(settings) => {
-                    Uplink::new(queue, clock, metrics, stop, Arc::new(settings)).run().await.into()
-                }
-                Err(error) => Exit::Failed(chain(&error)),
-            }
-        }
-    })
-}
-
-async fn uplink_settings(config: &Config, clock: &Arc<AgentClock>) -> Result<Settings, AppError> {
-    let own_key = || identity::load_or_create_key(&config.identity_dir());
-    let plain = config.uplink.transport == Transport::Plain;
-    let shared: SharedClock = clock.clone();
-    let identity = match who_am_i(config)? {
-        Who::Token { tenant, device, token, ca_pem } => {
-            let tls = if plain { None } else { Some(tls::client(&ca_pem, None, shared)?) };
-            let host = config.uplink.host.clone().unwrap_or_default();
-            let port = config.uplink.port.unwrap_or_default();
-            return Ok(settings(config, (host, port), (tenant, device), Some(token), tls));
-        }
-        Who::Enrolled(identity) => *identity,
-        Who::Claim(claim) => enroll_patiently(config, &claim, clock).await?,
-    };
-    clock.learn(identity.server_time_us);
-    let own = (identity.certificate_pem.as_str(), own_key()?);
-    let tls = if plain { None } else { Some(tls::client(&identity.ca_pem, Some((own.0, &own.1)), shared)?) };
-    let host = config.uplink.host.clone().unwrap_or(identity.mqtt_host);
-    let port = config.uplink.port.unwrap_or(identity.mqtt_port);
-    Ok(settings(config, (host, port), (identity.tenant, identity.device), None, tls))
-}
-
-fn settings(
-    config: &Config,
-    (host, port): (String, u16),
-    (tenant, device): (TenantId, DeviceId),
-    token: Option<String>,
-    tls: Option<Arc<rustls::ClientConfig>>,
-) -> Settings {
-    let ms = |ms: u32| Duration::from_millis(ms.into());
-    let uplink = &config.uplink;
-    let short = |mut text: String| {
-        while text.len() > NAME_BYTES_MAX {
-            text.pop();
-        }
-        text
-    };
-    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    Settings {
-        host,
-        port,
-        tls,
-        tenant,
-        device,
-        token,
-        keep_alive_s: uplink.keep_alive_s,
-        reconnect_delay: (ms(uplink.reconnect_delay_ms_min), ms(uplink.reconnect_delay_ms_max)),
-        state_interval: Duration::from_secs(uplink.state_interval_s.into()),
-        about: Birth {
-            agent_version: env!("CARGO_PKG_VERSION").into(),
-            os: short(sysinfo::System::long_os_version().unwrap_or_default()),
-            arch: std::env::consts::ARCH.into(),
-            boot_id: short(boot_id.trim().to_owned()),
-            pipelines: config.pipelines.iter().map(|pipeline| pipeline.name.clone()).collect(),
-            ..Birth::default()
-        },
     }
 }

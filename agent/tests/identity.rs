@@ -1,5 +1,7 @@
 //! Enrolment against a small HTTPS server: pinned CA, lost replies, refusals, files.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::service::service_fn;

@@ -1,5 +1,7 @@
 //! The demo bundles at work in pipelines, and what `muster-agent check` says of good and broken ones.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
+
 use muster_agent::clock::AgentClock;
 use muster_agent::config;
 use muster_agent::metrics::Metrics;

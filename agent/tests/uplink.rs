@@ -1,5 +1,7 @@
 //! The uplink against a server of a few packets: order, answers, repeats, reports, a clean end.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
+
 mod support;
 
 use muster_agent::clock::AgentClock;
@@ -58,10 +60,10 @@ impl Bench {
     async fn put(&self, class: QueueClass, count: usize) -> u64 {
         let queue = self.queue.clone();
         let put = move || {
-            let last = (0..count)
-                .map(|n| queue.append(class, 7, &[u8::try_from(n % 256).unwrap()]).unwrap())
-                .last()
-                .unwrap();
+            let mut last = 0;
+            for n in 0..count {
+                last = queue.append(class, 7, &[u8::try_from(n % 256).unwrap()]).unwrap();
+            }
             queue.wait_accepted(class, last).unwrap();
             last
         };

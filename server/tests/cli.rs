@@ -1,5 +1,7 @@
 //! The real binary: configuration errors, one process a directory, ready and bootstrap files, a clean end.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
@@ -61,15 +63,38 @@ fn get(address: &str, path: &str) -> String {
     text
 }
 
+/// A server that does not outlive its test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Starts the server under `dir` and waits until it is ready; gives what it says of its listeners.
+fn start(dir: &Path) -> (Running, serde_json::Value) {
+    let mut running = Running(run(dir).spawn().unwrap());
+    let ready = until("the ready file", || {
+        if let Some(status) = running.0.try_wait().unwrap() {
+            panic!("ended with {status}: {}", std::fs::read_to_string(dir.join("log")).unwrap());
+        }
+        read_json(&dir.join("ready.json"))
+    });
+    (running, ready)
+}
+
 fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
-fn end(mut child: Child) -> String {
-    signal(&child, "-TERM");
-    let status = until("the end", || child.try_wait().unwrap());
+fn end(mut server: Running) -> String {
+    signal(&server.0, "-TERM");
+    let status = until("the end", || server.0.try_wait().unwrap());
     let mut text = String::new();
-    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    server.0.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(status.success(), "{status}");
     text
 }
@@ -107,8 +132,7 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("muster-server.toml");
     std::fs::write(&file, "").unwrap();
-    let child = run(dir.path()).spawn().unwrap();
-    let ready = until("the ready file", || read_json(&dir.path().join("ready.json")));
+    let (child, ready) = start(dir.path());
     let address = ready["http"].as_str().unwrap();
     assert!(get(address, "/readyz").contains("\"ready\":true"));
     assert!(get(address, "/api/v1/tenants").starts_with("HTTP/1.1 401"));
@@ -120,7 +144,7 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
     assert!(!second.status.success() && text(&second).contains("in use"), "{}", text(&second));
 
     std::fs::write(&file, "[log]\nfilter = \"debug\"\n[mqtt]\nworker_threads = 2").unwrap();
-    signal(&child, "-HUP");
+    signal(&child.0, "-HUP");
     let log = || std::fs::read_to_string(dir.path().join("log")).unwrap();
     until("the reload", || {
         (log().contains("log.filter") && log().contains("mqtt.worker_threads")).then_some(())
@@ -142,8 +166,7 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
 
     std::fs::remove_file(&boot).unwrap();
     std::fs::remove_file(dir.path().join("ready.json")).unwrap();
-    let child = run(dir.path()).spawn().unwrap();
-    until("the ready file", || read_json(&dir.path().join("ready.json")));
+    let (child, _) = start(dir.path());
     assert!(!end(child).contains("one-time"), "only the first start makes an owner");
     assert!(!boot.exists());
 }

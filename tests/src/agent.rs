@@ -76,11 +76,22 @@ serial = "serial"
         Self { dir: dir.to_owned(), process: None }
     }
 
-    /// Starts the process.
+    /// Starts the process, and waits until its queue is open.
+    ///
+    /// # Panics
+    /// When it ends instead.
     pub fn start(&mut self) {
+        let before = self.log_count("queue opened");
         let mut command = Command::new(binary("muster-agent"));
         command.arg("run").arg("--config").arg(self.dir.join("agent.toml"));
-        self.process = Some(Process::start("muster-agent", &mut command, &self.dir.join("agent.log")));
+        let mut process = Process::start("muster-agent", &mut command, &self.dir.join("agent.log"));
+        crate::wait_for("the agent to open its queue", || {
+            if let Some(status) = process.ended() {
+                panic!("muster-agent ended ({status})\n{}", process.log_tail());
+            }
+            if self.log_count("queue opened") > before { Ok(()) } else { Err("not open".to_owned()) }
+        });
+        self.process = Some(process);
     }
 
     /// Keeps the connection but reads nothing more: the backlog can drain.
@@ -93,18 +104,18 @@ serial = "serial"
         let config = std::fs::read_to_string(&file).expect("the configuration was written");
         let idle = config.split("[[source]]").next().unwrap_or_default();
         std::fs::write(file, idle).expect("the configuration can be written");
-        let before = self.connects();
+        let before = self.log_count("connected host=");
         self.start();
-        crate::wait_for("the agent to connect", || match self.connects() {
+        crate::wait_for("the agent to connect", || match self.log_count("connected host=") {
             now if now > before => Ok(()),
             now => Err(format!("connected {now} times")),
         });
     }
 
-    /// How often the agent connected, by its log.
-    fn connects(&self) -> usize {
+    /// How often a text stands in the agent's log.
+    fn log_count(&self, text: &str) -> usize {
         let log = std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
-        log.lines().filter(|line| line.contains("connected host=")).count()
+        log.lines().filter(|line| line.contains(text)).count()
     }
 
     /// `kill -9`.

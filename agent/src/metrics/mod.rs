@@ -98,6 +98,10 @@ pub struct Metrics {
     /// Events appended to the queue.
     pub events: IntCounter,
     refused: IntCounterVec,
+    accepted: IntCounterVec,
+    released: IntCounterVec,
+    dropped_records: IntCounterVec,
+    dropped_bytes: IntCounterVec,
     publishes: IntCounterVec,
     /// Connections that the server accepted.
     pub connects: IntCounter,
@@ -148,6 +152,15 @@ impl Metrics {
             readings: counter(r, "agent_queue_readings_total", "readings appended to the queue"),
             events: counter(r, "agent_queue_events_total", "events appended to the queue"),
             refused: counters(r, "agent_refused_total", "values and samples refused", "reason"),
+            accepted: counters(r, "agent_queue_accepted_total", "records accepted (fsynced)", "class"),
+            released: counters(r, "agent_queue_released_total", "records acknowledged or dropped", "class"),
+            dropped_records: counters(r, "agent_queue_dropped_total", "accepted records dropped", "reason"),
+            dropped_bytes: counters(
+                r,
+                "agent_queue_dropped_bytes_total",
+                "bytes of records dropped",
+                "reason",
+            ),
             publishes: counters(r, "agent_uplink_publishes_total", "records published, by their end", "end"),
             connects: counter(r, "agent_uplink_connects_total", "connections accepted by the server"),
             disconnects: counter(
@@ -178,6 +191,24 @@ impl Metrics {
     #[must_use]
     pub fn refusals(&self, reason: Refusal) -> u64 {
         self.refused.with_label_values(&[reason.as_str()]).get()
+    }
+
+    /// Counts how far a class of the queue moved.
+    pub fn queue_moved(&self, class: &'static str, accepted: u64, released: u64) {
+        self.accepted.with_label_values(&[class]).inc_by(accepted);
+        self.released.with_label_values(&[class]).inc_by(released);
+    }
+
+    /// Counts accepted records that were dropped.
+    pub fn queue_dropped(&self, reason: &'static str, records: u64, bytes: u64) {
+        self.dropped_records.with_label_values(&[reason]).inc_by(records);
+        self.dropped_bytes.with_label_values(&[reason]).inc_by(bytes);
+    }
+
+    /// Records dropped so far for a reason.
+    #[must_use]
+    pub fn dropped(&self, reason: &'static str) -> u64 {
+        self.dropped_records.with_label_values(&[reason]).get()
     }
 
     /// Counts the end of publishes.

@@ -13,11 +13,13 @@ mod history;
 mod inspect;
 mod record;
 mod report;
+mod watch;
 
 pub use inspect::{ClassInspection, DroppedRange, Inspection, OpeningRange, inspect};
 pub use muster_journal::{AppendError, Seq};
 pub use record::Body;
 pub use report::Report;
+pub use watch::QueueWatch;
 
 use crate::clock::SharedClock;
 use crate::config;

@@ -107,6 +107,8 @@ fn telemetry_over_its_bound_drops_the_oldest_and_no_event() {
         Queue::open_dir(dir.path(), Bounds::from_config(&limits), Arc::new(ManualClock::at(1))).unwrap();
     let (_sender, stop) = stop_pair();
     put(&queue, QueueClass::Event, 1);
+    let metrics = crate::metrics::Metrics::new();
+    let mut watch = QueueWatch::new(queue.clone());
     let body = vec![7; 10_000];
     let mut last = 0;
     for _ in 0..300 {
@@ -117,6 +119,8 @@ fn telemetry_over_its_bound_drops_the_oldest_and_no_event() {
     assert_eq!(report.drops.len(), 1, "one range: {:?}", report.drops);
     let drop = report.drops[0];
     assert_eq!((drop.class, drop.first, drop.reason), (1, 1, DropReason::QueueFull));
+    watch.count(&metrics);
+    assert_eq!(metrics.dropped("queue_full"), drop.last, "a drop always counts");
     let mut reader = queue.reader(QueueClass::Telemetry, 1).unwrap();
     let mut kept = Vec::new();
     while kept.last() != Some(&last) {

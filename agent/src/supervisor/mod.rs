@@ -109,6 +109,15 @@ impl Stop {
     }
 }
 
+/// A run that ends with the task that watches it.
+struct AbortOnDrop(tokio::task::JoinHandle<Exit>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 /// Starts tasks and restarts them.
 #[derive(Clone)]
 pub struct Supervisor {
@@ -135,7 +144,8 @@ impl Supervisor {
             let mut delay = RestartDelay::default();
             loop {
                 let started = Instant::now();
-                let exit = match tokio::spawn(task()).await {
+                let mut run = AbortOnDrop(tokio::spawn(task()));
+                let exit = match (&mut run.0).await {
                     Ok(exit) => exit,
                     Err(error) if error.is_panic() => Exit::Failed("it panicked".into()),
                     Err(_) => Exit::Done,

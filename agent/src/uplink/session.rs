@@ -117,7 +117,9 @@ impl<'a, F: Fs> Session<'a, F> {
             self.release(false)?;
             if self.is_finished() {
                 self.release(true)?;
-                self.link.disconnect().await;
+                if self.connected {
+                    self.link.disconnect().await;
+                }
                 return Ok((Ended::Stopped, self.useful));
             }
         }

@@ -1,5 +1,8 @@
 //! A server of a few packets: enough MQTT 5 to see what the agent sends and to answer it.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use muster_wire::{Envelope, UpClass};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};

@@ -48,10 +48,17 @@ pub(super) fn of_rules(
         let live = live.clone();
         Box::new(move || number(read(&live)))
     };
-    let all: [(&str, &str, Read); 6] = [
+    let all: [(&str, &str, Read); 9] = [
         ("rules_position", "The next log position that rules read", rule(|progress| progress.now().position)),
         ("rules_evaluations", "Conditions evaluated", rule(|progress| progress.now().evaluations)),
         ("rules_errors", "Evaluations that failed", rule(|progress| progress.now().errors)),
+        ("rules_duplicates", "Copies of records passed over", rule(|progress| progress.now().duplicates)),
+        ("rules_quarantined", "Rules that no longer run", rule(|progress| progress.now().quarantined)),
+        (
+            "rules_skipped_positions",
+            "Log positions that the rules never saw",
+            rule(|progress| progress.now().skipped),
+        ),
         (
             "rules_commit_failures",
             "Commits that failed and were tried again",

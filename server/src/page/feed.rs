@@ -32,7 +32,7 @@ pub const DEVICES_PER_FLUSH: usize = 50;
 pub struct Feed {
     bus: LiveBus,
     started_at_us: i64,
-    presence: Arc<Mutex<HashMap<Arc<str>, HashMap<Arc<str>, Presence>>>>,
+    presence: Arc<Mutex<PresenceByTenant>>,
     waiting: Arc<Mutex<HashMap<Arc<str>, Waiting>>>,
     left_out: Arc<AtomicU64>,
 }
@@ -45,6 +45,9 @@ pub struct Presence {
     /// The server's time of its coming or going.
     pub since_us: i64,
 }
+
+/// By tenant, then device.
+type PresenceByTenant = HashMap<Arc<str>, HashMap<Arc<str>, Presence>>;
 
 /// One tenant's devices with something to show, the longest waiting first.
 #[derive(Default)]

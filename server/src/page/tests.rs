@@ -112,7 +112,7 @@ async fn frames(app: &TestApp, token: &str, path: &str, last: Option<&str>, coun
     let (mut body, mut text) = (response.into_body(), String::new());
     while text.matches("\n\n").count() < count {
         let frame = body.frame().await.unwrap().unwrap();
-        text.push_str(&String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap());
+        text.push_str(std::str::from_utf8(&frame.into_data().unwrap()).unwrap());
     }
     text.split_terminator("\n\n").map(str::to_owned).collect()
 }

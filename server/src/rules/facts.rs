@@ -2,9 +2,8 @@
 
 use super::template::{label_of, shown};
 use crate::platform::expr::{
-    CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver,
+    CelBool, CelDouble, CelMap, CelMapKey, CelString, CowVal, Keys, Val, Variable, VariableResolver,
 };
-use cel::common::types::CelBool;
 use muster_wire::{Event, EventKind, Value};
 use std::collections::HashMap;
 

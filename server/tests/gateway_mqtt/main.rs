@@ -1,6 +1,8 @@
 //! The gateway in process, on ephemeral loopback ports, against a raw-socket client of both versions and
 //! against mosquitto's clients.
 
+#![allow(clippy::unwrap_used, clippy::type_complexity, reason = "tables and helpers of tests")]
+
 mod bad_input;
 mod flow;
 mod full;

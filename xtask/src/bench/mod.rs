@@ -14,7 +14,6 @@ mod provision;
 mod proxy;
 
 use anyhow::{Context, Result};
-use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -121,10 +120,9 @@ impl Report {
         self.bars.iter().all(|(name, (bar, limit))| bar.holds(self.figures[name], *limit))
     }
 
-    fn json(&self) -> Value {
-        let bars: BTreeMap<_, _> =
-            self.bars.iter().map(|(name, (bar, limit))| (*name, json!([bar.text(), limit]))).collect();
-        json!({ "bench": self.bench, "figures": self.figures, "bars": bars })
+    fn line(&self) -> Line<'_> {
+        let bars = self.bars.iter().map(|(name, (bar, limit))| (*name, (bar.text(), *limit))).collect();
+        Line { bench: self.bench, figures: &self.figures, bars }
     }
 
     fn print(&self) {
@@ -143,8 +141,16 @@ impl Report {
                 }
             }
         }
-        println!("{}", self.json());
+        println!("{}", serde_json::to_string(&self.line()).expect("a line holds texts and numbers"));
     }
+}
+
+/// The last line of a bench.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    bench: &'a str,
+    figures: &'a BTreeMap<&'static str, f64>,
+    bars: BTreeMap<&'static str, (&'static str, f64)>,
 }
 
 /// The middle of the values; the mean of the two middle ones where their number is even.
@@ -186,6 +192,7 @@ pub(crate) fn fresh_dir(name: &str) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn a_report_ends_as_one_object_and_knows_missed_bars() {
@@ -199,7 +206,7 @@ mod tests {
             "figures": { "other_load_cores": 0.123_457, "lost": 0.0, "connects_per_s": 12_345.7 },
             "bars": { "lost": ["<=", 0.0], "connects_per_s": [">=", 12_000.0] }
         });
-        assert_eq!(report.json(), expect);
+        assert_eq!(serde_json::to_value(report.line()).unwrap(), expect);
         report.barred("rss_mb", 65.0, Bar::AtMost, 64.0);
         assert!(!report.held());
         report.barred("rss_mb", f64::NAN, Bar::AtMost, 64.0);

@@ -129,9 +129,16 @@ function empty(title, text) {
 
 function problem(part, error) {
   if (error) state.problems.set(part, error.message); else state.problems.delete(part);
+  drawNotice();
+}
+
+function drawNotice() {
   const parts = [...state.problems.keys()], [why] = state.problems.values();
-  byId("notice").hidden = !parts.length;
-  byId("notice").textContent = parts.length ? `${parts.join(", ")} cannot be loaded: ${why}` : "";
+  const lost = byId("status").dataset.state === "lost";
+  const stale = lost ? `Disconnected. What is shown is as of ${new Date(state.heard).toLocaleTimeString()}; trying again.` : "";
+  byId("notice").hidden = !lost && !parts.length;
+  byId("notice").textContent = lost ? stale : parts.length ? `${parts.join(", ")} cannot be loaded: ${why}` : "";
+  byId("app").dataset.stale = lost ? "yes" : "no";
 }
 
 // ---- signing in and out
@@ -324,6 +331,7 @@ function setStatus(status) {
   if (pill.dataset.state === status) return;
   pill.dataset.state = status;
   pill.textContent = { live: "Live", connecting: "Connecting", lost: "Disconnected" }[status];
+  drawNotice();
   document.title = status === "lost" ? "Muster (disconnected)" : "Muster";
 }
 

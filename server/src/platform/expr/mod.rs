@@ -12,14 +12,13 @@
 
 mod check;
 
-use cel::common::types::CelBool;
 use cel::parser::Expression as Ast;
 use cel::{Context, Env, ExecutionError, Value, extensions};
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, LazyLock};
 
-pub use cel::common::types::{CelDouble, CelMap, CelMapKey, CelString};
+pub use cel::common::types::{CelBool, CelDouble, CelMap, CelMapKey, CelString};
 pub use cel::common::value::{CowVal, Val};
 pub use cel::context::VariableResolver;
 

@@ -44,6 +44,8 @@ pub struct Progress {
     evaluations: AtomicU64,
     errors: AtomicU64,
     duplicates: AtomicU64,
+    skipped: AtomicU64,
+    quarantined: AtomicU64,
     instances_refused: AtomicU64,
     commits: AtomicU64,
     failures: AtomicU64,
@@ -62,6 +64,10 @@ pub struct ProgressNow {
     pub errors: u64,
     /// Copies of records passed over.
     pub duplicates: u64,
+    /// Log positions that could not be read.
+    pub skipped: u64,
+    /// Rules in quarantine.
+    pub quarantined: u64,
     /// Subjects not tracked since the bound was reached.
     pub instances_refused: u64,
     /// Commits.
@@ -81,6 +87,8 @@ impl Progress {
             evaluations: get(&self.evaluations),
             errors: get(&self.errors),
             duplicates: get(&self.duplicates),
+            skipped: get(&self.skipped),
+            quarantined: get(&self.quarantined),
             instances_refused: get(&self.instances_refused),
             commits: get(&self.commits),
             failures: get(&self.failures),
@@ -95,6 +103,8 @@ impl Progress {
             (&self.evaluations, stats.evaluations),
             (&self.errors, stats.errors),
             (&self.duplicates, stats.duplicates),
+            (&self.skipped, worker.skipped_positions()),
+            (&self.quarantined, stats.quarantined),
             (&self.instances_refused, stats.instances_refused),
         ] {
             counter.store(value, Ordering::Relaxed);
@@ -136,7 +146,7 @@ impl Drop for Consumer {
     }
 }
 
-/// Starts the consumer. `labels_changed` counts changes of devices or labels: another number, and selectors are
+/// Starts the consumer. Blocks while it reads its state: call it off the async runtime. `labels_changed` counts changes of devices or labels: another number, and selectors are
 /// resolved again.
 ///
 /// # Errors
@@ -146,7 +156,7 @@ pub fn spawn<F: Fs>(
     parts: Parts,
     labels_changed: impl Fn() -> u64 + Send + 'static,
 ) -> Result<Consumer, ConsumerError> {
-    let mut worker = Worker::open(parts, log.epoch(), log.first())?;
+    let mut worker = Worker::open(parts, log.epoch(), log.first()..log.durable_next())?;
     warm(&log, &mut worker)?;
     let reader = log.reader(READER, worker.position(), Pin::Follows)?;
     let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));

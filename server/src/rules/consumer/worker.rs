@@ -46,6 +46,7 @@ pub struct Worker {
     cursor: Cursor,
     gaps: Vec<(std::ops::RangeInclusive<u64>, &'static str)>,
     records: u64,
+    skipped: u64,
     committed: Instant,
     generation: u64,
     /// A commit that failed and has to be tried again.
@@ -53,18 +54,19 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Reads rules and snapshot back. `first` is the log's first position, `epoch` names the log.
+    /// Reads rules and snapshot back. `epoch` names the log, `held` is the range of positions that it holds.
     ///
     /// # Errors
     /// The database failed.
-    pub fn open(parts: Parts, epoch: u64, first: u64) -> Result<Self, DbError> {
+    pub fn open(parts: Parts, epoch: u64, held: Range<u64>) -> Result<Self, DbError> {
+        let first = held.start;
         let generation = parts.board.generation();
         let (rules, restored) =
             parts.db.read_blocking(|tx| Ok::<_, DbError>((snapshot::rules(tx)?, snapshot::restore(tx)?)))?;
         let mut engine = Engine::new(epoch, parts.labels.clone());
         engine.set_rules(rules);
         engine.restore(restored.snapshot);
-        let mut gaps = Vec::new();
+        let mut gaps: Vec<(std::ops::RangeInclusive<u64>, _)> = Vec::new();
         let position = match restored.cursor {
             // Another log: from its beginning. What is pending or firing stays: the devices are the same.
             Some(cursor) if cursor.log_epoch != epoch => first,
@@ -72,9 +74,11 @@ impl Worker {
                 gaps.push((cursor.position..=first - 1, "the log no longer holds it"));
                 first
             }
-            Some(cursor) => cursor.position,
+            // An older copy of the log was put back: what it no longer holds was judged before.
+            Some(cursor) => cursor.position.min(held.end),
             None => first,
         };
+        let skipped = gaps.iter().map(|(range, _)| range.end() - range.start() + 1).sum();
         let cursor = Cursor { log_epoch: epoch, position, time: engine.time() };
         Ok(Self {
             parts,
@@ -82,6 +86,7 @@ impl Worker {
             cursor,
             gaps,
             records: 0,
+            skipped,
             committed: Instant::now(),
             generation,
             waiting: None,
@@ -107,6 +112,12 @@ impl Worker {
         {
             self.engine.note(record.tenant, record.device, origin);
         }
+    }
+
+    /// Positions that the rules never saw, since the start.
+    #[must_use]
+    pub fn skipped_positions(&self) -> u64 {
+        self.skipped
     }
 
     /// Takes the next record.
@@ -150,6 +161,7 @@ impl Worker {
             return;
         }
         self.gaps.push((range.start..=range.end - 1, "the reader was moved forward"));
+        self.skipped += range.end - range.start;
         self.cursor.position = self.cursor.position.max(range.end);
         self.records += 1;
     }

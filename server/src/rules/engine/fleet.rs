@@ -63,13 +63,16 @@ impl RuleSet {
     }
 }
 
+/// A device's instances, by rule.
+pub(super) type Instances = HashMap<u32, Vec<Instance>>;
+
 /// What is known of a device.
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) name: Arc<str>,
     watch: Option<Watch>,
     pub(super) last: CelMap<'static>,
-    pub(super) instances: HashMap<u32, Vec<Instance>>,
+    pub(super) instances: Instances,
     recent: Vec<Recent>,
 }
 
@@ -143,7 +146,15 @@ pub(super) struct Parts<'a> {
     pub(super) watch: &'a Watch,
     pub(super) device: &'a Arc<str>,
     pub(super) last: &'a mut CelMap<'static>,
-    pub(super) instances: &'a mut HashMap<u32, Vec<Instance>>,
+    pub(super) instances: &'a mut Instances,
+}
+
+/// The instance that a timer is of: `instances` of the slot's rule, at `at`.
+pub(super) struct Timed<'a> {
+    pub(super) slot: &'a Slot,
+    pub(super) device: &'a Arc<str>,
+    pub(super) instances: &'a mut Instances,
+    pub(super) at: usize,
 }
 
 impl Parts<'_> {
@@ -243,6 +254,11 @@ impl TenantRules {
         }
     }
 
+    /// How many rules no longer run.
+    pub(super) fn quarantined(&self) -> u64 {
+        self.slots.iter().filter(|slot| !slot.runs()).count() as u64
+    }
+
     pub(super) fn forget_labels(&mut self) {
         self.devices.values_mut().for_each(|device| device.watch = None);
     }
@@ -306,9 +322,9 @@ impl TenantRules {
         rule: u32,
         subject: &str,
         stream: Stream,
-    ) -> Option<(&Slot, &Arc<str>, &mut HashMap<u32, Vec<Instance>>, usize)> {
-        let Device { name, instances, .. } = self.devices.get_mut(device)?;
+    ) -> Option<Timed<'_>> {
+        let Device { name: device, instances, .. } = self.devices.get_mut(device)?;
         let at = instances.get(&rule)?.iter().position(|known| known.is(subject, stream))?;
-        Some((&self.slots[rule as usize], name, instances, at))
+        Some(Timed { slot: &self.slots[rule as usize], device, instances, at })
     }
 }

@@ -12,6 +12,9 @@ pub const COST_WINDOW: u32 = 256;
 /// The mean cost of a window that quarantines a rule: 500 times the usual.
 pub const COST_MEAN_MAX: Duration = Duration::from_millis(1);
 
+/// The most that one evaluation is charged with: a thread that the system put aside for a while is not a slow rule.
+pub const COST_ONCE_MAX: Duration = Duration::from_millis(10);
+
 /// A rule with its health.
 #[derive(Debug)]
 pub struct Slot {
@@ -80,7 +83,7 @@ impl Slot {
     }
 
     fn charge(&mut self, spent: Duration) {
-        self.spent += spent;
+        self.spent += spent.min(COST_ONCE_MAX);
         self.window += 1;
         if self.window < COST_WINDOW {
             return;

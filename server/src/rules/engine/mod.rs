@@ -101,6 +101,8 @@ pub struct EngineStats {
     pub errors: u64,
     /// Copies of records passed over.
     pub duplicates: u64,
+    /// Rules in quarantine now.
+    pub quarantined: u64,
     /// Subjects not tracked since [`INSTANCES_MAX`] was reached.
     pub instances_refused: u64,
 }
@@ -183,7 +185,8 @@ impl Engine {
     /// Counters since the start.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        self.sink.stats
+        let quarantined = self.tenants.values().map(TenantRules::quarantined).sum();
+        EngineStats { quarantined, ..self.sink.stats }
     }
 
     /// What waits to be committed.

@@ -1,0 +1,180 @@
+//! How the agent comes to the server: who it is, enrolment, and the uplink's settings.
+//!
+//! Called by the composition root. The uplink's task joins by itself, so sources are read while the server is away.
+
+use super::AppError;
+use crate::clock::{AgentClock, SharedClock};
+use crate::config::{Config, Transport};
+use crate::identity::{self, Claim, Identity};
+use crate::metrics::Metrics;
+use crate::queue::Queue;
+use crate::supervisor::{Exit, Stop, Supervisor, chain};
+use crate::tls;
+use crate::uplink::{Settings, Uplink};
+use muster_wire::{Birth, DeviceId, TenantId};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// The longest short text on the wire, in bytes.
+const NAME_BYTES_MAX: usize = 128;
+/// The first and the longest wait between two tries to enrol.
+const ENROLL_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
+
+pub(super) enum Who {
+    Token { tenant: TenantId, device: DeviceId, token: String, ca_pem: String },
+    Enrolled(Box<Identity>),
+    Claim(Claim),
+}
+
+fn read_secret(path: &PathBuf) -> Result<String, AppError> {
+    let text =
+        std::fs::read_to_string(path).map_err(|source| AppError::Secret { path: path.clone(), source })?;
+    Ok(text.trim().to_owned())
+}
+
+pub(super) fn who_am_i(config: &Config) -> Result<Who, AppError> {
+    let settings = &config.identity;
+    if let (Some(tenant), Some(device), Some(file)) =
+        (&settings.tenant, &settings.device, &settings.token_file)
+    {
+        let ca_pem = config.uplink.ca_file.as_ref().map(read_secret).transpose()?.unwrap_or_default();
+        let (tenant, device) = (TenantId::parse(tenant)?, DeviceId::parse(device)?);
+        return Ok(Who::Token { tenant, device, token: read_secret(file)?, ca_pem });
+    }
+    if let Some(identity) = identity::load(&config.identity_dir())? {
+        return Ok(Who::Enrolled(Box::new(identity)));
+    }
+    let claim = match (&settings.claim, &settings.claim_file) {
+        (Some(claim), _) => claim.clone(),
+        (None, Some(file)) => read_secret(file)?,
+        (None, None) => return Err(AppError::NoIdentity),
+    };
+    Ok(Who::Claim(Claim::parse(&claim)?))
+}
+
+/// Enrols with `claim`, as `muster-agent enroll` does.
+///
+/// # Errors
+/// The claim is malformed or refused, or there is no connection.
+pub async fn enroll(config: &Config, claim: &str) -> Result<Identity, AppError> {
+    let clock: SharedClock = Arc::new(AgentClock::default());
+    let claim = Claim::parse(claim)?;
+    let name = config.identity.device_name.as_deref();
+    Ok(identity::enroll(&config.identity_dir(), &claim, name, clock).await?)
+}
+
+async fn enroll_patiently(
+    config: &Config,
+    claim: &Claim,
+    clock: &Arc<AgentClock>,
+) -> Result<Identity, AppError> {
+    let mut wait = ENROLL_DELAY.0;
+    loop {
+        let name = config.identity.device_name.as_deref();
+        match identity::enroll(&config.identity_dir(), claim, name, clock.clone()).await {
+            Ok(identity) => {
+                tracing::info!(tenant = %identity.tenant, device = %identity.device, "enrolled");
+                return Ok(identity);
+            }
+            Err(error) if error.is_passing() => {
+                tracing::warn!(
+                    error = chain(&error),
+                    wait_ms = wait.as_millis(),
+                    "not enrolled, will try again"
+                );
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(ENROLL_DELAY.1);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+pub(super) fn spawn_uplink(
+    supervisor: &Supervisor,
+    config: &Config,
+    queue: &Queue,
+    metrics: &Metrics,
+    clock: &Arc<AgentClock>,
+    stop: Stop,
+) -> JoinHandle<()> {
+    let (config, queue, metrics, clock) = (config.clone(), queue.clone(), metrics.clone(), Arc::clone(clock));
+    supervisor.spawn("uplink".into(), move || {
+        let (config, queue, metrics, clock) =
+            (config.clone(), queue.clone(), metrics.clone(), Arc::clone(&clock));
+        let mut stop = stop.clone();
+        async move {
+            let settings = tokio::select! {
+                settings = uplink_settings(&config, &clock) => settings,
+                () = stop.wait() => return Exit::Done,
+            };
+            match settings {
+                Ok(settings) => {
+                    Uplink::new(queue, clock, metrics, stop, Arc::new(settings)).run().await.into()
+                }
+                Err(error) => Exit::Failed(chain(&error)),
+            }
+        }
+    })
+}
+
+async fn uplink_settings(config: &Config, clock: &Arc<AgentClock>) -> Result<Settings, AppError> {
+    let own_key = || identity::load_or_create_key(&config.identity_dir());
+    let plain = config.uplink.transport == Transport::Plain;
+    let shared: SharedClock = clock.clone();
+    let identity = match who_am_i(config)? {
+        Who::Token { tenant, device, token, ca_pem } => {
+            let tls = if plain { None } else { Some(tls::client(&ca_pem, None, shared)?) };
+            let host = config.uplink.host.clone().unwrap_or_default();
+            let port = config.uplink.port.unwrap_or_default();
+            return Ok(settings(config, (host, port), (tenant, device), Some(token), tls));
+        }
+        Who::Enrolled(identity) => *identity,
+        Who::Claim(claim) => enroll_patiently(config, &claim, clock).await?,
+    };
+    clock.learn(identity.server_time_us);
+    let own = (identity.certificate_pem.as_str(), own_key()?);
+    let tls = if plain { None } else { Some(tls::client(&identity.ca_pem, Some((own.0, &own.1)), shared)?) };
+    let host = config.uplink.host.clone().unwrap_or(identity.mqtt_host);
+    let port = config.uplink.port.unwrap_or(identity.mqtt_port);
+    Ok(settings(config, (host, port), (identity.tenant, identity.device), None, tls))
+}
+
+fn settings(
+    config: &Config,
+    (host, port): (String, u16),
+    (tenant, device): (TenantId, DeviceId),
+    token: Option<String>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+) -> Settings {
+    let ms = |ms: u32| Duration::from_millis(ms.into());
+    let uplink = &config.uplink;
+    let short = |mut text: String| {
+        while text.len() > NAME_BYTES_MAX {
+            text.pop();
+        }
+        text
+    };
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    Settings {
+        host,
+        port,
+        tls,
+        tenant,
+        device,
+        token,
+        keep_alive_s: uplink.keep_alive_s,
+        reconnect_delay: (ms(uplink.reconnect_delay_ms_min), ms(uplink.reconnect_delay_ms_max)),
+        state_interval: Duration::from_secs(uplink.state_interval_s.into()),
+        about: Birth {
+            agent_version: env!("CARGO_PKG_VERSION").into(),
+            os: short(sysinfo::System::long_os_version().unwrap_or_default()),
+            arch: std::env::consts::ARCH.into(),
+            boot_id: short(boot_id.trim().to_owned()),
+            pipelines: config.pipelines.iter().map(|pipeline| pipeline.name.clone()).collect(),
+            ..Birth::default()
+        },
+    }
+}
