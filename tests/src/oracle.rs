@@ -63,7 +63,10 @@ pub fn assert_exactly_once(server: &mut Server, agent: &mut Agent, device: &str,
     let held = stored(&server.data_dir(), device, "serial");
     let context = format!("seed {seed}: agent {told:?}, store {held:?}, ledger {}", ledger["totals"]);
     assert_eq!(held.rows, held.distinct, "a reading is stored twice; {context}");
-    assert_eq!(held.rows, told.accepted - told.dropped, "a reading is lost; {context}");
+    // A drop record may cover records that were in flight and got stored: the ledger counts those as stored.
+    let dropped = ledger["totals"]["dropped"].as_u64().unwrap_or_default();
+    assert!(dropped <= told.dropped, "the ledger lists drops that the agent did not make; {context}");
+    assert_eq!(held.rows, told.accepted - dropped, "a reading is lost; {context}");
     assert_eq!(ledger["totals"]["lost"], 0, "{context}");
     told
 }

@@ -27,9 +27,6 @@ pub const VALUES_PER_DEVICE_MAX: usize = 200;
 /// Devices of one tenant shown in one flush: with two kinds of event each, a fraction of a subscriber's queue.
 pub const DEVICES_PER_FLUSH: usize = 50;
 
-/// By tenant, then by device.
-type PresenceByTenant = HashMap<Arc<str>, HashMap<Arc<str>, Presence>>;
-
 /// The feed; clones share it.
 #[derive(Clone)]
 pub struct Feed {
@@ -48,6 +45,9 @@ pub struct Presence {
     /// The server's time of its coming or going.
     pub since_us: i64,
 }
+
+/// By tenant, then device.
+type PresenceByTenant = HashMap<Arc<str>, HashMap<Arc<str>, Presence>>;
 
 /// One tenant's devices with something to show, the longest waiting first.
 #[derive(Default)]

@@ -36,7 +36,7 @@ fn decode_all(bytes: &[u8]) {
     let _ = Envelope::decode(bytes);
     match (Telemetry::decode(bytes), TelemetryRef::decode(bytes)) {
         (Ok(owned), Ok(borrowed)) => assert_eq!(owned, own(&borrowed)),
-        (Err(owned), Err(borrowed)) => assert_eq!(owned.to_string(), borrowed.to_string()),
+        (Err(_), Err(_)) => {}
         (owned, borrowed) => panic!("{owned:?} but {borrowed:?}"),
     }
     let _ = Event::decode(bytes);

@@ -146,7 +146,7 @@ impl Drop for Consumer {
     }
 }
 
-/// Starts the consumer. `labels_changed` counts changes of devices or labels: another number, and selectors are
+/// Starts the consumer. Blocks while it reads its state: call it off the async runtime. `labels_changed` counts changes of devices or labels: another number, and selectors are
 /// resolved again.
 ///
 /// # Errors

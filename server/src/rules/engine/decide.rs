@@ -1,7 +1,7 @@
 //! One record's decisions: evaluate what matches, step the machine, note the effects.
 
 use super::effects::{ClearedAlert, Evidence, StateKey, StoredState, Stream, alert_id};
-use super::fleet::Parts;
+use super::fleet::{Instances, Parts, Timed};
 use super::health::{Asked, Slot};
 use super::{Body, Engine, INSTANCES_MAX, Instance, Observation, Sink, TimerTarget};
 use crate::alerts::model::NewAlert;
@@ -10,13 +10,10 @@ use crate::rules::facts::{Facts, Subject, remember};
 use crate::rules::machine::{Decision, Input, Opening, Phase, step};
 use crate::rules::model::{CompiledRule, HISTORICAL_AGE_US, Trigger};
 use muster_wire::{Event, Reading};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A device clock before 2020 was never set: what it sends is taken as live, not as years old.
 const CLOCK_FLOOR_US: i64 = 1_577_836_800_000_000;
-
-type Instances = HashMap<u32, Vec<Instance>>;
 
 /// Where and when a value came.
 #[derive(Clone, Copy)]
@@ -56,11 +53,8 @@ impl Engine {
     /// A timer fell due.
     pub(super) fn time_passed(&mut self, target: &TimerTarget, due_us: i64) {
         let Some(rules) = self.tenants.get_mut(&target.tenant) else { return };
-        let Some((slot, device, instances, at)) =
-            rules.timed(&target.device, target.rule, &target.subject, target.stream)
-        else {
-            return;
-        };
+        let timed = rules.timed(&target.device, target.rule, &target.subject, target.stream);
+        let Some(Timed { slot, device, instances, at }) = timed else { return };
         let Some(instance) = instances.get_mut(&target.rule).and_then(|all| all.get_mut(at)) else { return };
         instance.timer = None;
         let (input, now_us) = match target.stream {

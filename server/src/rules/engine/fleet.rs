@@ -63,13 +63,16 @@ impl RuleSet {
     }
 }
 
+/// A device's instances, by rule.
+pub(super) type Instances = HashMap<u32, Vec<Instance>>;
+
 /// What is known of a device.
 #[derive(Debug)]
 pub(super) struct Device {
     pub(super) name: Arc<str>,
     watch: Option<Watch>,
     pub(super) last: CelMap<'static>,
-    pub(super) instances: HashMap<u32, Vec<Instance>>,
+    pub(super) instances: Instances,
     recent: Vec<Recent>,
 }
 
@@ -143,7 +146,15 @@ pub(super) struct Parts<'a> {
     pub(super) watch: &'a Watch,
     pub(super) device: &'a Arc<str>,
     pub(super) last: &'a mut CelMap<'static>,
-    pub(super) instances: &'a mut HashMap<u32, Vec<Instance>>,
+    pub(super) instances: &'a mut Instances,
+}
+
+/// The instance that a timer is of: `instances` of the slot's rule, at `at`.
+pub(super) struct Timed<'a> {
+    pub(super) slot: &'a Slot,
+    pub(super) device: &'a Arc<str>,
+    pub(super) instances: &'a mut Instances,
+    pub(super) at: usize,
 }
 
 impl Parts<'_> {
@@ -159,9 +170,6 @@ impl Parts<'_> {
         self.everyone.last_keys.contains(metric) || self.watch.own.last_keys.contains(metric)
     }
 }
-
-/// A rule's slot, the device's name, its instances, and which of the rule's instances the timer meant.
-pub(super) type Timed<'a> = (&'a Slot, &'a Arc<str>, &'a mut HashMap<u32, Vec<Instance>>, usize);
 
 impl TenantRules {
     fn new(name: &Arc<str>, mut rules: Vec<Arc<CompiledRule>>) -> Self {
@@ -315,8 +323,8 @@ impl TenantRules {
         subject: &str,
         stream: Stream,
     ) -> Option<Timed<'_>> {
-        let Device { name, instances, .. } = self.devices.get_mut(device)?;
+        let Device { name: device, instances, .. } = self.devices.get_mut(device)?;
         let at = instances.get(&rule)?.iter().position(|known| known.is(subject, stream))?;
-        Some((&self.slots[rule as usize], name, instances, at))
+        Some(Timed { slot: &self.slots[rule as usize], device, instances, at })
     }
 }

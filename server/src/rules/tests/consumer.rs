@@ -76,7 +76,7 @@ fn draft() -> RuleDraft {
 async fn a_rule_written_while_it_runs_opens_and_clears_and_survives_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let site = Site::open(dir.path());
-    let consumer = site.consumer();
+    let consumer = tokio::task::block_in_place(|| site.consumer());
     let mut watcher = site.watch();
     let rules = site.rules();
     let me = crate::testing::owner(&acme());
@@ -88,7 +88,7 @@ async fn a_rule_written_while_it_runs_opens_and_clears_and_survives_a_restart() 
     site.send("d1", 1, 31.0);
     assert_eq!(state(&mut watcher).await, "d1 open");
     tokio::task::spawn_blocking(move || consumer.stop()).await.unwrap();
-    let consumer = site.consumer();
+    let consumer = tokio::task::block_in_place(|| site.consumer());
     site.send("d1", 1, 31.0);
     site.send("d1", 2, 20.0);
     site.send("d2", 1, 40.0);
