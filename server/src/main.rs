@@ -10,6 +10,7 @@ use muster_server::platform::db::Db;
 use muster_server::platform::{observability, schema};
 use muster_server::tenants::Tenants;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Muster's fleet server.
@@ -109,8 +110,19 @@ impl ConfigArgs {
     }
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match obey(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // With its causes, on one line.
+            eprintln!("muster-server: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn obey(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Run { config, check_config: true, .. } | Command::CheckConfig(config) => {
             let config = config.sources().load()?;
             print!("{}", config_text(&config)?);
