@@ -43,6 +43,11 @@ impl Client {
         self.json("POST", path, Some(body))
     }
 
+    /// POST without a body: a server need not read one that it does not expect, and then closes the connection.
+    pub(crate) fn post_nothing(&mut self, path: &str) -> Result<Value> {
+        self.json("POST", path, None)
+    }
+
     fn json(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
         let answer = self.call(method, path, body)?;
         if !(200..300).contains(&answer.status) {

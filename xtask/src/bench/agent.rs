@@ -32,8 +32,10 @@ struct Bench {
 /// # Errors
 /// A program cannot be built or run.
 pub(crate) fn run(options: Options) -> Result<Report> {
-    cargo::build_programs()?;
-    cargo::build_dist(&["muster-agent"])?;
+    if !options.no_build {
+        cargo::build_programs()?;
+        cargo::build_dist(&["muster-agent"])?;
+    }
     catch_interrupts();
     let dir = fresh_dir("agent")?;
     let mut report = Report::new("agent");

@@ -56,7 +56,9 @@ struct Bench {
 /// # Errors
 /// A program cannot be built or run.
 pub(crate) fn run(options: Options) -> Result<Report> {
-    cargo::build_dist(&["muster-server", "muster-loadtest"])?;
+    if !options.no_build {
+        cargo::build_dist(&["muster-server", "muster-loadtest"])?;
+    }
     catch_interrupts();
     let dir = fresh_dir("gateway")?;
     let tokens = dir.join("tokens.csv");

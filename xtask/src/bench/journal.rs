@@ -11,7 +11,9 @@ use std::process::{Command, Stdio};
 /// # Errors
 /// The binary cannot be built or fails.
 pub(crate) fn run(options: Options) -> Result<Report> {
-    cargo::build_dist(&["muster-journal"])?;
+    if !options.no_build {
+        cargo::build_dist(&["muster-journal"])?;
+    }
     let dir = fresh_dir("journal")?;
     let mut report = Report::new("journal");
     let mut command = Command::new(cargo::dist_binaries().join("journal-bench"));

@@ -43,6 +43,9 @@ pub(crate) struct Options {
     /// Shorter and once instead of three times: for a look, not for a claim.
     #[arg(long)]
     quick: bool,
+    /// Measure the binaries that stand below target/dist from an earlier build.
+    #[arg(long)]
+    no_build: bool,
     /// Fail when a bar is missed.
     #[arg(long)]
     check: bool,

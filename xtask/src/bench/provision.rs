@@ -33,7 +33,7 @@ pub(crate) fn devices(server: &Server, count: u32, file: &Path) -> Result<()> {
 fn device(server: &Server, api: &mut Client, number: u32) -> Result<String> {
     let name = format!("d{number:05}");
     api.post(&server.path("devices"), &json!({ "id": name }))?;
-    let answer = api.post(&server.path(&format!("devices/{name}/token")), &json!({}))?;
+    let answer = api.post_nothing(&server.path(&format!("devices/{name}/token")))?;
     let token = answer["token"].as_str().context("the server gave no token")?;
     Ok(format!("{name},{token}\n"))
 }
