@@ -7,7 +7,7 @@ use crate::cargo;
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Where tests append `name: why` when they cannot run here.
@@ -34,6 +34,7 @@ pub(crate) struct Arguments {
 /// # Errors
 /// The build fails, or the runner cannot be started.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
+    install_programs();
     cargo::build_for_tests()?;
     let target = cargo::target_dir();
     let skips_file = target.join("test-skips.txt");
@@ -49,6 +50,35 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     std::fs::write(target.join("test-summary.txt"), &summary).context("cannot write the summary")?;
     print!("\n{summary}");
     Ok(passed && skips_held)
+}
+
+/// Programs of others that tests talk to, with their packages.
+const PROGRAMS: [(&str, &str); 2] = [("mosquitto", "mosquitto"), ("mosquitto_pub", "mosquitto-clients")];
+
+/// Installs what is missing where that needs no question: as root, or with sudo that asks for no password.
+/// Where it cannot, the tests that need a program are skipped and listed.
+fn install_programs() {
+    let missing: Vec<&str> =
+        PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return;
+    }
+    println!("installing {}", missing.join(" "));
+    let script = format!(
+        "run() {{ if [ \"$(id -u)\" = 0 ]; then \"$@\"; else sudo -n \"$@\"; fi; }}; run apt-get update -q && \
+         run env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends {}",
+        missing.join(" ")
+    );
+    let installed = Command::new("sh").args(["-c", &script]).stdout(Stdio::null()).status();
+    if !installed.is_ok_and(|status| status.success()) {
+        eprintln!("cannot install {}: tests that need them are skipped", missing.join(" "));
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    dirs.into_iter().any(|dir| dir.join(program).is_file())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

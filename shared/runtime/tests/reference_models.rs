@@ -9,7 +9,7 @@ mod support;
 use std::path::Path;
 
 use muster_runtime::{Bundle, EngineError, ImagePipeline, LoadError, Model, Refusal, SeriesPipeline};
-use support::{npz, shared, write_bundle};
+use support::{npz, shared, without_reference_models, write_bundle};
 
 fn head(name: &str, task: &str, input: (&str, &str), output: (&str, &str)) -> String {
     format!(
@@ -100,6 +100,9 @@ const VWW_TOLERANCE: f32 = 5e-4;
 
 #[test]
 fn weight_only_models_give_the_stored_outputs() {
+    if without_reference_models("weight_only_models_give_the_stored_outputs") {
+        return;
+    }
     let dirs: Vec<_> = (0..4).map(|_| tempfile::tempdir().unwrap()).collect();
     let reports = [
         ("ad01", ad01("ad01_wq8.onnx", dirs[0].path(), AD01_TOLERANCE).unwrap().self_test()),
@@ -113,6 +116,9 @@ fn weight_only_models_give_the_stored_outputs() {
 
 #[test]
 fn float_model_fails_the_quantized_models_promise() {
+    if without_reference_models("float_model_fails_the_quantized_models_promise") {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let error = ad01("ad01_f32.onnx", dir.path(), AD01_TOLERANCE).unwrap_err();
     assert!(
@@ -123,12 +129,18 @@ fn float_model_fails_the_quantized_models_promise() {
 
 #[test]
 fn static_int8_model_runs_near_the_weight_only_one() {
+    if without_reference_models("static_int8_model_runs_near_the_weight_only_one") {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     vww("vww_qop_s8s8.onnx", dir.path(), 0.15).unwrap();
 }
 
 #[test]
 fn detector_finds_what_is_in_the_photos() {
+    if without_reference_models("detector_finds_what_is_in_the_photos") {
+        return;
+    }
     let dir = tempfile::tempdir().unwrap();
     let mut pipeline = ImagePipeline::new(fdet(dir.path(), 1e-3).unwrap()).unwrap();
     let photos = shared().join("data/photos");
@@ -147,6 +159,9 @@ fn detector_finds_what_is_in_the_photos() {
 
 #[test]
 fn person_classifier_and_anomaly_model_run_in_their_pipelines() {
+    if without_reference_models("person_classifier_and_anomaly_model_run_in_their_pipelines") {
+        return;
+    }
     let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
     let mut classifier =
         ImagePipeline::new(vww("vww_wq8.onnx", dirs[0].path(), VWW_TOLERANCE).unwrap()).unwrap();
@@ -180,6 +195,9 @@ fn repro(file: &str) -> LoadError {
 
 #[test]
 fn known_engine_bugs_are_refused_with_clear_text() {
+    if without_reference_models("known_engine_bugs_are_refused_with_clear_text") {
+        return;
+    }
     let softmax = repro("repro_softmax_lut.onnx").to_string();
     assert_eq!(
         softmax,
@@ -196,6 +214,9 @@ fn known_engine_bugs_are_refused_with_clear_text() {
 
 #[test]
 fn vendor_operators_are_refused_with_clear_text() {
+    if without_reference_models("vendor_operators_are_refused_with_clear_text") {
+        return;
+    }
     for onnx in ["ad01_ort_u8s8pc.onnx", "vww_ort_u8s8pc.onnx"] {
         let dir = tempfile::tempdir().unwrap();
         let loaded =

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// A committed bundle below `agent/models`.
@@ -13,19 +13,34 @@ pub fn committed(name: &str) -> PathBuf {
 
 /// The folder with third-party models: `MUSTER_SHARED`, or `shared` beside the workspace or above.
 pub fn shared() -> PathBuf {
+    found_shared().expect("a test that needs the folder asks `without_reference_models` first")
+}
+
+/// Whether a test must be skipped, since the third-party models are not part of the project and not here. It is
+/// noted in the file that `cargo xtask test` prints; tests/skips.txt lists who may.
+pub fn without_reference_models(test: &str) -> bool {
+    if found_shared().is_some() {
+        return false;
+    }
+    let line = format!("{test}: no reference models; set MUSTER_SHARED to the folder that holds `models`\n");
+    match std::env::var_os("MUSTER_SKIPS_FILE") {
+        None => eprint!("skipped {line}"),
+        Some(path) => {
+            let mut file = fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+            file.write_all(line.as_bytes()).unwrap();
+        }
+    }
+    true
+}
+
+fn found_shared() -> Option<PathBuf> {
     if let Some(path) = std::env::var_os("MUSTER_SHARED") {
         let path = PathBuf::from(path);
         assert!(path.join("models").is_dir(), "MUSTER_SHARED is {path:?}, which has no folder `models`");
-        return path;
+        return Some(path);
     }
     let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap();
-    let found = workspace
-        .ancestors()
-        .map(|dir| dir.join("shared"))
-        .find(|dir| dir.join("models/ad01_wq8.onnx").is_file());
-    found.unwrap_or_else(|| {
-        panic!("no `shared/models` with the reference models beside {workspace:?} or above it; set MUSTER_SHARED to the folder that holds `models`")
-    })
+    workspace.ancestors().map(|dir| dir.join("shared")).find(|dir| dir.join("models/ad01_wq8.onnx").is_file())
 }
 
 /// One f32 array of an .npz file: shape and values.
