@@ -136,6 +136,10 @@ pub struct Messages {
     pub published: u64,
     /// Answered with success.
     pub acked: u64,
+    /// `published`, and what the warm-up published.
+    pub published_with_warmup: u64,
+    /// `acked`, and what the warm-up got acknowledged.
+    pub acked_with_warmup: u64,
     /// Answered with a reason of 0x80 and above, by reason.
     pub refused: BTreeMap<String, u64>,
     /// Without an answer at the end, or never sent.
@@ -316,6 +320,8 @@ fn messages(engine: &Engine, unanswered: u64, acked_in_time: u64, seconds: f64) 
     Messages {
         published: tally.published,
         acked: tally.acked,
+        published_with_warmup: tally.warmup.0 + tally.published,
+        acked_with_warmup: tally.warmup.1 + tally.acked,
         refused: tally.refused.iter().map(|(reason, count)| (format!("0x{reason:02x}"), *count)).collect(),
         lost,
         success_ratio: if all == 0 { 0.0 } else { tally.acked as f64 / all as f64 },

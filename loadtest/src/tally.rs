@@ -28,6 +28,8 @@ pub(crate) struct Tally {
     pub(crate) reconnects: u64,
     pub(crate) published: u64,
     pub(crate) acked: u64,
+    /// Published and acked before the last reset.
+    pub(crate) warmup: (u64, u64),
     pub(crate) refused: BTreeMap<u8, u64>,
     /// Messages that found the device's own waiting list full.
     pub(crate) unsent: u64,
@@ -50,6 +52,7 @@ impl Tally {
             reconnects: 0,
             published: 0,
             acked: 0,
+            warmup: (0, 0),
             refused: BTreeMap::new(),
             unsent: 0,
             closed: BTreeMap::new(),
@@ -66,8 +69,8 @@ impl Tally {
         self.from_intended.reset();
         self.from_sent.reset();
         self.send_late.reset();
-        self.published = 0;
-        self.acked = 0;
+        self.warmup.0 += std::mem::take(&mut self.published);
+        self.warmup.1 += std::mem::take(&mut self.acked);
         self.refused.clear();
     }
 
