@@ -230,7 +230,9 @@ impl App {
         let consumers = match now.event_log.consumers {
             true => {
                 let consumers = Consumers::start(&config, &parts).await?;
-                metrics::of_rules(&parts.metrics, &consumers.progress(), &parts.rules.live)?;
+                consumers.add_checks(&parts.slices.health);
+                metrics::of_store(&parts.metrics, &consumers.stored())?;
+                metrics::of_rules(&parts.metrics, &consumers.ruled(), &parts.rules.live)?;
                 Some(consumers)
             }
             false => None,

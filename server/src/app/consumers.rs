@@ -3,6 +3,7 @@
 use super::{AppError, Parts};
 use crate::ingest::{self, Ingest};
 use crate::platform::config::{Config, Live};
+use crate::platform::http_kit::health::Health;
 use crate::platform::telemetry::Policy;
 use crate::rules::consumer;
 use std::sync::Arc;
@@ -43,9 +44,23 @@ impl Consumers {
         tokio::task::spawn_blocking(start).await.expect("starting the consumers does not panic")
     }
 
+    /// The store's counters.
+    pub(super) fn stored(&self) -> Arc<ingest::Progress> {
+        self.ingest.progress()
+    }
+
     /// The rules' counters.
-    pub(super) fn progress(&self) -> Arc<consumer::Progress> {
+    pub(super) fn ruled(&self) -> Arc<consumer::Progress> {
         self.rules.progress()
+    }
+
+    /// Adds what `/readyz` asks of them.
+    pub(super) fn add_checks(&self, health: &Health) {
+        let conditions =
+            [("store", self.stored().condition.clone()), ("rules", self.ruled().condition.clone())];
+        for (part, condition) in conditions {
+            health.add(part, move || std::future::ready(condition.check()));
+        }
     }
 
     /// Stops after what they hold is committed. Blocks.

@@ -1,5 +1,6 @@
 //! Metrics of parts that keep counters of their own: read when somebody scrapes.
 
+use crate::ingest;
 use crate::platform::event_log::EventLog;
 use crate::platform::live::LiveBus;
 use crate::rules::consumer::Progress;
@@ -34,6 +35,40 @@ pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), promethe
     all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
 }
 
+/// The store's consumer.
+pub(super) fn of_store(
+    registry: &Registry,
+    progress: &Arc<ingest::Progress>,
+) -> Result<(), prometheus::Error> {
+    let store = |read: fn(&ingest::Progress) -> u64| -> Read {
+        let progress = progress.clone();
+        Box::new(move || number(read(&progress)))
+    };
+    let all: [(&str, &str, Read); 8] = [
+        ("store_messages", "Messages stored since the start", store(|progress| progress.now().messages)),
+        ("store_readings", "Readings stored since the start", store(|progress| progress.now().readings)),
+        ("store_events", "Inference results stored since the start", store(|progress| progress.now().events)),
+        (
+            "store_duplicates",
+            "Copies of records not stored again",
+            store(|progress| progress.now().duplicates),
+        ),
+        (
+            "store_dead_letters",
+            "Bodies that could not be decoded",
+            store(|progress| progress.now().dead_letters),
+        ),
+        ("store_skipped_positions", "Log positions that were gone", store(|progress| progress.now().skipped)),
+        ("store_commits", "Commits", store(|progress| progress.now().commits)),
+        (
+            "store_failures",
+            "Steps that failed and were tried again",
+            store(|progress| progress.now().failures),
+        ),
+    ];
+    all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}
+
 /// The rules' consumer and the live stream.
 pub(super) fn of_rules(
     registry: &Registry,
@@ -48,7 +83,7 @@ pub(super) fn of_rules(
         let live = live.clone();
         Box::new(move || number(read(&live)))
     };
-    let all: [(&str, &str, Read); 9] = [
+    let all: [(&str, &str, Read); 10] = [
         ("rules_position", "The next log position that rules read", rule(|progress| progress.now().position)),
         ("rules_evaluations", "Conditions evaluated", rule(|progress| progress.now().evaluations)),
         ("rules_errors", "Evaluations that failed", rule(|progress| progress.now().errors)),
@@ -58,6 +93,11 @@ pub(super) fn of_rules(
             "rules_skipped_positions",
             "Log positions that the rules never saw",
             rule(|progress| progress.now().skipped),
+        ),
+        (
+            "rules_instances_refused",
+            "Subjects not tracked since the bound was reached",
+            rule(|progress| progress.now().instances_refused),
         ),
         (
             "rules_commit_failures",

@@ -1,12 +1,13 @@
 //! The store consumer: reads the log, stores, releases.
 
-use super::Stop;
+use super::{Progress, Stop};
 use crate::platform::clock::SharedClock;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
 use crate::platform::telemetry::{
     CrashPoint, LogSpan, RawBatch, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
 };
 use muster_journal::{Fs, RealFs};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Log bytes of one commit: some 15,000 small messages.
@@ -63,6 +64,7 @@ pub struct Consumer<F: Fs = RealFs> {
     /// Where the cursor stands.
     cursor: u64,
     ticks_held: usize,
+    progress: Arc<Progress>,
 }
 
 impl<F: Fs> Consumer<F> {
@@ -77,7 +79,14 @@ impl<F: Fs> Consumer<F> {
         on_stored: Vec<OnStored>,
     ) -> Result<Self, IngestError> {
         let (cursor, reader) = Self::find(&log, &store, &clock)?;
-        Ok(Self { log, store, clock, on_stored, reader, cursor, ticks_held: 0 })
+        let progress = Arc::default();
+        Ok(Self { log, store, clock, on_stored, reader, cursor, ticks_held: 0, progress })
+    }
+
+    /// Its counters.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     fn find(
@@ -115,8 +124,10 @@ impl<F: Fs> Consumer<F> {
             self.ticks_held += batch.len();
             return Ok(Step::Ticks);
         }
+        let skipped = batch.skipped.iter().map(|range| range.end - range.start).sum();
         let stored = self.store.write_batch(batch, !self.on_stored.is_empty())?;
         self.store.faults().reach(CrashPoint::AfterCommit)?;
+        self.progress.stored(&stored, skipped);
         (self.cursor, self.ticks_held) = (stored.next, 0);
         self.log.release(STORE_READER, stored.next)?;
         self.store.faults().reach(CrashPoint::AfterRelease)?;
@@ -138,10 +149,15 @@ impl<F: Fs> Consumer<F> {
 
     /// Stores until told to stop. Errors are tried again for ever.
     pub fn run(&mut self, stop: &Stop) {
+        let _ending = self.progress.condition.until_end();
         let mut delay = RETRY_DELAY_MIN;
         while !stop.is_set() {
             let began = Instant::now();
-            match self.step() {
+            let step = self.step();
+            if step.is_ok() {
+                self.progress.condition.works();
+            }
+            match step {
                 Ok(Step::Stored { is_full: true, .. }) => delay = RETRY_DELAY_MIN,
                 Ok(Step::Stored { .. } | Step::Ticks) => {
                     delay = RETRY_DELAY_MIN;
@@ -151,12 +167,9 @@ impl<F: Fs> Consumer<F> {
                     self.reader.wait(WAIT);
                 }
                 Err(error) => {
-                    let error = anyhow::Error::from(error);
-                    tracing::warn!(
-                        error = format!("{error:#}"),
-                        delay_ms = delay.as_millis(),
-                        "store failed, will retry"
-                    );
+                    let why = format!("{:#}", anyhow::Error::from(error));
+                    self.progress.failed(why.clone());
+                    tracing::warn!(error = why, delay_ms = delay.as_millis(), "store failed, will retry");
                     stop.wait(delay);
                     delay = (delay * 2).min(RETRY_DELAY_MAX);
                     if let Err(error) = self.recover() {

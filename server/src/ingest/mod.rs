@@ -12,6 +12,7 @@
 pub mod api;
 pub mod bench;
 mod consumer;
+mod progress;
 pub mod queries;
 mod retention;
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod trials;
 mod views;
 
 pub use consumer::{BATCH_BYTES_MAX, COMMIT_INTERVAL, Consumer, IngestError, OnStored, Step};
+pub use progress::Progress;
 pub use retention::PolicySource;
 
 use crate::platform::clock::SharedClock;
@@ -35,6 +37,7 @@ use std::time::Duration;
 /// The running consumers; dropping it stops them.
 pub struct Ingest {
     stop: Arc<Stop>,
+    progress: Arc<Progress>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -61,7 +64,7 @@ impl Ingest {
         let stop = Arc::new(Stop::default());
         let Parts { log, store, clock, on_stored, retention } = parts;
         let mut consumer = Consumer::begin(log.clone(), store.clone(), clock.clone(), on_stored)?;
-        let mut ingest = Self { stop, threads: Vec::new() };
+        let mut ingest = Self { stop, progress: consumer.progress(), threads: Vec::new() };
         ingest.spawn("ingest-store", move |stop| consumer.run(stop))?;
         ingest.spawn("ingest-tick", move |stop| tick::run(&log, stop))?;
         ingest.spawn("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
@@ -73,6 +76,12 @@ impl Ingest {
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&stop));
         self.threads.push(thread.map_err(IngestError::Thread)?);
         Ok(())
+    }
+
+    /// The store's counters and condition.
+    #[must_use]
+    pub fn progress(&self) -> Arc<Progress> {
+        self.progress.clone()
     }
 
     /// Stops the threads and waits for them. What was not stored stays in the log.

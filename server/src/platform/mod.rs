@@ -1,6 +1,7 @@
 //! Rank 1: what every slice stands on. Uses the shared crates only.
 
 pub mod clock;
+pub mod condition;
 pub mod config;
 pub mod db;
 pub mod event_log;

@@ -8,6 +8,7 @@ mod worker;
 
 pub use worker::{CHECKPOINT_EFFECTS, CHECKPOINT_EVERY, CHECKPOINT_RECORDS, Parts, WARM_RECORDS, Worker};
 
+use crate::platform::condition::Condition;
 use crate::platform::db::DbError;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
 use muster_journal::Fs;
@@ -39,6 +40,8 @@ pub enum ConsumerError {
 /// Counters of the consumer, for metrics and readiness.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// Working, failing, or ended.
+    pub condition: Condition,
     position: AtomicU64,
     records: AtomicU64,
     evaluations: AtomicU64,
@@ -191,6 +194,7 @@ struct Run<F: Fs> {
 
 impl<F: Fs> Run<F> {
     fn run(mut self, labels_changed: impl Fn() -> u64) {
+        let _ending = self.progress.condition.until_end();
         let mut labels = labels_changed();
         while !self.stop.load(Ordering::Acquire) {
             let now = labels_changed();
@@ -198,10 +202,15 @@ impl<F: Fs> Run<F> {
                 labels = now;
                 self.worker.forget_labels();
             }
-            if let Err(error) = self.turn() {
-                self.progress.failures.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(error = %chain(&error), "rules are held up, will retry");
-                self.pause();
+            match self.turn() {
+                Ok(()) => self.progress.condition.works(),
+                Err(error) => {
+                    let why = chain(&error);
+                    self.progress.failures.fetch_add(1, Ordering::Relaxed);
+                    self.progress.condition.fails(why.clone());
+                    tracing::warn!(error = why, "rules are held up, will retry");
+                    self.pause();
+                }
             }
         }
         if let Err(error) = self.worker.checkpoint() {
