@@ -53,7 +53,7 @@ pub(crate) struct Metrics {
 }
 
 /// SUBACK codes that refuse, with their labels.
-const SUBACKS: [(u8, &str); 4] = [
+pub(crate) const SUBACKS: [(u8, &str); 4] = [
     (SUBACK_NOT_AUTHORIZED, "not_authorized"),
     (SUBACK_BAD_FILTER, "bad_filter"),
     (SUBACK_QUOTA, "quota"),

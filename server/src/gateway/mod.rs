@@ -20,6 +20,8 @@
 //! Limits stand in [`Config`] and as named constants in the modules.
 
 mod acks;
+#[cfg(test)]
+mod asyncapi_tests;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
