@@ -9,6 +9,7 @@ use crate::http::Slices;
 use crate::ingest::queries::Queries;
 use crate::page::api::PageState;
 use crate::page::feed::Feed;
+use crate::page::service::PresenceService;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live};
 use crate::platform::db::{Db, DbError};
@@ -70,11 +71,9 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         live: live.clone(),
         labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
     };
-    let page = PageState {
-        bus: live.clone(),
-        feed: Feed::new(live.clone(), clock.now_us()),
-        telemetry: telemetry.clone(),
-    };
+    let feed = Feed::new(live.clone(), clock.now_us());
+    let presence = PresenceService::new(feed.clone(), telemetry.clone());
+    let page = PageState { bus: live.clone(), feed, presence };
     let slices = Slices {
         rules: RuleService::new(registry.clone(), clock.clone(), board),
         alerts: AlertService::new(registry, clock.clone(), live),
