@@ -12,6 +12,8 @@ mod parts;
 mod reload;
 mod report;
 mod retention;
+#[cfg(test)]
+mod tests;
 
 use consumers::Consumers;
 pub use lock::DataDirLock;

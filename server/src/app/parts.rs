@@ -71,7 +71,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         live: live.clone(),
         labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
     };
-    let feed = Feed::new(live.clone(), clock.now_us());
+    let feed = Feed::new(live.clone(), log.durable_next());
     let presence = PresenceService::new(feed.clone(), telemetry.clone());
     let page = PageState { bus: live.clone(), feed, presence };
     let slices = Slices {
