@@ -1,18 +1,27 @@
-//! The whole server in process, on real sockets: a crash and a start on the same data.
+//! The whole server in process, on real sockets: a crash and a start on the same data, a certificate that changes.
 
 use super::App;
 use crate::devices::directory::{DeviceAuth, token_hash};
+use crate::devices::pki::Pki;
+use crate::gateway;
 use crate::platform::clock::ManualClock;
 use crate::platform::config::{Config, Live};
 use crate::platform::http_kit::PageQuery;
 use crate::testing::START_US;
 use muster_wire::{DeviceId, TenantId, Topic, UpClass};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Long enough for a slow machine; a test that passes never waits for it.
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -90,6 +99,10 @@ async fn publish(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), device: &st
     assert_eq!(ask(stream, 0x32, &body).await, [0x40, 2, 0, 9], "PUBACK");
 }
 
+async fn ping(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    assert_eq!(ask(stream, 0xC0, &[]).await, [0xD0, 0], "PINGRESP");
+}
+
 async fn plain(app: &App) -> TcpStream {
     TcpStream::connect(app.addresses.mqtt_plain.unwrap()).await.unwrap()
 }
@@ -143,5 +156,115 @@ async fn a_device_whose_connection_died_with_the_server_is_not_connected_after_t
     wait_until("pump is connected", || async { connected(&app, "pump").await == Some(true) }).await;
     drop(client);
     wait_until("pump is gone", || async { connected(&app, "pump").await == Some(false) }).await;
+    app.stop().await;
+}
+
+/// Accepts any certificate whose key the server holds: the tests look at it themselves, on their own time.
+#[derive(Debug)]
+struct AnyCertificate;
+
+impl ServerCertVerifier for AnyCertificate {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = gateway::provider().signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = gateway::provider().signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        gateway::provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// A new session with a listener.
+async fn tls(address: SocketAddr) -> TlsStream<TcpStream> {
+    let config = ClientConfig::builder_with_provider(gateway::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
+        .with_no_client_auth();
+    let socket = TcpStream::connect(address).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
+}
+
+fn leaf(stream: &TlsStream<TcpStream>) -> Vec<u8> {
+    stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+fn file(app: &App, name: &str) -> std::path::PathBuf {
+    app.slices.config.get().data_dir.join("pki").join(name)
+}
+
+fn in_file(app: &App) -> Vec<u8> {
+    CertificateDer::from_pem_slice(&std::fs::read(file(app, "server.pem")).unwrap()).unwrap().to_vec()
+}
+
+#[tokio::test]
+async fn another_server_certificate_is_shown_to_new_clients_while_old_ones_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let (app, clock) = start(config(dir.path()), START_US).await;
+    let (mqtt, enroll) = (app.addresses.mqtt_tls.unwrap(), app.addresses.enroll);
+    let mut old = tls(mqtt).await;
+    hello(&mut old, "pump").await;
+    let first = leaf(&old);
+    assert_eq!(leaf(&tls(enroll).await), first);
+    assert!(!app.certificates.reload().unwrap(), "nothing changed");
+
+    let hosts = app.slices.config.get().pki.hosts.clone();
+    let pki = Pki::open(&dir.path().join("pki"), &hosts, 365, START_US).unwrap();
+    pki.renew_server(START_US).unwrap();
+    assert!(app.certificates.reload().unwrap());
+    let second = in_file(&app);
+    assert_ne!(second, first);
+    assert_eq!((leaf(&tls(mqtt).await), leaf(&tls(enroll).await)), (second.clone(), second.clone()));
+    ping(&mut old).await;
+
+    let good_key = std::fs::read(file(&app, "server.key")).unwrap();
+    for (name, bad, expect) in [
+        ("server.key", &b"nonsense"[..], "server.key does not hold a private key"),
+        ("server.pem", &b"nonsense"[..], "server.pem does not hold a certificate"),
+    ] {
+        std::fs::write(file(&app, name), bad).unwrap();
+        let error = anyhow::Error::from(app.certificates.reload().unwrap_err());
+        assert!(format!("{error:#}").contains(expect), "{error:#}");
+        assert_eq!(leaf(&tls(mqtt).await), second, "the old one stays");
+    }
+    std::fs::write(file(&app, "server.key"), good_key).unwrap();
+
+    // Eight of twelve months later less than a third of its life is left, whatever stands in the file.
+    clock.advance_us(245 * DAY_US);
+    app.certificates.poll();
+    let third = in_file(&app);
+    assert_ne!(third, second);
+    let mut new = tls(mqtt).await;
+    assert_eq!(leaf(&new), third);
+    hello(&mut new, "fan").await;
+    ping(&mut new).await;
     app.stop().await;
 }

@@ -43,7 +43,7 @@ mod stream;
 mod tls;
 
 pub use rate::RateLimit;
-pub use tls::{TlsError, provider, server_config};
+pub use tls::{ServerCertificate, TlsError, provider, server_config};
 
 use crate::devices::directory::Directory;
 use crate::platform::clock::SharedClock;
