@@ -172,7 +172,7 @@ pub struct Alert {
     pub opened_at_us: i64,
     /// When the condition cleared, where it has.
     pub cleared_at_us: Option<i64>,
-    /// Why it cleared: `condition`, `rule_changed`, `rule_removed` or `data_ended`.
+    /// Why it cleared: `condition`, `rule_changed`, `device_removed` or `data_ended`.
     pub cleared_why: Option<String>,
     /// When a person acknowledged it.
     pub acked_at_us: Option<i64>,

@@ -63,13 +63,14 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     log_check(&health, &log);
     let queries = Queries::new(telemetry.clone(), devices.clone(), clock.clone());
     let (live, board) = (LiveBus::new(), Arc::new(RuleBoard::default()));
-    let labels = devices.labels().clone();
+    let (labels, registered) = (devices.labels().clone(), directory.clone());
     let rules = rules::consumer::Parts {
         db: registry.clone(),
         clock: clock.clone(),
         board: board.clone(),
         live: live.clone(),
         labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
+        known: Arc::new(move |tenant, device| registered.lookup(tenant, device).is_some()),
     };
     let feed = Feed::new(live.clone(), log.durable_next());
     let presence = PresenceService::new(feed.clone(), telemetry.clone());

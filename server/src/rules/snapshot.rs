@@ -1,6 +1,6 @@
 //! Commits what the engine decided, and reads back what was committed. One transaction each.
 
-use super::engine::{Effects, Snapshot};
+use super::engine::{DeviceSource, Effects, Snapshot};
 use super::model::CompiledRule;
 use super::store::{self, Cursor};
 use super::validate::{Written, compile};
@@ -22,6 +22,8 @@ pub(super) struct Checkpoint {
     pub(super) effects: Effects,
     /// Positions that could not be read, and why.
     pub(super) gaps: Vec<(RangeInclusive<u64>, &'static str)>,
+    /// Set where devices were deleted: tells which are left.
+    pub(super) known: Option<DeviceSource>,
 }
 
 /// What was committed last.
@@ -50,6 +52,12 @@ pub(super) fn commit(
     }
     for (key, value) in &effects.lasts {
         store::save_last(tx, &scope, key, value)?;
+    }
+    if let Some(known) = &checkpoint.known {
+        let rows = store::delete_lasts(tx, &scope, |tenant, device| known(tenant, device))?;
+        if rows > 0 {
+            tracing::info!(rows, "last values of deleted devices deleted");
+        }
     }
     for row in &effects.quarantined {
         store::save_quarantine(tx, &scope, row, now_us)?;

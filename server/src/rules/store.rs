@@ -244,6 +244,24 @@ pub(super) fn save_last(tx: &mut Tx<'_>, scope: &Scope, key: &LastKey, value: &V
     Ok(())
 }
 
+/// Deletes the last values of devices that are not registered; gives how many rows.
+pub(super) fn delete_lasts(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    is_known: impl Fn(&str, &str) -> bool,
+) -> Result<usize, DbError> {
+    system(scope)?;
+    let devices = tx.query("SELECT DISTINCT tenant, device FROM rule_last", &[], |row| {
+        Ok::<(String, String), DbError>((row.get(0)?, row.get(1)?))
+    })?;
+    let mut deleted = 0;
+    for (tenant, device) in devices.iter().filter(|(tenant, device)| !is_known(tenant, device)) {
+        deleted +=
+            tx.execute("DELETE FROM rule_last WHERE tenant = $1 AND device = $2", &[tenant, device])?;
+    }
+    Ok(deleted)
+}
+
 /// `(tenant, rule, version, reason)` of every quarantined rule.
 pub(super) fn quarantined(
     tx: &mut Tx<'_>,
