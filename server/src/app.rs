@@ -222,6 +222,7 @@ impl App {
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
         metrics::of_log(&parts.metrics, &parts.log)?;
+        metrics::of_store(&parts.metrics, &parts.skipped)?;
         let consumers = match now.event_log.consumers {
             true => {
                 let consumers = Consumers::start(&config, &parts).await?;
@@ -251,6 +252,7 @@ impl App {
         ));
         tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped.clone()));
         tasks.spawn(parts.slices.page.feed.clone().run(stopped.clone()));
+        tasks.spawn(parts.skipped.clone().run(stopped.clone()));
         tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
         tracing::info!(%addresses, "listening");
         let Parts { slices, directory, log, .. } = parts;

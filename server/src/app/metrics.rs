@@ -1,5 +1,6 @@
 //! Metrics of parts that keep counters of their own: read when somebody scrapes.
 
+use crate::ingest::skipped::Skipped;
 use crate::platform::event_log::EventLog;
 use crate::platform::live::LiveBus;
 use crate::rules::consumer::Progress;
@@ -32,6 +33,13 @@ pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), promethe
         ("event_log_sync_failures", "Syncs that failed", stat(|stats| stats.sync_failures)),
     ];
     all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}
+
+/// The store's consumer.
+pub(super) fn of_store(registry: &Registry, skipped: &Skipped) -> Result<(), prometheus::Error> {
+    let skipped = skipped.clone();
+    let read: Read = Box::new(move || number(skipped.positions()));
+    register(registry, "store_skipped_positions", "Log positions that the store never read", read)
 }
 
 /// The rules' consumer and the live stream.

@@ -7,6 +7,7 @@ use crate::devices::directory::{Directory, IntegrationToken};
 use crate::devices::pki::Pki;
 use crate::http::Slices;
 use crate::ingest::queries::Queries;
+use crate::ingest::skipped::Skipped;
 use crate::page::api::PageState;
 use crate::page::feed::Feed;
 use crate::page::service::PresenceService;
@@ -35,6 +36,7 @@ pub(crate) struct Parts {
     pub(crate) log: EventLog,
     pub(crate) telemetry: TelemetryStore,
     pub(crate) rules: rules::consumer::Parts,
+    pub(crate) skipped: Skipped,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: prometheus::Registry,
 }
@@ -75,9 +77,12 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let feed = Feed::new(live.clone(), log.durable_next());
     let presence = PresenceService::new(feed.clone(), telemetry.clone());
     let page = PageState { bus: live.clone(), feed, presence };
+    let rule_service = RuleService::new(registry.clone(), clock.clone(), board);
+    let alerts = AlertService::new(registry, clock.clone(), live);
+    let skipped = Skipped::new(telemetry.clone(), alerts.clone(), tenants.clone(), clock.clone());
     let slices = Slices {
-        rules: RuleService::new(registry.clone(), clock.clone(), board),
-        alerts: AlertService::new(registry, clock.clone(), live),
+        rules: rule_service,
+        alerts,
         page,
         config: config.clone(),
         tenants,
@@ -86,7 +91,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         metrics: HttpMetrics::register(&metrics)?,
         health,
     };
-    Ok(Parts { slices, directory, pki, log, telemetry, rules, clock: clock.clone(), metrics })
+    Ok(Parts { slices, directory, pki, log, telemetry, rules, skipped, clock: clock.clone(), metrics })
 }
 
 fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {

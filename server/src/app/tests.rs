@@ -1,13 +1,16 @@
 //! The whole server in process, on real sockets: a crash and a start on the same data, a certificate that changes.
 
 use super::App;
+use crate::alerts::model::{AlertFilter, Severity};
 use crate::devices::directory::{DeviceAuth, token_hash};
 use crate::devices::pki::Pki;
 use crate::gateway;
+use crate::ingest::skipped::Skipped;
 use crate::platform::clock::ManualClock;
 use crate::platform::config::{Config, Live};
 use crate::platform::http_kit::PageQuery;
-use crate::testing::START_US;
+use crate::platform::telemetry::LogSpan;
+use crate::testing::{START_US, TestApp};
 use muster_wire::{DeviceId, TenantId, Topic, UpClass};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
@@ -267,4 +270,44 @@ async fn another_server_certificate_is_shown_to_new_clients_while_old_ones_stay(
     hello(&mut new, "fan").await;
     ping(&mut new).await;
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_range_that_the_store_never_read_is_told_to_every_tenant_once() {
+    let app = TestApp::start().await;
+    for id in ["acme", "other"] {
+        app.tenant(id).await;
+    }
+    let (skipped, alerts) = (&app.parts.skipped, &app.parts.slices.alerts);
+    assert_eq!((skipped.pass().await.unwrap(), skipped.positions()), (0, 0));
+    let begin = |first| {
+        let (store, span) = (app.parts.telemetry.clone(), LogSpan { epoch: 7, first, next: 90 });
+        tokio::task::spawn_blocking(move || store.begin(span, START_US).unwrap())
+    };
+    begin(5).await.unwrap();
+    assert_eq!(
+        (skipped.pass().await.unwrap(), skipped.positions()),
+        (3, 4),
+        "the first tenant and these two"
+    );
+    let acme = TenantId::parse("acme").unwrap();
+    let list = async || alerts.list(&acme, AlertFilter::default(), None, 10).await.unwrap();
+    let told = list().await;
+    assert_eq!((told[0].device.as_str(), told[0].severity, told.len()), ("-", Severity::Critical, 1));
+    let expect =
+        "4 records of the event log (positions 1 to 4) were never stored: deleted before it was stored";
+    assert_eq!(told[0].message, expect);
+    begin(9).await.unwrap();
+    assert_eq!(
+        (skipped.pass().await.unwrap(), skipped.positions()),
+        (0, 8),
+        "one waits for a person already"
+    );
+    // After a start it looks again, and what was resolved stays so.
+    let me = crate::testing::owner(&acme);
+    alerts.resolve(&me, &acme, &told[0].id, None).await.unwrap();
+    let (store, slices) = (app.parts.telemetry.clone(), &app.parts.slices);
+    let again = Skipped::new(store, slices.alerts.clone(), slices.tenants.clone(), app.clock.clone());
+    assert_eq!((again.pass().await.unwrap(), again.positions()), (1, 8), "the second range, to acme");
+    assert_eq!(list().await.len(), 2);
 }

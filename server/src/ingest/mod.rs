@@ -14,6 +14,7 @@ pub mod bench;
 mod consumer;
 pub mod queries;
 mod retention;
+pub mod skipped;
 #[cfg(test)]
 mod tests;
 mod tick;

@@ -1,10 +1,11 @@
 //! Commits what the engine decided, and reads back what was committed. One transaction each.
 
+use super::consumer::READER;
 use super::engine::{DeviceSource, Effects, Snapshot};
 use super::model::CompiledRule;
 use super::store::{self, Cursor};
 use super::validate::{Written, compile};
-use crate::alerts::model::Alert;
+use crate::alerts::model::{Alert, SkippedRange};
 use crate::alerts::service as alerts;
 use crate::platform::db::{DbError, Scope, Tx};
 use muster_wire::TenantId;
@@ -62,11 +63,35 @@ pub(super) fn commit(
     for row in &effects.quarantined {
         store::save_quarantine(tx, &scope, row, now_us)?;
     }
-    for (range, reason) in &checkpoint.gaps {
-        store::save_gap(tx, &scope, checkpoint.cursor.log_epoch, range, reason, now_us)?;
-    }
+    changed.extend(save_gaps(tx, checkpoint, now_us)?);
     store::save_cursor(tx, &scope, &checkpoint.cursor, now_us)?;
     Ok(changed)
+}
+
+/// Positions that the rules never saw: a row each, and an alert of every tenant whose rules they might have met.
+fn save_gaps(
+    tx: &mut Tx<'_>,
+    checkpoint: &Checkpoint,
+    now_us: i64,
+) -> Result<Vec<(TenantId, Alert)>, DbError> {
+    let (scope, log_epoch) = (scope(), checkpoint.cursor.log_epoch);
+    let mut opened = Vec::new();
+    if checkpoint.gaps.is_empty() {
+        return Ok(opened);
+    }
+    let tenants = store::tenants(tx, &scope)?;
+    let tenants: Vec<_> = tenants.iter().filter_map(|tenant| TenantId::parse(tenant).ok()).collect();
+    for (range, reason) in &checkpoint.gaps {
+        store::save_gap(tx, &scope, log_epoch, range, reason, now_us)?;
+        let (first, next) = (*range.start(), range.end() + 1);
+        let why = format!("were not judged by rules: {reason}");
+        let skipped = SkippedRange { reader: READER, log_epoch, first, next, why };
+        for tenant in &tenants {
+            let alert = alerts::open_skipped(tx, tenant, &skipped, now_us)?;
+            opened.extend(alert.map(|row| (tenant.clone(), row)));
+        }
+    }
+    Ok(opened)
 }
 
 /// Reads the snapshot.

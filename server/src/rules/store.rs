@@ -123,6 +123,12 @@ pub(super) fn enabled(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, Rul
     Ok(rows.into_iter().flatten().collect())
 }
 
+/// Tenants with an enabled rule.
+pub(super) fn tenants(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<String>, DbError> {
+    system(scope)?;
+    tx.query("SELECT DISTINCT tenant FROM rules WHERE enabled = 1 ORDER BY tenant", &[], |row| row.get(0))
+}
+
 /// Where the rules stand in which log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {

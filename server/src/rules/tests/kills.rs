@@ -1,7 +1,7 @@
 //! Kills between any two steps: the same alerts, each exactly once.
 
 use super::*;
-use crate::alerts::model::{Alert, AlertFilter};
+use crate::alerts::model::{Alert, AlertFilter, PLATFORM};
 use crate::alerts::service::AlertService;
 use crate::alerts::tests::registry;
 use crate::platform::clock::ManualClock;
@@ -219,6 +219,12 @@ fn another_log_starts_at_its_beginning_and_a_lost_range_leaves_a_row() {
     }));
     assert_eq!(gaps.unwrap(), [(21, 49), (50, 59)]);
     assert_eq!(open(7, 1).position(), 60);
+    let of_platform = |alerts: Vec<Alert>| -> Vec<String> {
+        alerts.into_iter().filter(|alert| alert.device == PLATFORM).map(|alert| alert.message).collect()
+    };
+    let told = of_platform(site.alerts(&runtime));
+    let expect = "29 records of the event log (positions 21 to 49) were not judged by rules: the log no longer holds it";
+    assert_eq!(told, [expect], "one alert waits for a person, whatever else is skipped");
 }
 
 #[test]
