@@ -4,6 +4,7 @@
 //! start ends the start, nothing runs half. Stop: no new requests, open ones end, MQTT clients are told, consumers
 //! finish what they hold, the log is synced and closed.
 
+mod certificate;
 mod consumers;
 mod files;
 mod lock;
@@ -12,7 +13,10 @@ mod parts;
 mod reload;
 mod report;
 mod retention;
+#[cfg(test)]
+mod tests;
 
+use certificate::Certificates;
 use consumers::Consumers;
 pub use lock::DataDirLock;
 pub(crate) use parts::Parts;
@@ -21,7 +25,7 @@ pub(crate) use parts::build;
 pub use report::{Addresses, Bootstrap};
 
 use crate::devices::directory::Directory;
-use crate::devices::pki::{Pki, PkiError};
+use crate::devices::pki::PkiError;
 use crate::devices::{DevicesError, Endpoints};
 use crate::gateway::{self, Gateway, GatewayError};
 use crate::http::{self, Slices};
@@ -35,8 +39,6 @@ use crate::platform::observability::LogControl;
 use crate::platform::telemetry::TelemetryError;
 use crate::rules::consumer::ConsumerError;
 use crate::tenants::TenantsError;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -140,6 +142,7 @@ pub struct App {
     pub addresses: Addresses,
     /// Who may speak MQTT.
     pub directory: Arc<Directory>,
+    certificates: Arc<Certificates>,
     stop: watch::Sender<bool>,
     tasks: JoinSet<()>,
     gateway: Gateway,
@@ -157,17 +160,12 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<(TcpListener, 
 }
 
 /// TLS of the enrolment listener: the server's certificate, no client certificate.
-fn enroll_tls(pki: &Pki) -> Result<TlsAcceptor, AppError> {
-    let bad = |error: rustls::pki_types::pem::Error| AppError::Tls(rustls::Error::General(error.to_string()));
-    let chain: Result<Vec<_>, _> =
-        CertificateDer::pem_slice_iter(pki.server_chain_pem().as_bytes()).collect();
-    let key = PrivateKeyDer::from_pem_slice(pki.server_key_pem().as_bytes()).map_err(bad)?;
+fn enroll_tls(certificates: &Certificates) -> Result<TlsAcceptor, AppError> {
     let mut config = rustls::ServerConfig::builder_with_provider(gateway::provider())
         .with_safe_default_protocol_versions()
         .map_err(AppError::Tls)?
         .with_no_client_auth()
-        .with_single_cert(chain.map_err(bad)?, key)
-        .map_err(AppError::Tls)?;
+        .with_cert_resolver(certificates.listeners());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
@@ -191,12 +189,9 @@ async fn follow_limits(set: gateway::RateSetter, config: Live, mut stop: watch::
     }
 }
 
-fn start_gateway(config: &Config, parts: &Parts) -> Result<Gateway, AppError> {
-    let pki = &parts.pki;
-    let tls = config
-        .mqtt
-        .tls_listen
-        .map(|_| gateway::server_config(pki.server_chain_pem(), pki.server_key_pem(), pki.ca_pem()));
+fn start_gateway(config: &Config, parts: &Parts, certificates: &Certificates) -> Result<Gateway, AppError> {
+    let server_config = |_| gateway::server_config(certificates.listeners(), parts.pki.ca_pem());
+    let tls = config.mqtt.tls_listen.map(server_config);
     let settings = gateway::Config {
         tls_listen: config.mqtt.tls_listen,
         plain_listen: config.mqtt.plain_listen,
@@ -231,13 +226,14 @@ impl App {
             true => {
                 let consumers = Consumers::start(&config, &parts).await?;
                 consumers.add_checks(&parts.slices.health);
-                metrics::of_store(&parts.metrics, &consumers.stored())?;
+                metrics::of_store(&parts.metrics, &consumers.stored(), &parts.skipped)?;
                 metrics::of_rules(&parts.metrics, &consumers.ruled(), &parts.rules.live)?;
                 Some(consumers)
             }
             false => None,
         };
-        let gateway = start_gateway(&now, &parts)?;
+        let certificates = Arc::new(Certificates::load(parts.pki.clone(), clock.clone())?);
+        let gateway = start_gateway(&now, &parts, &certificates)?;
         let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
         let addresses = Addresses { http, enroll, mqtt_tls, mqtt_plain };
         parts.slices.devices.set_endpoints(Endpoints {
@@ -248,7 +244,7 @@ impl App {
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
         tasks.spawn(serve::serve(http_listener, None, http::admin_router(&parts.slices), stopped.clone()));
-        let tls = enroll_tls(&parts.pki)?;
+        let tls = enroll_tls(&certificates)?;
         tasks.spawn(serve::serve(
             enroll_listener,
             Some(tls),
@@ -257,10 +253,22 @@ impl App {
         ));
         tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped.clone()));
         tasks.spawn(parts.slices.page.feed.clone().run(stopped.clone()));
+        tasks.spawn(parts.skipped.clone().run(stopped.clone()));
         tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
         tracing::info!(%addresses, "listening");
         let Parts { slices, directory, log, .. } = parts;
-        Ok(Self { slices, addresses, directory, stop, tasks, gateway, consumers, log, _lock: lock })
+        Ok(Self {
+            slices,
+            addresses,
+            directory,
+            certificates,
+            stop,
+            tasks,
+            gateway,
+            consumers,
+            log,
+            _lock: lock,
+        })
     }
 
     /// Stops every part; returns once the log is synced and closed.
@@ -312,7 +320,7 @@ pub async fn run(
     if let Some(path) = &options.ready_file {
         app.addresses.write(path)?;
     }
-    let reloader = tokio::spawn(reload::follow(live, options.sources, log));
+    let reloader = tokio::spawn(reload::follow(live, options.sources, log, app.certificates.clone()));
     reload::until_stop_signal().await;
     tracing::info!("stopping");
     reloader.abort();

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
 
+use muster_server::devices::pki::Pki;
+use muster_server::platform::clock::{Clock as _, SystemClock};
+use muster_server::platform::config::Config;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
@@ -169,4 +172,27 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
     let (child, _) = start(dir.path());
     assert!(!end(child).contains("one-time"), "only the first start makes an owner");
     assert!(!boot.exists());
+}
+
+#[test]
+fn a_changed_server_certificate_is_taken_up_by_a_hangup_and_a_broken_one_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("muster-server.toml"), "").unwrap();
+    let (child, _) = start(dir.path());
+    let log = || std::fs::read_to_string(dir.path().join("log")).unwrap();
+    let files = dir.path().join("data").join("pki");
+    let good = std::fs::read(files.join("server.pem")).unwrap();
+    std::fs::write(files.join("server.pem"), "nonsense").unwrap();
+    signal(&child.0, "-HUP");
+    until("the refusal", || {
+        let line = log().lines().find(|line| line.contains("server certificate is refused"))?.to_owned();
+        assert!(line.contains("server.pem") && line.contains("the old one stays"), "{line}");
+        Some(())
+    });
+    std::fs::write(files.join("server.pem"), good).unwrap();
+    let hosts = Config::default().pki.hosts;
+    Pki::open(&files, &hosts, 365, SystemClock.now_us()).unwrap().renew_server(SystemClock.now_us()).unwrap();
+    signal(&child.0, "-HUP");
+    until("the new certificate", || log().contains("server certificate replaced").then_some(()));
+    end(child);
 }

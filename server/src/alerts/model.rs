@@ -2,6 +2,7 @@
 
 use muster_wire::{TenantId, Value};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 /// The longest note of a person, in characters.
 pub const NOTE_CHARS_MAX: usize = 1_000;
@@ -142,20 +143,64 @@ pub struct NewAlert {
     pub opened_at_us: i64,
 }
 
+/// The device (and rule) of an alert that the platform opens about itself: no device can have this id.
+pub const PLATFORM: &str = "-";
+
+/// A range of the event log that a reader never saw and never will.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SkippedRange {
+    /// Which reader.
+    pub reader: &'static str,
+    /// Which log.
+    pub log_epoch: u64,
+    /// The first position.
+    pub first: u64,
+    /// One past the last.
+    pub next: u64,
+    /// What is missing, and why: a sentence without its stop.
+    pub why: String,
+}
+
+impl SkippedRange {
+    /// The alert that tells a tenant. Told again, it has the same id.
+    #[must_use]
+    pub fn alert(&self, tenant: &TenantId, now_us: i64) -> NewAlert {
+        let Self { reader, log_epoch, first, next, why } = self;
+        let hash = Sha256::digest(format!("skipped {reader} {log_epoch:016x} {first} {next}"));
+        let last = next.saturating_sub(1);
+        #[allow(clippy::cast_precision_loss, reason = "a count to show")]
+        let count = next.saturating_sub(*first) as f64;
+        NewAlert {
+            tenant: tenant.clone(),
+            id: hex::encode(&hash[..16]),
+            device: PLATFORM.into(),
+            rule_id: PLATFORM.into(),
+            rule_version: 0,
+            rule_name: "Event log records skipped".into(),
+            subject: format!("log:{reader}"),
+            severity: Severity::Critical,
+            historical: false,
+            value: Value::Number(count),
+            message: format!("{count} records of the event log (positions {first} to {last}) {why}"),
+            opened_at_us: now_us,
+        }
+    }
+}
+
 /// A stored alert.
 #[derive(Clone, Debug, PartialEq, Serialize, utoipa::ToSchema)]
 pub struct Alert {
     /// A hash of what opened it.
     pub id: String,
-    /// The device.
+    /// The device; `-` where the platform tells about itself.
     pub device: String,
-    /// The rule that opened it.
+    /// The rule that opened it; `-` where none did.
     pub rule_id: String,
     /// The rule's version then.
     pub rule_version: i64,
     /// The rule's name then.
     pub rule_name: String,
-    /// `metric:<name>` or `pipeline:<name>`.
+    /// `metric:<name>`, `pipeline:<name>` or `log:<reader>`.
     pub subject: String,
     /// How bad.
     pub severity: Severity,
@@ -172,7 +217,7 @@ pub struct Alert {
     pub opened_at_us: i64,
     /// When the condition cleared, where it has.
     pub cleared_at_us: Option<i64>,
-    /// Why it cleared: `condition`, `rule_changed`, `rule_removed` or `data_ended`.
+    /// Why it cleared: `condition`, `rule_changed`, `device_removed` or `data_ended`.
     pub cleared_why: Option<String>,
     /// When a person acknowledged it.
     pub acked_at_us: Option<i64>,

@@ -1,6 +1,8 @@
 //! What rules and people do to alerts.
 
-use super::model::{Alert, AlertFilter, AlertState, Illegal, NOTE_CHARS_MAX, NewAlert, Step};
+use super::model::{
+    Alert, AlertFilter, AlertState, Illegal, NOTE_CHARS_MAX, NewAlert, PLATFORM, SkippedRange, Step,
+};
 use super::store;
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
@@ -12,6 +14,9 @@ use std::collections::BTreeMap;
 
 /// Rows deleted in one transaction by [`AlertService::prune`].
 const PRUNE_ROWS_MAX: i64 = 1_000;
+
+/// The platform's own alerts that may wait for a person: one a reader of the log.
+const PLATFORM_ALERTS_MAX: i64 = 16;
 
 /// Why an alert was not changed or found.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +50,29 @@ pub struct AlertService {
 pub fn open(tx: &mut Tx<'_>, alert: &NewAlert) -> Result<Option<Alert>, DbError> {
     let scope = Scope::Tenant(alert.tenant.clone());
     if store::insert(tx, &scope, alert)? { store::get(tx, &scope, &alert.id) } else { Ok(None) }
+}
+
+/// Tells a tenant of a skipped range, inside a commit; `None` where it was told before, or where an alert of the same
+/// reader still waits for a person: a damaged log is one alert, not thousands. The rows and the metric have the rest.
+///
+/// # Errors
+/// The database failed.
+pub fn open_skipped(
+    tx: &mut Tx<'_>,
+    tenant: &TenantId,
+    range: &SkippedRange,
+    now_us: i64,
+) -> Result<Option<Alert>, DbError> {
+    let (scope, new) = (Scope::Tenant(tenant.clone()), range.alert(tenant, now_us));
+    for state in [AlertState::Open, AlertState::Acked] {
+        let filter =
+            AlertFilter { state: Some(state), device: Some(PLATFORM.into()), ..AlertFilter::default() };
+        let waiting = store::list(tx, &scope, &filter, None, PLATFORM_ALERTS_MAX)?;
+        if waiting.iter().any(|alert| alert.subject == new.subject) {
+            return Ok(None);
+        }
+    }
+    open(tx, &new)
 }
 
 /// Clears an alert inside a rule's commit; `None` where it is gone or has cleared before.
@@ -192,6 +220,20 @@ impl AlertService {
         let alert = changed.await?;
         announce(&self.live, tenant.as_str(), &alert);
         Ok(alert)
+    }
+
+    /// Tells a tenant of a skipped range; says whether it was news.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn tell_skipped(&self, tenant: &TenantId, range: &SkippedRange) -> Result<bool, AlertError> {
+        let (of, range, now_us) = (tenant.clone(), range.clone(), self.clock.now_us());
+        let opened =
+            self.db.write(move |tx| Ok::<_, AlertError>(open_skipped(tx, &of, &range, now_us)?)).await?;
+        if let Some(alert) = &opened {
+            announce(&self.live, tenant.as_str(), alert);
+        }
+        Ok(opened.is_some())
     }
 
     /// Deletes a tenant's alerts that cleared before a time; returns how many. Idempotent.

@@ -117,7 +117,8 @@ pub(super) fn delete_old(
 ) -> Result<usize, DbError> {
     tx.execute(
         "DELETE FROM alerts WHERE tenant = $1 AND id IN
-           (SELECT id FROM alerts WHERE tenant = $1 AND opened_at_us < $2 AND cleared_at_us < $2 LIMIT $3)",
+           (SELECT id FROM alerts WHERE tenant = $1 AND opened_at_us < $2
+                                             AND (cleared_at_us < $2 OR resolved_at_us < $2) LIMIT $3)",
         &[&tenant(scope)?, &before_us, &limit],
     )
 }

@@ -149,14 +149,17 @@ async fn people_answer_once_and_watchers_are_told() {
 async fn pruning_keeps_what_is_open_or_young() {
     let dir = tempfile::tempdir().unwrap();
     let db = registry(dir.path());
-    let service = AlertService::new(db.clone(), ManualClock::at(0), LiveBus::new());
-    open_all(&db, (1..=4).map(|n| alert("acme", n, Severity::Info)).collect()).await;
+    let service = AlertService::new(db.clone(), ManualClock::at(3_000), LiveBus::new());
+    open_all(&db, (0..=4).map(|n| alert("acme", n, Severity::Info)).collect()).await;
     for n in [1, 2, 4] {
         let id = format!("{n:032x}");
         db.write(move |tx| service::clear(tx, &tenant("acme"), &id, n * 1_000, "condition")).await.unwrap();
     }
     let acme = tenant("acme");
-    assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 2);
+    // A person closed it; its condition never cleared.
+    service.resolve(&crate::testing::owner(&acme), &acme, &format!("{:032x}", 0), None).await.unwrap();
+    assert_eq!(service.prune(&acme, 3_000).await.unwrap(), 2);
+    assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 1);
     assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 0);
     assert_eq!(service.list(&acme, AlertFilter::default(), None, 10).await.unwrap().len(), 2);
 }

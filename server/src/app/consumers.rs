@@ -34,11 +34,12 @@ impl Consumers {
             retention: Box::new(move || policy(&retention.get())),
         };
         let labels = parts.slices.devices.labels().clone();
+        let changes = move || consumer::Changes { labels: labels.changes(), deletions: labels.deletions() };
         let (log, rules) = (parts.log.clone(), parts.rules.clone());
         // They read their cursors before they return, so they start on a thread that may block.
         let start = move || -> Result<Self, AppError> {
             let ingest = Ingest::start(of_ingest)?;
-            let rules = consumer::spawn(log, rules, move || labels.changes())?;
+            let rules = consumer::spawn(log, rules, changes)?;
             Ok(Self { ingest, rules })
         };
         tokio::task::spawn_blocking(start).await.expect("starting the consumers does not panic")

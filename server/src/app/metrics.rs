@@ -1,6 +1,7 @@
 //! Metrics of parts that keep counters of their own: read when somebody scrapes.
 
 use crate::ingest;
+use crate::ingest::skipped::Skipped;
 use crate::platform::event_log::EventLog;
 use crate::platform::live::LiveBus;
 use crate::rules::consumer::Progress;
@@ -39,11 +40,13 @@ pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), promethe
 pub(super) fn of_store(
     registry: &Registry,
     progress: &Arc<ingest::Progress>,
+    skipped: &Skipped,
 ) -> Result<(), prometheus::Error> {
     let store = |read: fn(&ingest::Progress) -> u64| -> Read {
         let progress = progress.clone();
         Box::new(move || number(read(&progress)))
     };
+    let skipped = skipped.clone();
     let all: [(&str, &str, Read); 8] = [
         ("store_messages", "Messages stored since the start", store(|progress| progress.now().messages)),
         ("store_readings", "Readings stored since the start", store(|progress| progress.now().readings)),
@@ -58,7 +61,11 @@ pub(super) fn of_store(
             "Bodies that could not be decoded",
             store(|progress| progress.now().dead_letters),
         ),
-        ("store_skipped_positions", "Log positions that were gone", store(|progress| progress.now().skipped)),
+        (
+            "store_skipped_positions",
+            "Log positions that the store never read",
+            Box::new(move || number(skipped.positions())),
+        ),
         ("store_commits", "Commits", store(|progress| progress.now().commits)),
         (
             "store_failures",

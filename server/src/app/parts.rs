@@ -7,8 +7,10 @@ use crate::devices::directory::{Directory, IntegrationToken};
 use crate::devices::pki::Pki;
 use crate::http::Slices;
 use crate::ingest::queries::Queries;
+use crate::ingest::skipped::Skipped;
 use crate::page::api::PageState;
 use crate::page::feed::Feed;
+use crate::page::service::PresenceService;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live};
 use crate::platform::db::{Db, DbError};
@@ -34,6 +36,7 @@ pub(crate) struct Parts {
     pub(crate) log: EventLog,
     pub(crate) telemetry: TelemetryStore,
     pub(crate) rules: rules::consumer::Parts,
+    pub(crate) skipped: Skipped,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: prometheus::Registry,
 }
@@ -62,22 +65,24 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     log_check(&health, &log);
     let queries = Queries::new(telemetry.clone(), devices.clone(), clock.clone());
     let (live, board) = (LiveBus::new(), Arc::new(RuleBoard::default()));
-    let labels = devices.labels().clone();
+    let (labels, registered) = (devices.labels().clone(), directory.clone());
     let rules = rules::consumer::Parts {
         db: registry.clone(),
         clock: clock.clone(),
         board: board.clone(),
         live: live.clone(),
         labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
+        known: Arc::new(move |tenant, device| registered.lookup(tenant, device).is_some()),
     };
-    let page = PageState {
-        bus: live.clone(),
-        feed: Feed::new(live.clone(), clock.now_us()),
-        telemetry: telemetry.clone(),
-    };
+    let feed = Feed::new(live.clone(), log.durable_next());
+    let presence = PresenceService::new(feed.clone(), telemetry.clone());
+    let page = PageState { bus: live.clone(), feed, presence };
+    let rule_service = RuleService::new(registry.clone(), clock.clone(), board);
+    let alerts = AlertService::new(registry, clock.clone(), live);
+    let skipped = Skipped::new(telemetry.clone(), alerts.clone(), tenants.clone(), clock.clone());
     let slices = Slices {
-        rules: RuleService::new(registry.clone(), clock.clone(), board),
-        alerts: AlertService::new(registry, clock.clone(), live),
+        rules: rule_service,
+        alerts,
         page,
         config: config.clone(),
         tenants,
@@ -86,7 +91,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         metrics: HttpMetrics::register(&metrics)?,
         health,
     };
-    Ok(Parts { slices, directory, pki, log, telemetry, rules, clock: clock.clone(), metrics })
+    Ok(Parts { slices, directory, pki, log, telemetry, rules, skipped, clock: clock.clone(), metrics })
 }
 
 fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {

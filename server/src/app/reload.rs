@@ -1,8 +1,10 @@
-//! Signals: stop on SIGTERM and SIGINT, reload on SIGHUP or when the file changes.
+//! Signals: stop on SIGTERM and SIGINT, reload on SIGHUP or when a file changes (configuration, server certificate).
 
+use super::certificate::Certificates;
 use crate::platform::config::{Live, Sources};
 use crate::platform::http_kit::chain;
 use crate::platform::observability::LogControl;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -34,13 +36,14 @@ async fn hangup(signal: &mut Option<Signal>) {
 }
 
 /// Applies changes until it is aborted.
-pub(super) async fn follow(live: Live, sources: Sources, log: LogControl) {
+pub(super) async fn follow(live: Live, sources: Sources, log: LogControl, certificates: Arc<Certificates>) {
     let mut hangups = signal(SignalKind::hangup()).ok();
     let mut seen = changed_at(&sources);
     loop {
         tokio::select! {
-            () = hangup(&mut hangups) => {}
+            () = hangup(&mut hangups) => certificates.apply(),
             () = tokio::time::sleep(POLL) => {
+                certificates.poll();
                 let now = changed_at(&sources);
                 if now == seen || now.is_none() {
                     continue;

@@ -1,7 +1,8 @@
 //! Devices' labels in memory, for rules that select devices by label.
 //!
 //! The service fills it beside the directory; the rules' consumer reads it and looks at [`LabelBook::changes`] to
-//! know when its resolved selectors are old. Devices without labels take no room.
+//! know when its resolved selectors are old, and at [`LabelBook::deletions`] to know when to forget devices. Devices
+//! without labels take no room.
 
 use super::model::Labels;
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ type ByDevice = HashMap<Box<str>, Labels>;
 pub struct LabelBook {
     tenants: RwLock<HashMap<Box<str>, ByDevice>>,
     changes: AtomicU64,
+    deletions: AtomicU64,
 }
 
 impl LabelBook {
@@ -29,6 +31,18 @@ impl LabelBook {
     #[must_use]
     pub fn changes(&self) -> u64 {
         self.changes.load(Ordering::Acquire)
+    }
+
+    /// Counts deleted devices since the start.
+    #[must_use]
+    pub fn deletions(&self) -> u64 {
+        self.deletions.load(Ordering::Acquire)
+    }
+
+    /// A device was deleted; the directory no longer knows it.
+    pub(super) fn remove(&self, tenant: &str, device: &str) {
+        self.set(tenant, device, &Labels::new());
+        self.deletions.fetch_add(1, Ordering::Release);
     }
 
     pub(super) fn set(&self, tenant: &str, device: &str, labels: &Labels) {
@@ -61,5 +75,12 @@ mod tests {
         assert_eq!(book.labels("other", "pump"), Labels::new());
         book.set("acme", "pump", &Labels::new());
         assert_eq!((book.changes(), book.labels("acme", "pump")), (2, Labels::new()));
+        assert_eq!(book.deletions(), 0);
+        book.remove("acme", "pump");
+        assert_eq!(
+            (book.changes(), book.deletions()),
+            (2, 1),
+            "a device without labels counts as deleted too"
+        );
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The service and `app.rs` call it. Files in `<data>/pki`: `ca.key` and `server.key` (mode 0600), `ca.pem`,
 //! `server.pem` (leaf, then CA). Written to a temporary name, synced and renamed: a crash leaves the old file or the
-//! new. Architecture invariant: a CA that cannot be read is an error, never a reason to make another, because every
+//! new. A running server loads `server.pem` and `server.key` again when they change, and has a due one renewed.
+//! Architecture invariant: a CA that cannot be read is an error, never a reason to make another, because every
 //! device trusts this one. P-256 everywhere.
 
 use super::model::{CSR_BYTES_MAX, device_uri};
@@ -13,14 +14,19 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
     SerialNumber,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::RootCertStore;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::ParsedCertificate;
 use sha2::{Digest as _, Sha256};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use x509_parser::prelude::{GeneralName, X509Certificate};
 
 const CA_DAYS: u32 = 20 * 365;
 /// Certificates are valid from a little before now: a device's clock may be behind.
@@ -96,17 +102,31 @@ pub struct DeviceCertificate {
     pub expires_at_us: i64,
 }
 
-/// The authority and the server's own certificate.
+/// The server's own certificate with its key. Not `Debug`: the key stands in no log.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerPem {
+    /// The certificate and its CA, leaf first.
+    pub chain_pem: String,
+    /// Its private key.
+    pub key_pem: String,
+    /// When a third of its life is left: it is renewed then.
+    pub due_us: i64,
+}
+
+/// The authority, and the files of the server's own certificate.
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
     ca_pem: String,
+    ca_der: CertificateDer<'static>,
     ca_spki_sha256: [u8; 32],
-    server_chain_pem: String,
-    server_key_pem: String,
+    server_path: PathBuf,
+    server_key_path: PathBuf,
+    hosts: Vec<String>,
+    server_days: u32,
 }
 
 impl Pki {
-    /// Loads or makes the CA, and the server's certificate for `hosts`; a due one is renewed.
+    /// Loads or makes the CA, and makes a server's certificate for `hosts` where there is none that is good.
     ///
     /// # Errors
     /// A file is unreadable, half there or not what it should be.
@@ -122,14 +142,24 @@ impl Pki {
         let key = KeyPair::from_pem(&read(&ca_key_path)?).map_err(content(&ca_key_path, "private key"))?;
         let ca_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
         let ca_pem = read(&ca_path)?;
-        let ca_der = parse_certificate(&ca_path, &ca_pem)?;
+        let ca_der =
+            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(content(&ca_path, "certificate"))?;
         let issuer = Issuer::from_ca_cert_der(&ca_der, key).map_err(content(&ca_path, "CA certificate"))?;
-        let (server_key_path, server_path) = (dir.join("server.key"), dir.join("server.pem"));
-        if !server_fits(&server_path, &server_key_path, &ca_der, hosts, now_us) {
-            make_server(&issuer, &ca_pem, &server_key_path, &server_path, hosts, server_days, now_us)?;
+        let (server_path, server_key_path) = (dir.join("server.pem"), dir.join("server.key"));
+        let hosts = hosts.to_vec();
+        let pki =
+            Self { issuer, ca_pem, ca_der, ca_spki_sha256, server_path, server_key_path, hosts, server_days };
+        match pki.server(now_us) {
+            Ok(server) if now_us < server.due_us => {}
+            Ok(_) => drop(pki.renew_server(now_us)?),
+            Err(why) => {
+                if pki.server_path.exists() {
+                    tracing::warn!(error = %why, "server certificate is not used, another is made");
+                }
+                pki.renew_server(now_us)?;
+            }
         }
-        let (server_chain_pem, server_key_pem) = (read(&server_path)?, read(&server_key_path)?);
-        Ok(Self { issuer, ca_pem, ca_spki_sha256, server_chain_pem, server_key_pem })
+        Ok(pki)
     }
 
     /// The CA's certificate in PEM.
@@ -144,16 +174,75 @@ impl Pki {
         &self.ca_spki_sha256
     }
 
-    /// The server's certificate and its CA in PEM, leaf first.
+    /// The files of the server's certificate and key.
     #[must_use]
-    pub fn server_chain_pem(&self) -> &str {
-        &self.server_chain_pem
+    pub fn server_files(&self) -> [&Path; 2] {
+        [&self.server_path, &self.server_key_path]
     }
 
-    /// The server's private key in PEM.
-    #[must_use]
-    pub fn server_key_pem(&self) -> &str {
-        &self.server_key_pem
+    /// Reads the server's certificate and key from their files.
+    ///
+    /// # Errors
+    /// A file cannot be read, or devices would not accept what it holds: not signed by the CA, past its time, for
+    /// other hosts, or with another key.
+    pub fn server(&self, now_us: i64) -> Result<ServerPem, PkiError> {
+        let (chain_pem, key_pem) = (read(&self.server_path)?, read(&self.server_key_path)?);
+        let refuse = content::<String>(&self.server_path, "certificate that devices accept");
+        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect();
+        let chain = chain.map_err(|error| refuse(error.to_string()))?;
+        let [leaf, between @ ..] = &chain[..] else { return Err(refuse("it is empty".into())) };
+        self.verify(leaf, between, now_us).map_err(|error| refuse(error.to_string()))?;
+        let (_, leaf) =
+            x509_parser::parse_x509_certificate(leaf).map_err(|error| refuse(error.to_string()))?;
+        let (names, mut wanted) = (host_names(&leaf), self.hosts.clone());
+        wanted.sort();
+        if names != wanted {
+            return Err(refuse(format!("it is for {}, not for {}", names.join(", "), wanted.join(", "))));
+        }
+        let key = KeyPair::from_pem(&key_pem).map_err(content(&self.server_key_path, "private key"))?;
+        if key.subject_public_key_info() != leaf.public_key().raw {
+            let refuse = content::<&str>(&self.server_key_path, "key of the server's certificate");
+            return Err(refuse("the certificate has another"));
+        }
+        let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
+        Ok(ServerPem { chain_pem, key_pem, due_us: (to - (to - from) / 3).saturating_mul(1_000_000) })
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now_us: i64,
+    ) -> Result<(), rustls::Error> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.ca_der.clone())?;
+        let now = UnixTime::since_unix_epoch(Duration::from_micros(u64::try_from(now_us).unwrap_or(0)));
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+        let leaf = ParsedCertificate::try_from(leaf)?;
+        verify_server_cert_signed_by_trust_anchor(&leaf, &roots, between, now, algorithms)
+    }
+
+    /// Makes a new certificate and key for the server and writes their files.
+    ///
+    /// # Errors
+    /// A file cannot be written, or the signature fails.
+    pub fn renew_server(&self, now_us: i64) -> Result<ServerPem, PkiError> {
+        let key = KeyPair::generate()?;
+        let (mut params, _) = params(now_us, self.server_days);
+        params.distinguished_name = name("muster-server");
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        params.use_authority_key_identifier_extension = true;
+        for host in &self.hosts {
+            params.subject_alt_names.push(match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(host.as_str().try_into()?),
+            });
+        }
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        write(&self.server_key_path, &key.serialize_pem(), 0o600)?;
+        write(&self.server_path, &format!("{}{}", certificate.pem(), self.ca_pem), 0o644)?;
+        self.server(now_us)
     }
 
     /// Signs a checked request for a device. Only its key is taken over: names and uses are ours.
@@ -232,53 +321,20 @@ fn make_ca(key_path: &Path, ca_path: &Path, now_us: i64) -> Result<(), PkiError>
     write(ca_path, &certificate.pem(), 0o644)
 }
 
-fn make_server(
-    issuer: &Issuer<'static, KeyPair>,
-    ca_pem: &str,
-    key_path: &Path,
-    path: &Path,
-    hosts: &[String],
-    days: u32,
-    now_us: i64,
-) -> Result<(), PkiError> {
-    let key = KeyPair::generate()?;
-    let (mut params, _) = params(now_us, days);
-    params.distinguished_name = name("muster-server");
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    params.use_authority_key_identifier_extension = true;
-    for host in hosts {
-        params.subject_alt_names.push(match host.parse::<IpAddr>() {
-            Ok(address) => SanType::IpAddress(address),
-            Err(_) => SanType::DnsName(host.as_str().try_into()?),
-        });
-    }
-    let certificate = params.signed_by(&key, issuer)?;
-    write(key_path, &key.serialize_pem(), 0o600)?;
-    write(path, &format!("{}{ca_pem}", certificate.pem()), 0o644)
-}
-
-/// Whether the server's certificate is there, ours, for these hosts, and with a third of its life left.
-fn server_fits(path: &Path, key_path: &Path, ca: &CertificateDer<'_>, hosts: &[String], now_us: i64) -> bool {
-    let Some(der) = read(path).ok().and_then(|pem| parse_certificate(path, &pem).ok()) else { return false };
-    let Ok((_, leaf)) = x509_parser::parse_x509_certificate(&der) else { return false };
-    let Ok((_, ca)) = x509_parser::parse_x509_certificate(ca) else { return false };
-    let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-    let left_s = to - now_us / 1_000_000;
+/// The hosts that a certificate is for, sorted.
+fn host_names(certificate: &X509Certificate<'_>) -> Vec<String> {
     let mut names = Vec::new();
-    if let Ok(Some(extension)) = leaf.subject_alternative_name() {
+    if let Ok(Some(extension)) = certificate.subject_alternative_name() {
         for found in &extension.value.general_names {
             match found {
-                x509_parser::extensions::GeneralName::DNSName(host) => names.push((*host).to_owned()),
-                x509_parser::extensions::GeneralName::IPAddress(bytes) => names.extend(address(bytes)),
+                GeneralName::DNSName(host) => names.push((*host).to_owned()),
+                GeneralName::IPAddress(bytes) => names.extend(address(bytes)),
                 _ => {}
             }
         }
     }
-    let mut wanted = hosts.to_vec();
-    wanted.sort();
     names.sort();
-    key_path.exists() && leaf.issuer() == ca.subject() && names == wanted && left_s * 3 > to - from
+    names
 }
 
 fn address(bytes: &[u8]) -> Option<String> {
@@ -287,10 +343,6 @@ fn address(bytes: &[u8]) -> Option<String> {
         16 => <[u8; 16]>::try_from(bytes).ok().map(|sixteen| IpAddr::from(sixteen).to_string()),
         _ => None,
     }
-}
-
-fn parse_certificate(path: &Path, pem: &str) -> Result<CertificateDer<'static>, PkiError> {
-    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(content(path, "certificate"))
 }
 
 fn file(path: &Path) -> impl Fn(std::io::Error) -> PkiError {

@@ -216,23 +216,50 @@ mod pki {
     fn the_ca_stays_and_the_servers_certificate_follows_its_hosts_and_age() {
         let dir = tempfile::tempdir().unwrap();
         let open = |names: &[&str], now_us| Pki::open(dir.path(), &hosts(names), 90, now_us).unwrap();
+        let server = |names: &[&str], now_us| open(names, now_us).server(now_us).unwrap().chain_pem;
         let first = open(&["localhost", "127.0.0.1"], START_US);
         let mode = std::fs::metadata(dir.path().join("ca.key")).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        let same = open(&["127.0.0.1", "localhost"], START_US);
-        assert_eq!(first.server_chain_pem(), same.server_chain_pem());
-        let renamed = open(&["fleet.example"], START_US);
-        assert_ne!(first.server_chain_pem(), renamed.server_chain_pem());
-        assert_eq!(first.ca_spki_sha256(), renamed.ca_spki_sha256());
+        let of_both = first.server(START_US).unwrap();
+        assert_eq!(of_both.chain_pem, server(&["127.0.0.1", "localhost"], START_US));
+        let renamed = server(&["fleet.example"], START_US);
+        assert_ne!(of_both.chain_pem, renamed);
+        assert_eq!(first.ca_spki_sha256(), open(&["fleet.example"], START_US).ca_spki_sha256());
         let day_us = 86_400_000_000;
-        assert_eq!(
-            open(&["fleet.example"], START_US + 59 * day_us).server_chain_pem(),
-            renamed.server_chain_pem()
-        );
-        assert_ne!(
-            open(&["fleet.example"], START_US + 61 * day_us).server_chain_pem(),
-            renamed.server_chain_pem()
-        );
+        assert_eq!(server(&["fleet.example"], START_US + 59 * day_us), renamed);
+        assert_ne!(server(&["fleet.example"], START_US + 61 * day_us), renamed);
+    }
+
+    #[test]
+    fn a_server_certificate_that_devices_would_not_accept_is_refused_with_the_reason() {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US).unwrap();
+        let own = dir.path().join("server.pem");
+        let own_key = dir.path().join("server.key");
+        let refused = |now_us, expect: &str| {
+            let error = pki.server(now_us).err().expect("it is refused").to_string();
+            assert!(error.contains(expect), "{expect}: {error}");
+        };
+        let take = |from: &std::path::Path, to: &std::path::Path| {
+            std::fs::copy(from, to).unwrap();
+        };
+        let other = tempfile::tempdir().unwrap();
+        Pki::open(other.path(), &hosts(&["localhost"]), 90, START_US).unwrap();
+        take(&other.path().join("server.pem"), &own);
+        refused(START_US, "UnknownIssuer");
+        Pki::open(dir.path(), &hosts(&["elsewhere"]), 90, START_US).unwrap();
+        refused(START_US, "it is for elsewhere, not for localhost");
+        pki.renew_server(START_US).unwrap();
+        refused(START_US + 91 * 86_400_000_000, "xpired");
+        pki.server(START_US).unwrap();
+        take(&other.path().join("server.key"), &own_key);
+        refused(START_US, "server.key does not hold a key of the server's certificate");
+        std::fs::write(&own_key, "nonsense").unwrap();
+        refused(START_US, "server.key does not hold a private key");
+        std::fs::write(&own, "nonsense").unwrap();
+        refused(START_US, "it is empty");
+        std::fs::remove_file(&own).unwrap();
+        refused(START_US, "cannot access");
     }
 
     #[test]

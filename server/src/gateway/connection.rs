@@ -39,7 +39,7 @@ const READS_PER_TURN: usize = 4;
 /// Unwritten bytes beyond which a connection is not read: its client does not read either.
 const OUT_BYTES_MAX: usize = 64 * 1024;
 /// Unacknowledged PUBLISHes of an MQTT 3.1.1 client, which cannot be told a maximum.
-const UNACKED_MAX_V3: usize = 1_024;
+pub(crate) const UNACKED_MAX_V3: usize = 1_024;
 /// Bytes of a refused message that its record keeps.
 const REJECTED_BYTES_MAX: usize = 4 * 1024;
 /// An incomplete packet of up to this size is copied to the read buffer rather than read in place.

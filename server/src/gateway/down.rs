@@ -14,7 +14,7 @@ use super::publish::{self, SUBACK_QUOTA, UpFilter};
 use std::sync::Arc;
 
 /// Unacknowledged messages to a client, where it allows more.
-const UNACKED_MAX: usize = 32;
+pub(crate) const UNACKED_MAX: usize = 32;
 
 /// The sending side of one connection.
 pub(crate) struct Down {

@@ -116,7 +116,11 @@ impl Fanout {
         let mut reader = core.log.reader("fanout", from, Pin::Follows)?;
         while core.fanout.is_followed() {
             if reader.wait(PATIENCE) {
-                reader.next_batch(BATCH_BYTES, |record| core.fanout.hand_out(core, &record))?;
+                let batch = reader.next_batch(BATCH_BYTES, |record| core.fanout.hand_out(core, &record))?;
+                for range in batch.skipped {
+                    tracing::warn!(first = range.start, next = range.end, "subscribers miss log records");
+                    core.metrics.fanout_skipped.inc_by(range.end - range.start);
+                }
             }
         }
         Ok(())

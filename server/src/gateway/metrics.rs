@@ -35,6 +35,8 @@ pub(crate) struct Metrics {
     pub(crate) connects: IntCounter,
     /// PUBLISHes that waited because the log was full or the sender too fast.
     pub(crate) stalls: IntCounter,
+    /// Log positions that the fan-out to subscribers never saw: deleted before it came to them, or damaged.
+    pub(crate) fanout_skipped: IntCounter,
     /// Presence and will records given up because the log stayed full.
     pub(crate) records_lost: IntCounter,
     /// Panics caught in the codec; each is a fault worth a look.
@@ -53,7 +55,7 @@ pub(crate) struct Metrics {
 }
 
 /// SUBACK codes that refuse, with their labels.
-const SUBACKS: [(u8, &str); 4] = [
+pub(crate) const SUBACKS: [(u8, &str); 4] = [
     (SUBACK_NOT_AUTHORIZED, "not_authorized"),
     (SUBACK_BAD_FILTER, "bad_filter"),
     (SUBACK_QUOTA, "quota"),
@@ -92,6 +94,11 @@ impl Metrics {
         Ok(Self {
             connections,
             connects: single(registry, "gateway_connects_total", "CONNECTs accepted")?,
+            fanout_skipped: single(
+                registry,
+                "gateway_fanout_skipped_positions_total",
+                "Log positions that subscribers were never sent",
+            )?,
             stalls: single(registry, "gateway_stalls_total", "PUBLISHes that had to wait for room or rate")?,
             records_lost: single(
                 registry,

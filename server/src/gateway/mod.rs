@@ -20,6 +20,8 @@
 //! Limits stand in [`Config`] and as named constants in the modules.
 
 mod acks;
+#[cfg(test)]
+mod asyncapi_tests;
 mod codec;
 #[cfg(test)]
 mod codec_tests;
@@ -41,7 +43,7 @@ mod stream;
 mod tls;
 
 pub use rate::RateLimit;
-pub use tls::{TlsError, provider, server_config};
+pub use tls::{ServerCertificate, TlsError, provider, server_config};
 
 use crate::devices::directory::Directory;
 use crate::platform::clock::SharedClock;

@@ -8,9 +8,10 @@
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, RootCertStore, ServerConfig};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 /// Session tickets a TLS 1.3 client gets: one is enough for its next connect.
@@ -48,23 +49,61 @@ pub fn provider() -> Arc<CryptoProvider> {
     Arc::new(provider)
 }
 
-/// Builds the MQTT listener's settings from PEM texts: the server's chain and key, and the authority
-/// that signs device certificates.
-///
-/// # Errors
-/// Names the text at fault.
-pub fn server_config(
-    chain_pem: &str,
-    key_pem: &str,
-    device_ca_pem: &str,
-) -> Result<Arc<ServerConfig>, TlsError> {
-    let certificates = |what, pem: &str| {
-        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
-        all.map_err(|source| TlsError::Pem { what, source })
-    };
+/// The certificate that the listeners show; another one may be put in its place while they listen. A session that
+/// a client resumes shows none: it goes on with what it was begun with.
+#[derive(Debug)]
+pub struct ServerCertificate {
+    shown: RwLock<Arc<CertifiedKey>>,
+}
+
+impl ServerCertificate {
+    /// Takes chain and key from PEM texts.
+    ///
+    /// # Errors
+    /// Names the text at fault; they do not fit together.
+    pub fn from_pem(chain_pem: &str, key_pem: &str) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self { shown: RwLock::new(certified(chain_pem, key_pem)?) }))
+    }
+
+    /// Shows another one from the next handshake on. Connections that are up do not notice.
+    ///
+    /// # Errors
+    /// As [`Self::from_pem`]; the old one stays.
+    pub fn replace(&self, chain_pem: &str, key_pem: &str) -> Result<(), TlsError> {
+        let next = certified(chain_pem, key_pem)?;
+        *self.shown.write().unwrap_or_else(PoisonError::into_inner) = next;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServerCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.shown.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+fn certificates(what: &'static str, pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    all.map_err(|source| TlsError::Pem { what, source })
+}
+
+fn certified(chain_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, TlsError> {
     let chain = certificates("server certificate", chain_pem)?;
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes())
         .map_err(|source| TlsError::Pem { what: "server key", source })?;
+    let certified = CertifiedKey::from_der(chain, key, &provider()).map_err(TlsError::Certificate)?;
+    Ok(Arc::new(certified))
+}
+
+/// Builds the MQTT listener's settings: the server's certificate, and the PEM text of the authority that signs
+/// device certificates.
+///
+/// # Errors
+/// Names what is at fault.
+pub fn server_config(
+    certificate: Arc<ServerCertificate>,
+    device_ca_pem: &str,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates("device authority", device_ca_pem)? {
         roots.add(certificate).map_err(|source| TlsError::Authority(source.into()))?;
@@ -78,8 +117,7 @@ pub fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Certificate)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key)
-        .map_err(TlsError::Certificate)?;
+        .with_cert_resolver(certificate);
     // Tickets carry the client's certificate, so a resumed session is identified and checked as any.
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Certificate)?;
     config.send_tls13_tickets = TICKETS;

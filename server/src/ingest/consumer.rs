@@ -124,10 +124,9 @@ impl<F: Fs> Consumer<F> {
             self.ticks_held += batch.len();
             return Ok(Step::Ticks);
         }
-        let skipped = batch.skipped.iter().map(|range| range.end - range.start).sum();
         let stored = self.store.write_batch(batch, !self.on_stored.is_empty())?;
         self.store.faults().reach(CrashPoint::AfterCommit)?;
-        self.progress.stored(&stored, skipped);
+        self.progress.stored(&stored);
         (self.cursor, self.ticks_held) = (stored.next, 0);
         self.log.release(STORE_READER, stored.next)?;
         self.store.faults().reach(CrashPoint::AfterRelease)?;

@@ -15,6 +15,7 @@ mod consumer;
 mod progress;
 pub mod queries;
 mod retention;
+pub mod skipped;
 #[cfg(test)]
 mod tests;
 mod tick;

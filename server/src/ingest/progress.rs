@@ -14,7 +14,6 @@ pub struct Progress {
     events: AtomicU64,
     duplicates: AtomicU64,
     dead_letters: AtomicU64,
-    skipped: AtomicU64,
     commits: AtomicU64,
     failures: AtomicU64,
 }
@@ -32,8 +31,6 @@ pub struct ProgressNow {
     pub duplicates: u64,
     /// Bodies that could not be decoded.
     pub dead_letters: u64,
-    /// Log positions that were gone before they were read.
-    pub skipped: u64,
     /// Commits.
     pub commits: u64,
     /// Steps that failed and were tried again.
@@ -51,20 +48,18 @@ impl Progress {
             events: get(&self.events),
             duplicates: get(&self.duplicates),
             dead_letters: get(&self.dead_letters),
-            skipped: get(&self.skipped),
             commits: get(&self.commits),
             failures: get(&self.failures),
         }
     }
 
-    pub(super) fn stored(&self, batch: &StoredBatch, skipped: u64) {
+    pub(super) fn stored(&self, batch: &StoredBatch) {
         for (counter, more) in [
             (&self.messages, batch.messages),
             (&self.readings, batch.readings),
             (&self.events, batch.events),
             (&self.duplicates, batch.duplicates),
             (&self.dead_letters, batch.dead_letters),
-            (&self.skipped, skipped),
             (&self.commits, 1),
         ] {
             counter.fetch_add(more, Ordering::Relaxed);

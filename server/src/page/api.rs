@@ -5,10 +5,9 @@
 //! role that was taken away is noticed: browsers reconnect by themselves.
 
 use super::feed::Feed;
-use crate::platform::db::Scope;
+use super::service::{DevicePresence, PresenceService};
 use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery, Items, PageQuery};
 use crate::platform::live::{Cut, EventId, Filter, LiveBus, LiveEvent, LiveKind, Resume, Subscription};
-use crate::platform::telemetry::{self, LastSeen, TelemetryStore};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
 use axum::extract::State;
@@ -41,10 +40,10 @@ pub fn routes() -> OpenApiRouter<PageState> {
 pub struct PageState {
     /// The bus.
     pub bus: LiveBus,
-    /// Who is connected.
+    /// What fills it.
     pub feed: Feed,
-    /// Who was heard of when.
-    pub telemetry: TelemetryStore,
+    /// Who is there.
+    pub presence: PresenceService,
 }
 
 /// Whether a device is there, and when it was last heard of.
@@ -70,16 +69,12 @@ pub async fn list_presence(
 ) -> Result<Json<Items<PresenceView>>, ApiError> {
     caller.require(Permission::DevicesRead, &tenant)?;
     let page = query.page()?;
-    let (scope, after, limit) = (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
-    let rows = state.telemetry.db().read(move |tx| telemetry::last_seen(tx, &scope, &after, limit)).await?;
-    let view = |row: LastSeen| {
-        let presence = state.feed.presence_of(tenant.as_str(), &row.device);
-        PresenceView {
-            connected: presence.is_some_and(|presence| presence.connected),
-            since_us: presence.map(|presence| presence.since_us),
-            last_seen_us: row.last_seen_us,
-            device: row.device,
-        }
+    let rows = state.presence.list(&tenant, &page).await?;
+    let view = |row: DevicePresence| PresenceView {
+        device: row.device,
+        connected: row.presence.is_some_and(|presence| presence.connected),
+        since_us: row.presence.map(|presence| presence.since_us),
+        last_seen_us: row.last_seen_us,
     };
     Ok(Json(page.items(rows, |row| row.device.clone(), view)))
 }

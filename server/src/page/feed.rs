@@ -31,7 +31,8 @@ pub const DEVICES_PER_FLUSH: usize = 50;
 #[derive(Clone)]
 pub struct Feed {
     bus: LiveBus,
-    started_at_us: i64,
+    /// What stands below it in the log is of an earlier run of the server.
+    first_position: u64,
     presence: Arc<Mutex<PresenceByTenant>>,
     waiting: Arc<Mutex<HashMap<Arc<str>, Waiting>>>,
     left_out: Arc<AtomicU64>,
@@ -107,12 +108,13 @@ struct LedgerJson<'a> {
 
 impl Feed {
     /// A feed into a bus. A server that crashed wrote no end of its connections, so nobody is there at the start, and
-    /// what the log tells of before `started_at_us` is not believed.
+    /// what the log told before `first_position`, its end when it was opened, is not believed. Times would not do:
+    /// `received_at` of a log whose clock was set back is ahead of the clock.
     #[must_use]
-    pub fn new(bus: LiveBus, started_at_us: i64) -> Self {
+    pub fn new(bus: LiveBus, first_position: u64) -> Self {
         Self {
             bus,
-            started_at_us,
+            first_position,
             presence: Arc::default(),
             waiting: Arc::default(),
             left_out: Arc::default(),
@@ -147,10 +149,10 @@ impl Feed {
     }
 
     fn presence(&self, item: &StoredItem, connected: bool) {
-        let since_us = item.received_at_us;
-        if since_us < self.started_at_us {
+        if item.position < self.first_position {
             return;
         }
+        let since_us = item.received_at_us;
         let mut presence = self.presence.lock().unwrap_or_else(PoisonError::into_inner);
         let devices = presence.entry(item.tenant.clone()).or_default();
         devices.insert(item.device.clone(), Presence { connected, since_us });

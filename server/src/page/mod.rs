@@ -9,6 +9,7 @@
 pub mod api;
 pub mod assets;
 pub mod feed;
+pub mod service;
 
 #[cfg(test)]
 mod tests;

@@ -11,9 +11,11 @@ use serde_json::json;
 use tower::ServiceExt as _;
 
 const NOW_US: i64 = 1_000_000;
+/// Where the feed of a test begins to believe.
+const FIRST: u64 = 7;
 
 fn item(device: &str, what: StoredWhat) -> StoredItem {
-    StoredItem { position: 1, tenant: "acme".into(), device: device.into(), received_at_us: NOW_US, what }
+    StoredItem { position: FIRST, tenant: "acme".into(), device: device.into(), received_at_us: NOW_US, what }
 }
 
 fn reading(device: &str, metric: &str, value: f64) -> StoredItem {
@@ -27,7 +29,7 @@ fn stored(feed: &Feed, items: Vec<StoredItem>) {
 fn watched() -> (Feed, Subscription) {
     let bus = LiveBus::new();
     let subscription = bus.subscribe("acme", Filter::default(), None).unwrap();
-    (Feed::new(bus, NOW_US), subscription)
+    (Feed::new(bus, FIRST), subscription)
 }
 
 async fn next(subscription: &mut Subscription) -> (LiveKind, serde_json::Value) {
@@ -65,7 +67,7 @@ async fn a_flush_shows_the_newest_value_of_each_metric_once() {
 async fn presence_is_told_at_once_and_not_from_before_the_start() {
     let (feed, mut watcher) = watched();
     let mut before = item("d1", StoredWhat::Presence { connected: true });
-    before.received_at_us = NOW_US - 1;
+    (before.position, before.received_at_us) = (FIRST - 1, NOW_US + 1);
     stored(&feed, vec![before]);
     assert_eq!(feed.presence_of("acme", "d1"), None);
     stored(&feed, vec![item("d1", StoredWhat::Presence { connected: true })]);

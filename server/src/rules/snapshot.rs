@@ -1,10 +1,11 @@
 //! Commits what the engine decided, and reads back what was committed. One transaction each.
 
-use super::engine::{Effects, Snapshot};
+use super::consumer::READER;
+use super::engine::{DeviceSource, Effects, Snapshot};
 use super::model::CompiledRule;
 use super::store::{self, Cursor};
 use super::validate::{Written, compile};
-use crate::alerts::model::Alert;
+use crate::alerts::model::{Alert, SkippedRange};
 use crate::alerts::service as alerts;
 use crate::platform::db::{DbError, Scope, Tx};
 use muster_wire::TenantId;
@@ -22,6 +23,8 @@ pub(super) struct Checkpoint {
     pub(super) effects: Effects,
     /// Positions that could not be read, and why.
     pub(super) gaps: Vec<(RangeInclusive<u64>, &'static str)>,
+    /// Set where devices were deleted: tells which are left.
+    pub(super) known: Option<DeviceSource>,
 }
 
 /// What was committed last.
@@ -51,14 +54,44 @@ pub(super) fn commit(
     for (key, value) in &effects.lasts {
         store::save_last(tx, &scope, key, value)?;
     }
+    if let Some(known) = &checkpoint.known {
+        let rows = store::delete_lasts(tx, &scope, |tenant, device| known(tenant, device))?;
+        if rows > 0 {
+            tracing::info!(rows, "last values of deleted devices deleted");
+        }
+    }
     for row in &effects.quarantined {
         store::save_quarantine(tx, &scope, row, now_us)?;
     }
-    for (range, reason) in &checkpoint.gaps {
-        store::save_gap(tx, &scope, checkpoint.cursor.log_epoch, range, reason, now_us)?;
-    }
+    changed.extend(save_gaps(tx, checkpoint, now_us)?);
     store::save_cursor(tx, &scope, &checkpoint.cursor, now_us)?;
     Ok(changed)
+}
+
+/// Positions that the rules never saw: a row each, and an alert of every tenant whose rules they might have met.
+fn save_gaps(
+    tx: &mut Tx<'_>,
+    checkpoint: &Checkpoint,
+    now_us: i64,
+) -> Result<Vec<(TenantId, Alert)>, DbError> {
+    let (scope, log_epoch) = (scope(), checkpoint.cursor.log_epoch);
+    let mut opened = Vec::new();
+    if checkpoint.gaps.is_empty() {
+        return Ok(opened);
+    }
+    let tenants = store::tenants(tx, &scope)?;
+    let tenants: Vec<_> = tenants.iter().filter_map(|tenant| TenantId::parse(tenant).ok()).collect();
+    for (range, reason) in &checkpoint.gaps {
+        store::save_gap(tx, &scope, log_epoch, range, reason, now_us)?;
+        let (first, next) = (*range.start(), range.end() + 1);
+        let why = format!("were not judged by rules: {reason}");
+        let skipped = SkippedRange { reader: READER, log_epoch, first, next, why };
+        for tenant in &tenants {
+            let alert = alerts::open_skipped(tx, tenant, &skipped, now_us)?;
+            opened.extend(alert.map(|row| (tenant.clone(), row)));
+        }
+    }
+    Ok(opened)
 }
 
 /// Reads the snapshot.

@@ -123,6 +123,12 @@ pub(super) fn enabled(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, Rul
     Ok(rows.into_iter().flatten().collect())
 }
 
+/// Tenants with an enabled rule.
+pub(super) fn tenants(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<String>, DbError> {
+    system(scope)?;
+    tx.query("SELECT DISTINCT tenant FROM rules WHERE enabled = 1 ORDER BY tenant", &[], |row| row.get(0))
+}
+
 /// Where the rules stand in which log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
@@ -242,6 +248,24 @@ pub(super) fn save_last(tx: &mut Tx<'_>, scope: &Scope, key: &LastKey, value: &V
         &[&key.0, &key.1, &key.2, &text],
     )?;
     Ok(())
+}
+
+/// Deletes the last values of devices that are not registered; gives how many rows.
+pub(super) fn delete_lasts(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    is_known: impl Fn(&str, &str) -> bool,
+) -> Result<usize, DbError> {
+    system(scope)?;
+    let devices = tx.query("SELECT DISTINCT tenant, device FROM rule_last", &[], |row| {
+        Ok::<(String, String), DbError>((row.get(0)?, row.get(1)?))
+    })?;
+    let mut deleted = 0;
+    for (tenant, device) in devices.iter().filter(|(tenant, device)| !is_known(tenant, device)) {
+        deleted +=
+            tx.execute("DELETE FROM rule_last WHERE tenant = $1 AND device = $2", &[tenant, device])?;
+    }
+    Ok(deleted)
 }
 
 /// `(tenant, rule, version, reason)` of every quarantined rule.

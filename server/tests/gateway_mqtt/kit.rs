@@ -1,7 +1,7 @@
 //! A gateway with its log and directory, and a client that speaks MQTT byte by byte.
 
 use muster_server::devices::directory::{DeviceAuth, Directory, IntegrationToken, token_hash};
-use muster_server::gateway::{self, Config, Dependencies, Gateway};
+use muster_server::gateway::{self, Config, Dependencies, Gateway, ServerCertificate};
 use muster_server::platform::clock::SystemClock;
 use muster_server::platform::event_log::{EventLog, Kind, Options, Origin, Pin};
 use muster_wire::{DeviceId, Envelope, QueueId, TenantId, UpClass};
@@ -91,6 +91,7 @@ pub struct Rig {
     pub directory: Arc<Directory>,
     pub registry: Registry,
     pub authority: Authority,
+    pub certificate: Arc<ServerCertificate>,
     pub dir: tempfile::TempDir,
 }
 
@@ -122,11 +123,12 @@ impl Rig {
         let registry = Registry::new();
         let authority = Authority::new();
         let (chain, key) = authority.server();
-        let tls = gateway::server_config(&chain, &key, &authority.pem).unwrap();
+        let certificate = ServerCertificate::from_pem(&chain, &key).unwrap();
+        let tls = gateway::server_config(certificate.clone(), &authority.pem).unwrap();
         let dependencies =
             Dependencies { log: log.clone(), directory: directory.clone(), clock, tls: Some(tls) };
         let gateway = Gateway::start(config, dependencies, &registry).unwrap();
-        Self { gateway, log, directory, registry, authority, dir }
+        Self { gateway, log, directory, registry, authority, certificate, dir }
     }
 
     pub fn plain(&self) -> SocketAddr {

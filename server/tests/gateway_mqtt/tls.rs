@@ -2,7 +2,7 @@
 
 use crate::kit::{Authority, Client, Hello, Rig, TOKEN, device, socket, telemetry, tenant, wait_until};
 use muster_server::devices::directory::DeviceAuth;
-use muster_server::gateway;
+use muster_server::gateway::{self, TlsError};
 use rcgen::CertificateParams;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -160,4 +160,31 @@ fn the_key_exchange_is_the_small_one() {
     assert_eq!(group, rustls::NamedGroup::X25519);
     let groups: Vec<_> = gateway::provider().kx_groups.iter().map(|group| group.name()).collect();
     assert_eq!(groups, [rustls::NamedGroup::X25519, rustls::NamedGroup::secp256r1]);
+}
+
+#[test]
+fn another_server_certificate_is_shown_from_the_next_handshake_on() {
+    let rig = Rig::new();
+    let mut old = connect(&rig, None);
+    old.hello(&Hello { password: Some(TOKEN), ..Hello::device("acme/pump") });
+    let shown = |version| {
+        let mut tls = open(&rig, &client_config(&rig, None, version));
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock).unwrap();
+        }
+        tls.conn.peer_certificates().unwrap()[0].to_vec()
+    };
+    let before = shown(&rustls::version::TLS13);
+    let (chain, key) = rig.authority.server();
+    rig.certificate.replace(&chain, &key).unwrap();
+    let expect = CertificateDer::from_pem_slice(chain.as_bytes()).unwrap();
+    assert_ne!(before, expect.as_ref());
+    let (_, other_key) = rig.authority.server();
+    let refused = rig.certificate.replace(&chain, &other_key).unwrap_err();
+    assert!(matches!(refused, TlsError::Certificate(rustls::Error::InconsistentKeys(_))), "{refused:?}");
+    assert!(matches!(rig.certificate.replace("", &key), Err(TlsError::Certificate(_))));
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        assert_eq!(shown(version), expect.as_ref());
+    }
+    old.ping();
 }

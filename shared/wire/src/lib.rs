@@ -21,9 +21,10 @@ pub use envelope::{ENVELOPE_BYTES_MAX, Envelope, PUBLISH_BYTES_MAX, SEQ_MAX, WIR
 pub use error::ErrorCode;
 pub use ids::{DeviceId, IdError, QueueId, TenantId};
 pub use message::{
-    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, DROPS_MAX, Death, DropRange, DropReason, EVENT_BYTES_MAX,
-    Event, EventKind, METRIC_NAME_BYTES_MAX, METRICS_PER_DEVICE_MAX, QUEUES_MAX, QueueState, READINGS_MAX,
-    Reading, STATE_BYTES_MAX, State, TELEMETRY_BYTES_MAX, Telemetry, check_metric_name,
+    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, DEATH_BYTES_MAX, DROPS_MAX, Death, DropRange, DropReason,
+    EVENT_BYTES_MAX, Event, EventKind, METRIC_NAME_BYTES_MAX, METRICS_PER_DEVICE_MAX, NAME_BYTES_MAX,
+    PIPELINES_MAX, QUEUES_MAX, QueueState, READINGS_MAX, Reading, STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State,
+    TELEMETRY_BYTES_MAX, Telemetry, check_metric_name,
 };
 pub use topic::{DownClass, Leg, Topic, TopicError, UpClass};
 pub use value::{TEXT_BYTES_MAX, Value, ValueError};

@@ -16,6 +16,8 @@ pub const EVENT_BYTES_MAX: usize = 64 * 1024;
 pub const BIRTH_BYTES_MAX: usize = 32 * 1024;
 /// The largest state body, in bytes.
 pub const STATE_BYTES_MAX: usize = 32 * 1024;
+/// The largest death body, in bytes.
+pub const DEATH_BYTES_MAX: usize = 1024;
 /// Readings in one telemetry body.
 pub const READINGS_MAX: usize = 1_000;
 /// Distinct metric names of one device, unless its tenant says otherwise.
@@ -30,6 +32,10 @@ pub const QUEUES_MAX: usize = 64;
 pub const DROPS_MAX: usize = 256;
 /// The longest short text (labels, names, versions), in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
+/// The longest subject of an event, in bytes.
+pub const SUBJECT_BYTES_MAX: usize = 256;
+/// Pipelines named in one birth.
+pub const PIPELINES_MAX: usize = 64;
 
 /// Readings that were taken together.
 #[derive(Clone, Debug, PartialEq, Encode, Decode, Default)]
@@ -181,6 +187,11 @@ pub enum DropReason {
     /// An operator emptied the queue.
     #[n(8)]
     Purged,
+}
+
+impl EventKind {
+    /// Every kind, in the order of its number.
+    pub const ALL: [Self; 3] = [Self::Classification, Self::Anomaly, Self::Detection];
 }
 
 impl DropReason {
@@ -344,7 +355,7 @@ body!(Telemetry, UpClass::Telemetry, "telemetry", TELEMETRY_BYTES_MAX);
 body!(Event, UpClass::Event, "event", EVENT_BYTES_MAX);
 body!(Birth, UpClass::Birth, "birth", BIRTH_BYTES_MAX);
 body!(State, UpClass::State, "state", STATE_BYTES_MAX);
-body!(Death, UpClass::Death, "death", 1024);
+body!(Death, UpClass::Death, "death", DEATH_BYTES_MAX);
 
 impl Telemetry {
     /// Checks the body's rules.
@@ -385,7 +396,7 @@ impl Event {
         ] {
             name_ok("event", field, text)?;
         }
-        if self.subject.as_ref().is_some_and(|subject| subject.len() > 256) {
+        if self.subject.as_ref().is_some_and(|subject| subject.len() > SUBJECT_BYTES_MAX) {
             return Err(rule("event", "subject", "must be at most 256 bytes"));
         }
         if !self.score.is_finite() {
@@ -441,7 +452,7 @@ impl Birth {
         ] {
             name_ok("birth", field, text)?;
         }
-        if self.pipelines.len() > 64 {
+        if self.pipelines.len() > PIPELINES_MAX {
             return Err(rule("birth", "pipelines", "must hold at most 64"));
         }
         for (at, name) in self.pipelines.iter().enumerate() {

@@ -204,7 +204,7 @@ fn check_slice_files(path: &str, source: &Source, problems: &mut Vec<(usize, Str
         return;
     }
     if is("api") {
-        refuse(&["Db", "Tx"], "a slice's api: call the service");
+        refuse(&["Db", "Tx", "db", "Scope", "TelemetryStore"], "a slice's api: call the service");
     }
     if is("store") {
         refuse(&["axum"], "a slice's store: HTTP belongs to the api");

@@ -75,7 +75,14 @@ fn a_slice_uses_lower_ranks_only() {
 fn the_files_of_a_slice_keep_to_their_layer() {
     let cases = [
         ("server/src/devices/api.rs", "fn f(db: &Db) {}", "`Db` in a slice's api"),
-        ("server/src/devices/api.rs", "fn f(db: &DbStuff) { DevicesError::Db(_) } // Db", ""),
+        ("server/src/devices/api.rs", "fn f(own: &DbStuff) { DevicesError::Db(_) } // Db", ""),
+        ("server/src/page/api.rs", "fn f() { state.telemetry.db() }", "`db` in a slice's api"),
+        ("server/src/page/api.rs", "use crate::platform::db::Scope;", "`Scope` in a slice's api"),
+        (
+            "server/src/page/api/mod.rs",
+            "struct S { store: TelemetryStore }",
+            "`TelemetryStore` in a slice's api",
+        ),
         ("server/src/devices/store.rs", "use axum::Json;", "`axum` in a slice's store"),
         ("server/src/devices/model.rs", "use tokio::time;", "`tokio` in a slice's model"),
         ("server/src/rules/eval.rs", "use axum::Json;", "HTTP belongs to a slice's api"),

@@ -361,7 +361,7 @@ impl Devices {
         };
         let serials = self.inner.db.write(write).await?;
         self.inner.directory.remove_device(tenant, device);
-        self.inner.labels.set(tenant.as_str(), device.as_str(), &Labels::new());
+        self.inner.labels.remove(tenant.as_str(), device.as_str());
         self.revoke_in_directory(&serials);
         Ok(())
     }

@@ -220,10 +220,12 @@ pub fn rejected(tx: &mut Tx<'_>, scope: &Scope, limit: usize) -> Result<Vec<Reje
 }
 
 /// Log positions that were never read. They belong to no tenant: nobody knows whose they were.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LostRange {
-    /// The log's epoch, in hex.
-    pub log_epoch: String,
+    /// Grows with each.
+    pub id: i64,
+    /// The log's epoch.
+    pub log_epoch: u64,
     /// The first position.
     pub first: u64,
     /// One past the last.
@@ -234,24 +236,25 @@ pub struct LostRange {
     pub found_at_us: i64,
 }
 
-/// Lost log ranges, newest first; for `Scope::System` only.
+/// Lost log ranges from after an id on, at most [`LIST_MAX`]; for `Scope::System` only.
 ///
 /// # Errors
 /// The database failed.
-pub fn lost_ranges(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<LostRange>, DbError> {
+pub fn lost_ranges(tx: &mut Tx<'_>, scope: &Scope, after_id: i64) -> Result<Vec<LostRange>, DbError> {
     if matches!(scope, Scope::Tenant(_)) {
         return Ok(Vec::new());
     }
     tx.query(
-        "SELECT log_epoch, first, next, why, found_at FROM lost_range ORDER BY id DESC LIMIT $1",
-        &[&(LIST_MAX as i64)],
+        "SELECT id, log_epoch, first, next, why, found_at FROM lost_range WHERE id > $1 ORDER BY id LIMIT $2",
+        &[&after_id, &(LIST_MAX as i64)],
         |row| {
             Ok(LostRange {
-                log_epoch: format!("{:016x}", row.get::<i64>(0)?),
-                first: row.get(1)?,
-                next: row.get(2)?,
-                why: row.get(3)?,
-                found_at_us: row.get(4)?,
+                id: row.get(0)?,
+                log_epoch: row.get::<i64>(1)?.cast_unsigned(),
+                first: row.get(2)?,
+                next: row.get(3)?,
+                why: row.get(4)?,
+                found_at_us: row.get(5)?,
             })
         },
     )

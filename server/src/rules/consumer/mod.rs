@@ -149,22 +149,31 @@ impl Drop for Consumer {
     }
 }
 
-/// Starts the consumer. Blocks while it reads its state: call it off the async runtime. `labels_changed` counts changes of devices or labels: another number, and selectors are
-/// resolved again.
+/// How often what the rules know of devices changed; the registry counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Changes of labels: selectors are resolved again.
+    pub labels: u64,
+    /// Deletions of devices: they are forgotten.
+    pub deletions: u64,
+}
+
+/// Starts the consumer. Blocks while it reads its state: call it off the async runtime.
 ///
 /// # Errors
 /// State or log cannot be read.
 pub fn spawn<F: Fs>(
     log: EventLog<F>,
     parts: Parts,
-    labels_changed: impl Fn() -> u64 + Send + 'static,
+    changes: impl Fn() -> Changes + Send + 'static,
 ) -> Result<Consumer, ConsumerError> {
+    let seen = changes();
     let mut worker = Worker::open(parts, log.epoch(), log.first()..log.durable_next())?;
     warm(&log, &mut worker)?;
     let reader = log.reader(READER, worker.position(), Pin::Follows)?;
     let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
     let run = Run { reader, worker, stop: stop.clone(), progress: progress.clone() };
-    let thread = std::thread::Builder::new().name("rules".into()).spawn(move || run.run(labels_changed));
+    let thread = std::thread::Builder::new().name("rules".into()).spawn(move || run.run(seen, changes));
     let thread = thread.expect("a thread can be started at start-up");
     Ok(Consumer { stop, progress, thread: Some(thread) })
 }
@@ -193,15 +202,17 @@ struct Run<F: Fs> {
 }
 
 impl<F: Fs> Run<F> {
-    fn run(mut self, labels_changed: impl Fn() -> u64) {
+    fn run(mut self, mut seen: Changes, changes: impl Fn() -> Changes) {
         let _ending = self.progress.condition.until_end();
-        let mut labels = labels_changed();
         while !self.stop.load(Ordering::Acquire) {
-            let now = labels_changed();
-            if now != labels {
-                labels = now;
+            let now = changes();
+            if now.labels != seen.labels {
                 self.worker.forget_labels();
             }
+            if now.deletions != seen.deletions {
+                self.worker.forget_devices();
+            }
+            seen = now;
             match self.turn() {
                 Ok(()) => self.progress.condition.works(),
                 Err(error) => {

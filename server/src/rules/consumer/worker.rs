@@ -5,7 +5,7 @@ use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use crate::platform::live::LiveBus;
-use crate::rules::engine::{Body, Engine, LabelSource, Observation};
+use crate::rules::engine::{Body, DeviceSource, Engine, LabelSource, Observation};
 use crate::rules::service::RuleBoard;
 use crate::rules::snapshot::{self, Checkpoint};
 use crate::rules::store::Cursor;
@@ -37,6 +37,8 @@ pub struct Parts {
     pub live: LiveBus,
     /// Gives devices' labels.
     pub labels: LabelSource,
+    /// Tells which devices are registered.
+    pub known: DeviceSource,
 }
 
 /// The worker.
@@ -49,6 +51,8 @@ pub struct Worker {
     skipped: u64,
     committed: Instant,
     generation: u64,
+    /// Devices were deleted: the next commit deletes what is stored of them.
+    prunes: bool,
     /// A commit that failed and has to be tried again.
     waiting: Option<Arc<Checkpoint>>,
 }
@@ -66,6 +70,7 @@ impl Worker {
         let mut engine = Engine::new(epoch, parts.labels.clone());
         engine.set_rules(rules);
         engine.restore(restored.snapshot);
+        engine.forget_devices(&parts.known);
         let mut gaps: Vec<(std::ops::RangeInclusive<u64>, _)> = Vec::new();
         let position = match restored.cursor {
             // Another log: from its beginning. What is pending or firing stays: the devices are the same.
@@ -89,6 +94,7 @@ impl Worker {
             skipped,
             committed: Instant::now(),
             generation,
+            prunes: true,
             waiting: None,
         })
     }
@@ -170,6 +176,7 @@ impl Worker {
     #[must_use]
     pub fn is_due(&self) -> bool {
         self.waiting.is_some()
+            || self.prunes
             || self.records >= CHECKPOINT_RECORDS
             || self.engine.effects().len() >= CHECKPOINT_EFFECTS
             || ((self.records > 0 || !self.engine.effects().is_empty())
@@ -185,7 +192,8 @@ impl Worker {
         self.commit_waiting()?;
         self.cursor.time = self.engine.time();
         let (effects, gaps) = (self.engine.take_effects(), std::mem::take(&mut self.gaps));
-        self.waiting = Some(Arc::new(Checkpoint { cursor: self.cursor, effects, gaps }));
+        let known = std::mem::take(&mut self.prunes).then(|| self.parts.known.clone());
+        self.waiting = Some(Arc::new(Checkpoint { cursor: self.cursor, effects, gaps, known }));
         self.commit_waiting()
     }
 
@@ -222,9 +230,16 @@ impl Worker {
         self.checkpoint()
     }
 
-    /// Devices or their labels changed.
+    /// Labels changed.
     pub fn forget_labels(&mut self) {
         self.engine.forget_labels();
+    }
+
+    /// Devices were deleted. What the log still holds of them may be learned again; the next deletion or start
+    /// forgets that too.
+    pub fn forget_devices(&mut self) {
+        self.engine.forget_devices(&self.parts.known);
+        self.prunes = true;
     }
 }
 

@@ -118,7 +118,7 @@ pub struct ClearedAlert {
     pub id: String,
     /// When.
     pub at_us: i64,
-    /// `condition`, `data_ended` or `rule_changed`.
+    /// `condition`, `data_ended`, `rule_changed` or `device_removed`.
     pub why: &'static str,
 }
 
@@ -150,10 +150,10 @@ impl Effects {
         self.opened.len() + self.cleared.len() + self.states.len() + self.lasts.len() + self.quarantined.len()
     }
 
-    /// Drops a state that no rule owns any more, and clears its alert.
-    pub(super) fn forget(&mut self, key: StateKey, stored: &StoredState, at_us: i64) {
+    /// Drops a state whose rule or device is gone, and clears its alert.
+    pub(super) fn forget(&mut self, key: StateKey, stored: &StoredState, at_us: i64, why: &'static str) {
         if let (Some(id), Ok(tenant)) = (&stored.alert, TenantId::parse(&key.tenant)) {
-            self.cleared.push(ClearedAlert { tenant, id: id.clone(), at_us, why: "rule_changed" });
+            self.cleared.push(ClearedAlert { tenant, id: id.clone(), at_us, why });
         }
         self.states.insert(key, None);
     }

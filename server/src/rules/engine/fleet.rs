@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Gives a device's labels: `(tenant, device)`.
 pub type LabelSource = Arc<dyn Fn(&str, &str) -> BTreeMap<String, String> + Send + Sync>;
 
+/// Says whether a device is registered: `(tenant, device)`.
+pub type DeviceSource = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
+
 /// Copies of records are found among this many of a queue's newest: twice what an agent has in flight.
 const RECENT_SEQS_MAX: usize = 64;
 /// Queues of a device in which copies are looked for.
@@ -128,7 +131,7 @@ pub(super) struct TenantRules {
     devices: HashMap<Arc<str>, Device>,
 }
 
-/// A pending or firing instance whose rules are being replaced.
+/// A pending or firing instance whose rules are being replaced, or whose device is gone.
 pub(super) struct Moved {
     pub(super) device: Arc<str>,
     pub(super) rule_id: Arc<str>,
@@ -228,6 +231,24 @@ impl TenantRules {
             }
         }
         (fresh, moved)
+    }
+
+    /// Takes out the devices that are not registered any more; gives what was pending or firing on them.
+    pub(super) fn take_unknown(&mut self, is_known: impl Fn(&str) -> bool) -> Vec<Moved> {
+        let mut gone = Vec::new();
+        for (name, device) in self.devices.extract_if(|name, _| !is_known(name)) {
+            for (rule, instances) in device.instances {
+                let CompiledRule { id: rule_id, version, .. } = &*self.slots[rule as usize].rule;
+                gone.extend(instances.into_iter().map(|instance| Moved {
+                    device: name.clone(),
+                    rule_id: rule_id.clone(),
+                    version: *version,
+                    instance,
+                    to: None,
+                }));
+            }
+        }
+        gone
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -16,7 +16,7 @@ mod fleet;
 mod health;
 
 pub use effects::{ClearedAlert, Effects, Evidence, LastKey, StateKey, StoredState, Stream, alert_id};
-pub use fleet::LabelSource;
+pub use fleet::{DeviceSource, LabelSource};
 
 use super::facts::remember;
 use super::machine::Phase;
@@ -225,6 +225,24 @@ impl Engine {
         self.tenants.values_mut().for_each(TenantRules::forget_labels);
     }
 
+    /// Forgets devices that were deleted: what is pending ends, and their open alerts are cleared.
+    pub fn forget_devices(&mut self, is_known: &DeviceSource) {
+        let Sink { time, timers, instances, effects, .. } = &mut self.sink;
+        for rules in self.tenants.values_mut() {
+            let tenant = rules.name.clone();
+            for gone in rules.take_unknown(|device| is_known(&tenant, device)) {
+                if let Some(timer) = gone.instance.timer {
+                    timers.remove(&timer);
+                }
+                *instances -= 1;
+                let key = StateKey::new(&tenant, &gone.rule_id, &gone.device, &gone.instance);
+                let stored = StoredState::of(&gone.instance, gone.version);
+                effects.forget(key, &stored, time.log_us, "device_removed");
+            }
+        }
+        effects.lasts.retain(|(tenant, device, _), _| is_known(tenant, device));
+    }
+
     /// Puts a committed snapshot back. Call [`Self::set_rules`] first: what no rule of the same version owns any
     /// more is cleared.
     pub fn restore(&mut self, snapshot: Snapshot) {
@@ -248,7 +266,7 @@ impl Engine {
                     let instance = stored.into_instance(&key);
                     self.sink.put_back(rules, &key.device, rule, instance);
                 }
-                None => self.sink.effects.forget(key, &stored, self.sink.time.log_us),
+                None => self.sink.effects.forget(key, &stored, self.sink.time.log_us, "rule_changed"),
             }
         }
     }
@@ -274,7 +292,7 @@ impl Engine {
                     None => {
                         let key = StateKey::new(&tenant, &rule_id, &device, &instance);
                         let stored = StoredState::of(&instance, version);
-                        self.sink.effects.forget(key, &stored, self.sink.time.log_us);
+                        self.sink.effects.forget(key, &stored, self.sink.time.log_us, "rule_changed");
                     }
                 }
             }

@@ -8,10 +8,13 @@ use crate::platform::clock::ManualClock;
 use crate::platform::db::Db;
 use crate::platform::event_log::{EventLog, Kind, NewRecord, Options, Origin};
 use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
-use crate::rules::consumer::{Consumer, Parts, spawn};
+use crate::rules::consumer::{Changes, Consumer, Parts, spawn};
+use crate::rules::engine::DeviceSource;
 use crate::rules::service::{RuleBoard, RuleDraft, RuleService};
 use muster_wire::{Telemetry, UpClass};
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::Mutex;
 
 struct Site {
     db: Db,
@@ -19,23 +22,50 @@ struct Site {
     log: EventLog,
     live: LiveBus,
     board: Arc<RuleBoard>,
+    /// How many devices were deleted, and which are left.
+    registered: Arc<Mutex<(u64, BTreeSet<String>)>>,
 }
 
 impl Site {
     fn open(dir: &Path) -> Self {
         let clock = ManualClock::at(START);
         let log = EventLog::open(&Options::at(&dir.join("log")), clock.clone()).unwrap();
-        Self { db: registry(dir), clock, log, live: LiveBus::new(), board: Arc::default() }
+        let devices = ["d1", "d2"].map(str::to_owned).into();
+        Self {
+            db: registry(dir),
+            clock,
+            log,
+            live: LiveBus::new(),
+            board: Arc::default(),
+            registered: Arc::new(Mutex::new((0, devices))),
+        }
     }
 
     fn consumer(&self) -> Consumer {
         let (db, clock, board, live) =
             (self.db.clone(), self.clock.clone(), self.board.clone(), self.live.clone());
-        spawn(self.log.clone(), Parts { db, clock, board, live, labels: labels() }, || 0).unwrap()
+        let registered = self.registered.clone();
+        let known: DeviceSource =
+            Arc::new(move |_: &str, device: &str| registered.lock().unwrap().1.contains(device));
+        let registered = self.registered.clone();
+        let changes = move || Changes { deletions: registered.lock().unwrap().0, labels: 0 };
+        spawn(self.log.clone(), Parts { db, clock, board, live, labels: labels(), known }, changes).unwrap()
     }
 
     fn rules(&self) -> RuleService {
         RuleService::new(self.db.clone(), self.clock.clone(), self.board.clone())
+    }
+
+    fn delete(&self, device: &str) {
+        let mut registered = self.registered.lock().unwrap();
+        assert!(registered.1.remove(device));
+        registered.0 += 1;
+    }
+
+    /// Devices of which last values are stored.
+    async fn lasts(&self) -> Vec<String> {
+        let sql = "SELECT DISTINCT device FROM rule_last ORDER BY device";
+        self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0))).await.unwrap()
     }
 
     fn watch(&self) -> Subscription {
@@ -103,5 +133,41 @@ async fn a_rule_written_while_it_runs_opens_and_clears_and_survives_a_restart() 
     let why: Vec<_> = all.iter().map(|alert| alert.cleared_why.clone().unwrap_or_default()).collect();
     assert_eq!(all.len(), 2);
     assert!(why.contains(&"condition".to_owned()) && why.contains(&"rule_changed".to_owned()), "{why:?}");
+    tokio::task::spawn_blocking(move || drop(consumer)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_device_is_forgotten_at_once_and_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::open(dir.path());
+    let rules = site.rules();
+    let mut json = hot_json(0);
+    json["name"] = "hot".into();
+    json["condition"] = "value > 30 && last.temp_c > 30".into();
+    let me = crate::testing::owner(&acme());
+    rules.create(&me, &acme(), serde_json::from_value(json).unwrap()).await.unwrap();
+    let consumer = tokio::task::block_in_place(|| site.consumer());
+    let mut watcher = site.watch();
+    for device in ["d1", "d2"] {
+        site.send(device, 1, 31.0);
+        site.send(device, 2, 32.0);
+    }
+    let mut told = vec![state(&mut watcher).await, state(&mut watcher).await];
+    told.sort();
+    assert_eq!(told, ["d1 open", "d2 open"]);
+    assert_eq!(site.lasts().await, ["d1", "d2"]);
+    site.delete("d1");
+    assert_eq!(state(&mut watcher).await, "d1 cleared");
+    assert_eq!(site.lasts().await, ["d2"]);
+    let alerts = AlertService::new(site.db.clone(), site.clock.clone(), LiveBus::new());
+    let of_d1 = AlertFilter { device: Some("d1".into()), ..AlertFilter::default() };
+    let all = alerts.list(&acme(), of_d1, None, 10).await.unwrap();
+    assert_eq!(all[0].cleared_why.as_deref(), Some("device_removed"));
+
+    tokio::task::spawn_blocking(move || consumer.stop()).await.unwrap();
+    site.delete("d2");
+    let consumer = tokio::task::block_in_place(|| site.consumer());
+    assert_eq!(state(&mut watcher).await, "d2 cleared", "it was deleted while nobody watched");
+    assert!(site.lasts().await.is_empty());
     tokio::task::spawn_blocking(move || drop(consumer)).await.unwrap();
 }

@@ -362,9 +362,9 @@ fn another_log_or_a_shorter_one_is_recorded() {
     assert_eq!(begin(EPOCH, 7, 9).lost, Some(3..7));
     assert_eq!(begin(0xdef, 4, 9).lost, Some(1..4));
     let system = Scope::System("test");
-    let lost = bench.store.db().read_blocking(move |tx| lost_ranges(tx, &system)).unwrap();
-    let ranges: Vec<_> = lost.iter().map(|lost| (lost.log_epoch.as_str(), lost.first, lost.next)).collect();
-    assert_eq!(ranges, [("0000000000000def", 1, 4), ("0000000000000abc", 3, 7)]);
+    let lost = bench.store.db().read_blocking(move |tx| lost_ranges(tx, &system, 0)).unwrap();
+    let ranges: Vec<_> = lost.iter().map(|lost| (lost.id, lost.log_epoch, lost.first, lost.next)).collect();
+    assert_eq!(ranges, [(1, EPOCH, 3, 7), (2, 0xdef, 1, 4)]);
 }
 
 #[test]

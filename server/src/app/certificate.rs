@@ -1,0 +1,110 @@
+//! The certificate of the TLS listeners (MQTT and enrolment): loaded at the start, replaced while they listen.
+//!
+//! `reload` calls [`Certificates::apply`] on SIGHUP and [`Certificates::poll`] every few seconds; it calls the PKI and
+//! hands what is good to the listeners. Promise: new handshakes see the new certificate, connections that are up live
+//! on, and a file that devices would not accept is refused aloud while the old certificate stays. One with a third of
+//! its life left is renewed, so a server that runs for years does not end up with an expired one.
+
+use super::AppError;
+use crate::devices::pki::{Pki, PkiError, ServerPem};
+use crate::gateway::ServerCertificate;
+use crate::platform::clock::SharedClock;
+use crate::platform::http_kit::chain;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+/// After a failed renewal: there are months to try.
+const RENEWAL_RETRY_US: i64 = 3_600_000_000;
+
+struct Shown {
+    pem: ServerPem,
+    changed_at: [Option<SystemTime>; 2],
+    renew_at_us: i64,
+}
+
+/// The listeners' certificate with where it comes from.
+pub(super) struct Certificates {
+    pki: Arc<Pki>,
+    clock: SharedClock,
+    listeners: Arc<ServerCertificate>,
+    shown: Mutex<Shown>,
+}
+
+impl Certificates {
+    /// Loads the certificate to start with.
+    ///
+    /// # Errors
+    /// The files cannot be used.
+    pub(super) fn load(pki: Arc<Pki>, clock: SharedClock) -> Result<Self, AppError> {
+        let changed_at = changed_at(&pki);
+        let pem = pki.server(clock.now_us())?;
+        let listeners = ServerCertificate::from_pem(&pem.chain_pem, &pem.key_pem)?;
+        let shown = Mutex::new(Shown { renew_at_us: pem.due_us, pem, changed_at });
+        Ok(Self { pki, clock, listeners, shown })
+    }
+
+    /// What the listeners show.
+    pub(super) fn listeners(&self) -> Arc<ServerCertificate> {
+        self.listeners.clone()
+    }
+
+    /// Loads again; says whether another certificate is shown now.
+    ///
+    /// # Errors
+    /// What is in the files is refused, and the old one stays.
+    pub(super) fn reload(&self) -> Result<bool, AppError> {
+        let mut shown = self.lock();
+        shown.changed_at = changed_at(&self.pki);
+        let now_us = self.clock.now_us();
+        let next = match self.next(&shown, now_us) {
+            Ok(next) => next,
+            Err(error) => {
+                shown.renew_at_us = shown.renew_at_us.max(now_us.saturating_add(RENEWAL_RETRY_US));
+                return Err(error.into());
+            }
+        };
+        if next == shown.pem {
+            return Ok(false);
+        }
+        self.listeners.replace(&next.chain_pem, &next.key_pem)?;
+        *shown = Shown { renew_at_us: next.due_us, pem: next, changed_at: changed_at(&self.pki) };
+        Ok(true)
+    }
+
+    fn next(&self, shown: &Shown, now_us: i64) -> Result<ServerPem, PkiError> {
+        if now_us >= shown.renew_at_us {
+            return self.pki.renew_server(now_us);
+        }
+        let found = self.pki.server(now_us)?;
+        if now_us >= found.due_us { self.pki.renew_server(now_us) } else { Ok(found) }
+    }
+
+    /// Loads again and says so in the log.
+    pub(super) fn apply(&self) {
+        match self.reload() {
+            Ok(true) => tracing::info!("server certificate replaced"),
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(error = %chain(&error), "server certificate is refused, the old one stays");
+            }
+        }
+    }
+
+    /// Loads again where a file changed or the certificate is due.
+    pub(super) fn poll(&self) {
+        let shown = self.lock();
+        let is_same = shown.changed_at == changed_at(&self.pki) && self.clock.now_us() < shown.renew_at_us;
+        drop(shown);
+        if !is_same {
+            self.apply();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shown> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn changed_at(pki: &Pki) -> [Option<SystemTime>; 2] {
+    pki.server_files().map(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
+}
