@@ -97,6 +97,9 @@ pub struct Options {
     pub record_bytes_max: usize,
     /// Bound of the memory batch that waits for the disk (two of them may exist: one waits, one is written).
     pub batch_bytes_max: usize,
+    /// The writer thread begins a sync no sooner than this after it began the last one: a lone record is never
+    /// held up, records that come densely share a sync. Zero: as fast as the disk allows.
+    pub sync_interval: Duration,
     /// What happens at `bytes_max` or on a full disk.
     pub when_full: WhenFull,
     /// The caller knows that all positions below were given out (its cursors): never give them again.
@@ -118,6 +121,7 @@ impl Default for Options {
             age_max: None,
             record_bytes_max: 1024 * 1024,
             batch_bytes_max: 8 * 1024 * 1024,
+            sync_interval: Duration::ZERO,
             when_full: WhenFull::Refuse,
             next_seq_min: 1,
             writer: WriterMode::Thread,

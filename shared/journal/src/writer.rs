@@ -12,7 +12,7 @@ use crate::types::{DropReason, FullOf, Options, Seq, WhenFull};
 use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What [`Stats::failed`](crate::Stats::failed) says after an orderly end.
 pub(crate) const CLOSED: &str = "closed";
@@ -326,7 +326,13 @@ impl<F: Fs> Drop for StopOnPanic<'_, F> {
 /// The writer thread.
 pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
     let _stop = StopOnPanic(inner);
+    let mut began: Option<Instant> = None;
     loop {
+        let early = began.and_then(|began| inner.options.sync_interval.checked_sub(began.elapsed()));
+        if let Some(early) = early.filter(|early| !early.is_zero()) {
+            std::thread::sleep(early);
+        }
+        began = Some(Instant::now());
         let stopping = inner.stopping.load(Ordering::Acquire);
         let mut writer = lock(&inner.writer);
         if stopping {

@@ -31,6 +31,9 @@ use std::time::Duration;
 pub const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes of log on disk before appends answer `Full`, unless configured otherwise.
 pub const LOG_BYTES_MAX_DEFAULT: u64 = 8 * 1024 * 1024 * 1024;
+/// Between the starts of two syncs. At 1,000 messages a second each still has its own; at 10,000 four share one,
+/// which halves the processor time of the whole gateway for a quarter of a millisecond of latency.
+const SYNC_INTERVAL: Duration = Duration::from_micros(400);
 /// An idle log gets a tick record when nothing was appended for this long, so that rules see time pass.
 pub const TICK_AFTER_US: i64 = 1_000_000;
 
@@ -120,6 +123,7 @@ impl<F: Fs> EventLog<F> {
             segment_bytes: options.segment_bytes,
             bytes_max: options.bytes_max,
             record_bytes_max: RECORD_BYTES_MAX,
+            sync_interval: SYNC_INTERVAL,
             ..muster_journal::Options::default()
         };
         Self::open_journal(fs, options, clock)

@@ -21,7 +21,7 @@ const QUEUES_FOLDED: i64 = 100;
 /// Merged queues of one device and class that are still known by their id.
 pub const TOMBSTONES_PER_CLASS: i64 = 256;
 /// Queues kept in memory.
-const QUEUES_CACHED_MAX: usize = 100_000;
+const QUEUES_CACHED_MAX: usize = 50_000;
 /// Ranges kept in memory, over all queues.
 const RANGES_CACHED_MAX: usize = 1_000_000;
 /// Counts are cut here, so that a device that reports 2^62 records cannot overflow a sum.
@@ -58,6 +58,8 @@ pub(super) struct Queue {
     duplicates: u64,
     ranges: Ranges,
     is_dirty: bool,
+    /// Written since the cache was last trimmed.
+    is_used: bool,
 }
 
 /// What becomes of a record.
@@ -142,14 +144,24 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
-    /// Counts the ranges in one call of 256 only: it is asked after each batch.
-    pub(super) fn is_over_bounds(&mut self) -> bool {
+    /// Over its bounds, forgets the queues that were not written since the last time (of agents that started
+    /// again, mostly), or all where that is not enough. Called after each batch; ranges are counted each 256th time.
+    pub(super) fn trim(&mut self) {
         self.checks = self.checks.wrapping_add(1);
-        let ranges = |queues: &HashMap<QueueKey, Queue>| {
-            queues.values().map(|queue| queue.ranges.len()).sum::<usize>()
-        };
-        self.queues.len() > QUEUES_CACHED_MAX
-            || (self.checks == 0 && ranges(&self.queues) > RANGES_CACHED_MAX)
+        let counts = self.checks == 0;
+        if !self.is_over_bounds(counts) {
+            return;
+        }
+        self.queues.retain(|_, queue| std::mem::take(&mut queue.is_used));
+        self.queues.shrink_to_fit();
+        if self.is_over_bounds(true) {
+            self.queues = HashMap::new();
+        }
+    }
+
+    fn is_over_bounds(&self, counts_ranges: bool) -> bool {
+        let ranges = || self.queues.values().map(|queue| queue.ranges.len()).sum::<usize>();
+        self.queues.len() > QUEUES_CACHED_MAX || (counts_ranges && ranges() > RANGES_CACHED_MAX)
     }
 
     /// Finds or makes a queue; it is written with the batch.
@@ -170,6 +182,7 @@ impl Ledger {
             self.queues.insert(key, queue);
         }
         let queue = self.queues.get_mut(&key).expect("inserted above");
+        queue.is_used = true;
         if !queue.is_dirty {
             queue.is_dirty = true;
             self.dirty.push(key);
@@ -254,6 +267,7 @@ fn from_row(row: &Row<'_>) -> Result<Queue, DbError> {
         duplicates: row.get(10)?,
         ranges: Ranges::default(),
         is_dirty: false,
+        is_used: true,
     })
 }
 
@@ -365,3 +379,42 @@ fn add_merged(tx: &mut Tx<'_>, device_id: i64, class: u8, what: i64, count: u64)
 
 /// The outcome number of stored records, for queries.
 pub(super) const OUTCOME_STORED: i64 = STORED as i64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn queue(is_used: bool) -> Queue {
+        Queue {
+            row: 0,
+            is_foreign: false,
+            reported: false,
+            closed: false,
+            merged: false,
+            first: 0,
+            released: 0,
+            next: 0,
+            stored: 0,
+            dropped: 0,
+            duplicates: 0,
+            ranges: Ranges::default(),
+            is_dirty: false,
+            is_used,
+        }
+    }
+
+    #[test]
+    fn over_its_bound_the_cache_keeps_what_was_written_lately_or_nothing() {
+        let key = |device_id: usize| QueueKey { device_id: device_id as i64, queue_id: 1, class: 1 };
+        let mut ledger = Ledger::default();
+        ledger.queues.extend((0..QUEUES_CACHED_MAX).map(|device| (key(device), queue(device < 100))));
+        ledger.trim();
+        assert_eq!(ledger.queues.len(), QUEUES_CACHED_MAX);
+        ledger.queues.insert(key(QUEUES_CACHED_MAX), queue(true));
+        ledger.trim();
+        assert_eq!(ledger.queues.len(), 101);
+        ledger.queues.extend((0..=QUEUES_CACHED_MAX).map(|device| (key(device), queue(true))));
+        ledger.trim();
+        assert!(ledger.queues.is_empty());
+    }
+}

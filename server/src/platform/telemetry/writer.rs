@@ -34,9 +34,7 @@ impl WriterState {
         if self.names.is_over_bounds() {
             self.names = Names::default();
         }
-        if self.ledger.is_over_bounds() {
-            self.ledger = Ledger::default();
-        }
+        self.ledger.trim();
     }
 }
 
