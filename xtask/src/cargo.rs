@@ -70,6 +70,20 @@ pub(crate) fn build_dist(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Where the agent is after [`build_agent`].
+pub(crate) fn agent_binary() -> PathBuf {
+    target_dir().join("agent").join("muster-agent")
+}
+
+/// Builds the agent as it is shipped, with a profile of its own. Takes minutes.
+///
+/// # Errors
+/// As [`build_for_tests`].
+pub(crate) fn build_agent() -> Result<()> {
+    println!("building muster-agent for small size (takes some minutes the first time)");
+    run(cargo().args(["build", "--locked", "--profile", "agent", "--bins", "--package", "muster-agent"]))
+}
+
 /// Runs a command to its end.
 ///
 /// # Errors

@@ -1,6 +1,6 @@
 //! `bench agent`: memory, size, start and idle traffic of the shipped agent.
 //!
-//! The agent is the `dist` build over TLS with a certificate from a claim; the server is the dev build, since
+//! The agent is the build of the profile `agent` over TLS with a certificate from a claim; the server is the dev build, since
 //! only the agent is measured.
 
 use super::proxy::Proxy;
@@ -34,12 +34,12 @@ struct Bench {
 pub(crate) fn run(options: Options) -> Result<Report> {
     if !options.no_build {
         cargo::build_programs()?;
-        cargo::build_dist(&["muster-agent"])?;
+        cargo::build_agent()?;
     }
     catch_interrupts();
     let dir = fresh_dir("agent")?;
     let mut report = Report::new("agent");
-    let binary = cargo::dist_binaries().join("muster-agent");
+    let binary = cargo::agent_binary();
     let size = std::fs::metadata(&binary).context("the agent was not built")?.len();
     report.barred("binary_mb", size as f64 / 1e6, Bar::AtMost, 22.0);
 
