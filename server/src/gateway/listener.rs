@@ -47,7 +47,8 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 #[derive(Default)]
 struct EarlyMap {
     next: u64,
-    sockets: BTreeMap<u64, (Instant, AbortHandle)>,
+    /// The handle comes a moment after the entry.
+    sockets: BTreeMap<u64, (Instant, Option<AbortHandle>)>,
 }
 
 /// The sockets before their CONNECT, oldest first.
@@ -65,24 +66,31 @@ impl Early {
         if oldest.get().0.elapsed() < core.config.connect_timeout / 3 {
             return false;
         }
-        let (_, task) = oldest.remove();
-        task.abort();
+        if let (_, Some(task)) = oldest.remove() {
+            task.abort();
+        }
         core.metrics.early_end(EarlyEnd::Evicted);
         true
     }
 
     /// Runs a young socket's task.
     fn enter(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
-        // Held until the handle stands in the map: the task's last step is to take it out.
-        let mut early = lock(&self.0);
-        let number = early.next;
-        early.next += 1;
+        let number = {
+            let mut early = lock(&self.0);
+            let number = early.next;
+            early.next += 1;
+            early.sockets.insert(number, (Instant::now(), None));
+            number
+        };
         let place = Place { early: self.clone(), number };
+        // Not under the lock: a runtime that shuts down drops the task, and its place, within `spawn`.
         let handle = tokio::spawn(async move {
             let _place = place;
             task.await;
         });
-        early.sockets.insert(number, (Instant::now(), handle.abort_handle()));
+        if let Some((_, task)) = lock(&self.0).sockets.get_mut(&number) {
+            *task = Some(handle.abort_handle());
+        }
     }
 }
 
@@ -143,5 +151,29 @@ fn handshake_end(error: &io::Error) -> EarlyEnd {
         Some(rustls::Error::InvalidCertificate(_)) => EarlyEnd::CertificateUntrusted,
         Some(_) => EarlyEnd::Handshake,
         None => EarlyEnd::Lost,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    /// Long enough for a slow machine; a test that passes never waits for it.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn a_socket_accepted_while_the_runtime_stops_holds_nobody_up() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            let _inside = handle.enter();
+            let early = Arc::new(Early::default());
+            early.enter(async {});
+            done.send(lock(&early.0).sockets.len()).expect("somebody waits");
+        });
+        assert_eq!(is_done.recv_timeout(DEADLINE), Ok(0), "its place is free");
     }
 }

@@ -1,7 +1,9 @@
 //! The connections that are up, by name: takeover, keep-alive, cut-off, presence records.
 //!
-//! `connect` admits, a connection's drop removes, `sweep` ends the silent ones, `follow_directory` cuts
-//! off who may no longer be connected. Presence records are appended under this map's lock (append never
+//! `connect` admits, a connection's drop removes, `sweep` ends the silent ones and, each [`EXPIRY_CHECK_US`],
+//! those whose certificate or token is past its time; `follow_directory` cuts off who may no longer be
+//! connected. Who enters is checked under the map's lock: a change of the directory either is seen by that
+//! check or finds the connection in the map. Presence records are appended under this map's lock (append never
 //! waits for the disk), so that a name's `Connected` and `Disconnected` alternate in the log.
 //!
 //! A server that stops or crashes writes no `Disconnected`: whoever shows presence starts with nobody up.
@@ -23,6 +25,8 @@ use tokio::sync::broadcast::error::RecvError;
 pub(crate) const TAKEOVER_TICKS: u32 = 10 * TICKS_PER_S;
 /// Keep-alives are looked at this often.
 const SWEEP_TICKS: u32 = TICKS_PER_S / 2;
+/// Credentials' ends are looked at when this much time has passed on the wall clock, or it was set.
+const EXPIRY_CHECK_US: u64 = 60_000_000;
 
 struct Entry {
     link: Arc<Link>,
@@ -82,6 +86,8 @@ impl Live {
     pub(crate) fn admit(&self, core: &Core, link: &Arc<Link>) -> Result<(), ConnectRefusal> {
         let tick = core.tick();
         let mut by_name = lock(&self.by_name);
+        // The device may have been disabled since it was identified, and the word of it passed before this lock.
+        identity::check(&core.directory, core.clock.now_us(), &link.identity)?;
         let old = by_name.get(&link.name);
         if old.is_none() && by_name.len() >= core.config.connections_max {
             return Err(ConnectRefusal::TooMany);
@@ -144,6 +150,14 @@ impl Live {
         }
     }
 
+    fn close_expired(&self, core: &Core, now_us: i64) {
+        for Entry { link, .. } in lock(&self.by_name).values() {
+            if identity::is_expired(&core.directory, now_us, &link.identity) {
+                link.close(CloseReason::Expired);
+            }
+        }
+    }
+
     fn close_unwelcome(&self, core: &Core, name: Option<&str>) {
         let now_us = core.clock.now_us();
         let by_name = lock(&self.by_name);
@@ -159,13 +173,14 @@ impl Live {
     }
 }
 
-/// Moves the coarse clock and ends silent connections; runs for the gateway's life.
+/// Moves the coarse clock and ends silent and expired connections; runs for the gateway's life.
 pub(crate) async fn sweep(core: Arc<Core>) {
     let start = tokio::time::Instant::now();
     let mut interval =
         tokio::time::interval(std::time::Duration::from_millis(1_000 / u64::from(TICKS_PER_S)));
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut swept_at = 0;
+    let mut checked_at_us = core.clock.now_us();
     loop {
         interval.tick().await;
         #[allow(clippy::cast_possible_truncation, reason = "wraps after 13 years; differences stay right")]
@@ -174,6 +189,11 @@ pub(crate) async fn sweep(core: Arc<Core>) {
         if tick.wrapping_sub(swept_at) >= SWEEP_TICKS {
             swept_at = tick;
             core.live.close_silent(tick);
+            let now_us = core.clock.now_us();
+            if now_us.abs_diff(checked_at_us) >= EXPIRY_CHECK_US {
+                checked_at_us = now_us;
+                core.live.close_expired(&core, now_us);
+            }
         }
     }
 }
@@ -206,5 +226,28 @@ pub(crate) fn connection_name(identity: &Identity, client_id: &str) -> Arc<str> 
         Identity::Integration { tenant, token_id, .. } => {
             format!("api:{tenant}/{token_id}/{client_id}").into()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::tests::{core, link, set_device};
+
+    #[test]
+    fn who_is_disabled_while_connecting_does_not_enter() {
+        let (core, _dir) = core();
+        set_device(&core, "pump", true);
+        let link = link("pump");
+        // `connect` identified it; the follower of the directory hears of this before the link is in the map.
+        set_device(&core, "pump", false);
+        core.live.close_unwelcome(&core, None);
+        assert_eq!(core.live.admit(&core, &link), Err(ConnectRefusal::Disabled));
+        assert_eq!((core.live.len(), core.log.stats().next_seq), (0, 1), "no presence record either");
+        set_device(&core, "pump", true);
+        assert_eq!(core.live.admit(&core, &link), Ok(()));
+        set_device(&core, "pump", false);
+        core.live.close_unwelcome(&core, None);
+        assert_eq!(link.close_asked(), Some(CloseReason::Disabled));
     }
 }

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     /// PUBLISHes that waited because the log was full or the sender too fast.
     pub(crate) stalls: IntCounter,
     /// Log positions that the fan-out to subscribers never saw: deleted before it came to them, or damaged.
+    /// All subscribers of the time were disconnected.
     pub(crate) fanout_skipped: IntCounter,
     /// Presence and will records given up because the log stayed full.
     pub(crate) records_lost: IntCounter,

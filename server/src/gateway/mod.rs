@@ -40,6 +40,8 @@ mod rate;
 mod reason;
 mod stalls;
 mod stream;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 pub use rate::RateLimit;
@@ -175,6 +177,30 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    fn new(
+        config: Config,
+        dependencies: Dependencies,
+        registry: &prometheus::Registry,
+    ) -> Result<Self, GatewayError> {
+        let metrics = metrics::Metrics::register(registry)?;
+        let Dependencies { log, directory, clock, tls: _ } = dependencies;
+        Ok(Self {
+            rate: AtomicU64::new(packed(config.rate)),
+            config,
+            log,
+            directory,
+            clock,
+            metrics,
+            live: live::Live::default(),
+            acks: acks::Acks::default(),
+            stalls: stalls::Stalls::default(),
+            fanout: fanout::Fanout::default(),
+            tick: AtomicU32::new(0),
+            stopping: AtomicBool::new(false),
+            next_client_number: AtomicU64::new(1),
+        })
+    }
+
     /// The coarse clock.
     pub(crate) fn tick(&self) -> u32 {
         self.tick.load(Ordering::Relaxed)
@@ -236,24 +262,8 @@ impl Gateway {
             .enable_all()
             .build()
             .map_err(GatewayError::Threads)?;
-        let metrics = metrics::Metrics::register(registry)?;
-        let Dependencies { log, directory, clock, tls } = dependencies;
-        let rate = AtomicU64::new(packed(config.rate));
-        let core = Arc::new(Core {
-            rate,
-            config,
-            log,
-            directory,
-            clock,
-            metrics,
-            live: live::Live::default(),
-            acks: acks::Acks::default(),
-            stalls: stalls::Stalls::default(),
-            fanout: fanout::Fanout::default(),
-            tick: AtomicU32::new(0),
-            stopping: AtomicBool::new(false),
-            next_client_number: AtomicU64::new(1),
-        });
+        let tls = dependencies.tls.clone();
+        let core = Arc::new(Core::new(config, dependencies, registry)?);
         let mut gateway = Self { core, runtime: Some(runtime), tls_address: None, plain_address: None };
         gateway.listen(tls)?;
         gateway.run()?;

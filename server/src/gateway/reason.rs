@@ -133,6 +133,8 @@ closes! {
     NotAuthorized = 18, Some(0x87), "not_authorized";
     /// A fault of the server.
     ServerFault = 19, Some(0x80), "server_fault";
+    /// The certificate or API token that it connected with is past its time.
+    Expired = 20, Some(0x87), "expired";
 }
 
 impl CloseReason {

@@ -2,11 +2,15 @@
 //!
 //! A connection whose PUBLISH found no room keeps it, stands in line here and is woken to try again. While
 //! the log stays full only [`PROBES`] connections try in each [`RETRY`]; the first that succeeds calls all
-//! others. MQTT 3.1.1 senders over their rate wait here too, since they cannot be refused for now.
-//! New CONNECTs are refused while [`Stalls::is_full`].
+//! others. MQTT 3.1.1 senders over their rate wait here too, since they cannot be refused for now; they try
+//! again each [`RATE_RETRY`]. New CONNECTs are refused while [`Stalls::is_full`].
 //!
-//! Will and presence records that found no room wait in order, at most [`PRESENCE_MAX`]; more are lost and
-//! counted, which the promise allows: they are no queue records.
+//! Will and presence records that found no room wait in order, at most [`PRESENCE_MAX`] with at most
+//! [`PRESENCE_BODY_BYTES_MAX`] of wills; more are lost and counted, which the promise allows: they are no
+//! queue records.
+//!
+//! Two signals, never one: whoever comes to wait ends an idle sleep only, since a connection that failed again
+//! is back in line at once; what may have made room ends the pause between two tries.
 
 use super::link::{Link, lock};
 use super::reason::ConnectRefusal;
@@ -20,10 +24,15 @@ use tokio::sync::Notify;
 
 /// How often waiting connections try again: soon enough for a window of 32 to flow on.
 const RETRY: Duration = Duration::from_millis(10);
+/// How often those over their rate try again while there is room: tokens come by the tick.
+const RATE_RETRY: Duration = Duration::from_millis(1_000 / TICKS_PER_S as u64);
 /// Connections that try at once while the log is full.
 const PROBES: usize = 16;
 /// Presence records that may wait: every connection's end, twice over.
 pub(crate) const PRESENCE_MAX: usize = 40_000;
+/// Bytes of wills that may wait: a thousand of the largest, or every connection's usual one. Records without
+/// a body are bounded by their number; they take no place from wills and lose none to them.
+pub(crate) const PRESENCE_BODY_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long one refusal by the log counts as full when nobody tries again.
 const FULL_TICKS: u32 = TICKS_PER_S;
 
@@ -63,14 +72,42 @@ impl Waiting {
     }
 }
 
+#[derive(Default)]
+struct Presence {
+    queue: VecDeque<Waiting>,
+    body_bytes: usize,
+}
+
+impl Presence {
+    fn has_place(&self, body: &[u8]) -> bool {
+        let fits = body.is_empty() || self.body_bytes + body.len() <= PRESENCE_BODY_BYTES_MAX;
+        fits && self.queue.len() < PRESENCE_MAX
+    }
+
+    fn push(&mut self, waiting: Waiting) {
+        self.body_bytes += waiting.body.len();
+        self.queue.push_back(waiting);
+    }
+
+    fn pop(&mut self) {
+        self.body_bytes -= self.queue.pop_front().map_or(0, |first| first.body.len());
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+    }
+}
+
 /// The line of those who wait for room.
 #[derive(Default)]
 pub(crate) struct Stalls {
     line: Mutex<VecDeque<Arc<Link>>>,
-    presence: Mutex<VecDeque<Waiting>>,
+    presence: Mutex<Presence>,
     full: AtomicBool,
     full_at_tick: AtomicU32,
-    woken: Notify,
+    /// Somebody came to wait where nobody did.
+    arrived: Notify,
+    /// There may be room.
+    room: Notify,
 }
 
 impl Stalls {
@@ -85,7 +122,7 @@ impl Stalls {
         match answer {
             Ok(()) if self.full.load(Ordering::Relaxed) => {
                 self.full.store(false, Ordering::Relaxed);
-                self.woken.notify_one();
+                self.room.notify_one();
             }
             Err(AppendError::Full) => {
                 self.full_at_tick.store(tick, Ordering::Relaxed);
@@ -101,7 +138,7 @@ impl Stalls {
             let mut line = lock(&self.line);
             line.push_back(link.clone());
             if line.len() == 1 {
-                self.woken.notify_one();
+                self.arrived.notify_one();
             }
         }
     }
@@ -109,25 +146,25 @@ impl Stalls {
     /// The disk moved on: there may be room now.
     pub(crate) fn nudge(&self) {
         if self.full.load(Ordering::Relaxed) {
-            self.woken.notify_one();
+            self.room.notify_one();
         }
     }
 
     /// Appends a presence or will record, behind those that wait; where there is no room it waits too.
     pub(crate) fn append_presence(&self, core: &Core, record: &NewRecord<'_>) {
         let mut presence = lock(&self.presence);
-        if presence.is_empty() {
+        if presence.queue.is_empty() {
             match core.append(record) {
                 Err(AppendError::Full) => {}
                 Ok(_) => return,
                 Err(AppendError::TooLarge | AppendError::Failed) => return core.metrics.records_lost.inc(),
             }
         }
-        if presence.len() >= PRESENCE_MAX {
+        if !presence.has_place(record.body) {
             return core.metrics.records_lost.inc();
         }
-        presence.push_back(Waiting::of(record));
-        self.woken.notify_one();
+        presence.push(Waiting::of(record));
+        self.arrived.notify_one();
     }
 
     /// Appends a `Connected` record, unless older presence records still wait.
@@ -136,7 +173,7 @@ impl Stalls {
     /// What the CONNECT is refused with.
     pub(crate) fn append_connected(&self, core: &Core, record: &NewRecord<'_>) -> Result<(), ConnectRefusal> {
         let presence = lock(&self.presence);
-        if !presence.is_empty() {
+        if !presence.queue.is_empty() {
             return Err(ConnectRefusal::LogFull);
         }
         match core.append(record) {
@@ -148,35 +185,46 @@ impl Stalls {
 
     fn retry_presence(&self, core: &Core) {
         let mut presence = lock(&self.presence);
-        while let Some(first) = presence.front() {
+        while let Some(first) = presence.queue.front() {
             match core.append(&first.record()) {
                 Err(AppendError::Full) => return,
                 Ok(_) => {}
                 Err(AppendError::TooLarge | AppendError::Failed) => core.metrics.records_lost.inc(),
             }
-            presence.pop_front();
+            presence.pop();
         }
     }
 
     fn is_idle(&self) -> bool {
-        lock(&self.line).is_empty() && lock(&self.presence).is_empty()
+        lock(&self.line).is_empty() && lock(&self.presence).queue.is_empty()
+    }
+
+    /// How long to wait before the next try, unless there is room before.
+    fn pause(&self) -> Duration {
+        let for_room = self.full.load(Ordering::Relaxed) || !lock(&self.presence).queue.is_empty();
+        if for_room { RETRY } else { RATE_RETRY }
     }
 
     /// Wakes those in line; runs for the gateway's life.
     pub(crate) async fn run(core: Arc<Core>) {
-        let stalls = &core.stalls;
+        core.stalls.serve(|| core.stalls.retry_presence(&core), tokio::time::sleep).await;
+    }
+
+    async fn serve<Pause: Future>(&self, retry_presence: impl Fn(), pause: impl Fn(Duration) -> Pause) {
         let mut called = Vec::new();
         loop {
-            if stalls.is_idle() {
-                stalls.woken.notified().await;
-            } else {
-                let _woken_or_time_over = tokio::time::timeout(RETRY, stalls.woken.notified()).await;
+            while self.is_idle() {
+                self.arrived.notified().await;
             }
-            stalls.retry_presence(&core);
+            tokio::select! {
+                () = self.room.notified() => {}
+                _ = pause(self.pause()) => {}
+            }
+            retry_presence();
             {
-                let mut line = lock(&stalls.line);
+                let mut line = lock(&self.line);
                 let count =
-                    if stalls.full.load(Ordering::Relaxed) { PROBES.min(line.len()) } else { line.len() };
+                    if self.full.load(Ordering::Relaxed) { PROBES.min(line.len()) } else { line.len() };
                 called.extend(line.drain(..count));
             }
             for link in called.drain(..) {
@@ -184,5 +232,119 @@ impl Stalls {
                 link.waker.wake();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::tests::{append_until_full, core, link};
+    use std::sync::atomic::AtomicUsize;
+    use std::task::Poll;
+    use tokio::sync::Semaphore;
+
+    /// Turns of the runtime in which nothing more may happen; the fault that this is for took two for a round.
+    const TURNS: usize = 200;
+
+    /// Connections that find the log full each time they try, and how often each did.
+    struct Senders {
+        stalls: Arc<Stalls>,
+        tries: Arc<AtomicUsize>,
+        /// Each permit lets one pause end.
+        pauses: Arc<Semaphore>,
+    }
+
+    impl Senders {
+        fn start(count: usize, answer: Result<(), AppendError>) -> Self {
+            let this =
+                Self { stalls: Arc::default(), tries: Arc::default(), pauses: Arc::new(Semaphore::new(0)) };
+            for at in 0..count {
+                let (stalls, tries) = (this.stalls.clone(), this.tries.clone());
+                let link = link(&format!("d{at}"));
+                tokio::spawn(std::future::poll_fn(move |cx| {
+                    link.waker.register(cx.waker());
+                    if !link.waits_for_room.load(Ordering::Acquire) {
+                        tries.fetch_add(1, Ordering::Relaxed);
+                        stalls.note(answer, 0);
+                        stalls.wait(&link);
+                    }
+                    Poll::<()>::Pending
+                }));
+            }
+            let (stalls, pauses) = (this.stalls.clone(), this.pauses.clone());
+            tokio::spawn(async move {
+                let pause = |_| async { pauses.acquire().await.expect("open").forget() };
+                stalls.serve(|| {}, pause).await;
+            });
+            this
+        }
+
+        /// How often the senders tried since the last call, once nothing moves any more.
+        async fn tried(&self) -> usize {
+            for _ in 0..TURNS {
+                tokio::task::yield_now().await;
+            }
+            self.tries.swap(0, Ordering::Relaxed)
+        }
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(test);
+    }
+
+    #[test]
+    fn who_fails_again_waits_for_the_next_pause() {
+        for (count, answer) in [(1, Err(AppendError::Full)), (5, Err(AppendError::Full)), (5, Ok(()))] {
+            run(async {
+                let senders = Senders::start(count, answer);
+                assert_eq!(senders.tried().await, count, "each once when it came");
+                assert_eq!(senders.tried().await, 0, "nothing while the pause lasts");
+                for _ in 0..3 {
+                    senders.pauses.add_permits(1);
+                    assert_eq!(senders.tried().await, count, "each once a pause");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn while_full_only_some_try_and_room_calls_all() {
+        run(async {
+            let senders = Senders::start(3 * PROBES, Err(AppendError::Full));
+            assert_eq!(senders.tried().await, 3 * PROBES);
+            senders.pauses.add_permits(1);
+            assert_eq!(senders.tried().await, PROBES);
+            senders.stalls.nudge();
+            assert_eq!(senders.tried().await, PROBES, "the disk moved on: no pause");
+            senders.stalls.note(Ok(()), 0);
+            assert_eq!(senders.tried().await, 3 * PROBES, "there was room: all try");
+        });
+    }
+
+    #[test]
+    fn waiting_wills_are_bounded_in_bytes_and_take_no_place_from_presence() {
+        let (core, _dir) = core();
+        append_until_full(&core);
+        let will = NewRecord { body: &[0; 4_096], ..NewRecord::tick() };
+        let wills = PRESENCE_BODY_BYTES_MAX / will.body.len();
+        for _ in 0..wills {
+            core.stalls.append_presence(&core, &will);
+        }
+        assert_eq!(core.metrics.records_lost.get(), 0);
+        core.stalls.append_presence(&core, &will);
+        assert_eq!(core.metrics.records_lost.get(), 1, "over the bytes");
+        let end = NewRecord { kind: Kind::Disconnected { reason: 0 }, ..NewRecord::tick() };
+        for _ in wills..PRESENCE_MAX {
+            core.stalls.append_presence(&core, &end);
+        }
+        assert_eq!(core.metrics.records_lost.get(), 1);
+        core.stalls.append_presence(&core, &end);
+        assert_eq!(core.metrics.records_lost.get(), 2, "over the number");
+        let mut presence = lock(&core.stalls.presence);
+        assert_eq!(presence.body_bytes, PRESENCE_BODY_BYTES_MAX);
+        while !presence.queue.is_empty() {
+            presence.pop();
+        }
+        assert_eq!(presence.body_bytes, 0);
     }
 }

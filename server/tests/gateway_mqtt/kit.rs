@@ -2,7 +2,7 @@
 
 use muster_server::devices::directory::{DeviceAuth, Directory, IntegrationToken, token_hash};
 use muster_server::gateway::{self, Config, Dependencies, Gateway, ServerCertificate};
-use muster_server::platform::clock::SystemClock;
+use muster_server::platform::clock::{SharedClock, SystemClock};
 use muster_server::platform::event_log::{EventLog, Kind, Options, Origin, Pin};
 use muster_wire::{DeviceId, Envelope, QueueId, TenantId, UpClass};
 use prometheus::Registry;
@@ -107,10 +107,13 @@ impl Rig {
     }
 
     pub fn with(config: Config, edit: impl FnOnce(&mut Options)) -> Self {
+        Self::with_clock(config, Arc::new(SystemClock), edit)
+    }
+
+    pub fn with_clock(config: Config, clock: SharedClock, edit: impl FnOnce(&mut Options)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut options = Options::at(&dir.path().join("log"));
         edit(&mut options);
-        let clock = Arc::new(SystemClock);
         let log = EventLog::open(&options, clock.clone()).unwrap();
         let directory = Arc::new(Directory::new());
         let auth = DeviceAuth { enabled: true, token_sha256: Some(token_hash(TOKEN)) };

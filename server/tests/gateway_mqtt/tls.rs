@@ -1,8 +1,11 @@
 //! Client certificates, and TLS for those without one.
 
-use crate::kit::{Authority, Client, Hello, Rig, TOKEN, device, socket, telemetry, tenant, wait_until};
-use muster_server::devices::directory::DeviceAuth;
+use crate::kit::{
+    API_TOKEN, Authority, Client, Hello, Rig, TOKEN, config, device, socket, telemetry, tenant, wait_until,
+};
+use muster_server::devices::directory::{DeviceAuth, IntegrationToken, token_hash};
 use muster_server::gateway::{self, TlsError};
+use muster_server::platform::clock::ManualClock;
 use rcgen::CertificateParams;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -69,6 +72,29 @@ fn a_device_is_who_its_certificate_names() {
     assert_eq!(client.end(), Some(0x98), "a revoked certificate is cut off at once");
     let mut again = connect(&rig, Some(&pump));
     assert_eq!(again.try_hello(&bare()), 0x87);
+}
+
+#[test]
+fn a_connection_ends_when_its_certificate_or_api_token_does() {
+    // 2096-10-02 07:06:40; the certificate lasts five minutes more.
+    let start_us = 4_000_000_000_000_000;
+    let clock = ManualClock::at(start_us);
+    let rig = Rig::with_clock(config(), clock.clone(), |_| {});
+    let expires_at_us = Some(start_us + 30_000_000);
+    let token = IntegrationToken { tenant: tenant("acme"), token_id: "t1".into(), expires_at_us };
+    rig.directory.set_integration(token_hash(API_TOKEN), token);
+    let mut params = Authority::device_params("muster://acme/pump");
+    params.not_after = rcgen::date_time_ymd(2096, 10, 2) + std::time::Duration::from_secs(7 * 3_600 + 700);
+    let mut pump = connect(&rig, Some(&rig.authority.sign(params, 5)));
+    pump.hello(&bare());
+    let (mut integration, mut fan) = (rig.integration(5), rig.device(5, "acme/fan"));
+    clock.advance_us(60_000_000);
+    assert_eq!(integration.end(), Some(0x87));
+    pump.ping();
+    clock.advance_us(400_000_000);
+    assert_eq!(pump.end(), Some(0x87));
+    fan.ping();
+    assert_eq!(rig.metric("gateway_disconnects_total", "expired"), 2);
 }
 
 #[test]

@@ -61,6 +61,12 @@ impl Control {
         pins.map(|mark| mark.released).min().unwrap_or(0).max(self.first_seq)
     }
 
+    /// The lowest mark of the readers that hold half.
+    pub(crate) fn held(&self) -> Option<Seq> {
+        let holds = self.readers.iter().filter(|mark| mark.pin == Pin::HoldsHalf);
+        holds.map(|mark| mark.released).min()
+    }
+
     /// Counts a drop in the totals.
     pub(crate) fn count_drop(&mut self, reason: DropReason, records: u64, bytes: u64) {
         let known = self.totals.iter().position(|total| total.0 == reason);
@@ -124,7 +130,12 @@ impl Control {
         put(&mut out, self.readers.len() as u64);
         for mark in &self.readers {
             put(&mut out, mark.released);
-            put(&mut out, u64::from(mark.pin == Pin::Pins) << 8 | mark.name.len() as u64);
+            let pin = match mark.pin {
+                Pin::Follows => 0,
+                Pin::Pins => 1,
+                Pin::HoldsHalf => 2,
+            };
+            put(&mut out, pin << 8 | mark.name.len() as u64);
             out.extend_from_slice(mark.name.as_bytes());
         }
         put(&mut out, self.totals.len() as u64);
@@ -161,7 +172,12 @@ impl Control {
         }
         for _ in 0..take.count()? {
             let (released, kind) = (take.word()?, take.word()?);
-            let pin = if kind >> 8 == 1 { Pin::Pins } else { Pin::Follows };
+            // A build before `HoldsHalf` takes it for `Follows` too, which every reader can live with.
+            let pin = match kind >> 8 {
+                1 => Pin::Pins,
+                2 => Pin::HoldsHalf,
+                _ => Pin::Follows,
+            };
             let name = String::from_utf8(take.bytes((kind & 0xff) as usize)?.to_vec()).ok()?;
             control.readers.push(Mark { name, pin, released });
         }
@@ -331,7 +347,11 @@ mod tests {
                 bytes: 64,
             }],
             holes: vec![SeqRange { first: 1, next: 3 }],
-            readers: vec![Mark { name: "uplink".into(), pin: Pin::Pins, released: 3 }],
+            readers: vec![
+                Mark { name: "uplink".into(), pin: Pin::Pins, released: 3 },
+                Mark { name: "rules".into(), pin: Pin::HoldsHalf, released: 2 },
+                Mark { name: "live".into(), pin: Pin::Follows, released: 1 },
+            ],
             totals: vec![(DropReason(3), 2, 64)],
         }
     }
@@ -352,7 +372,10 @@ mod tests {
         let opening = [7, 1, 9, 1].map(word).concat();
         let drop = [7, 1, 2, 64].map(word).concat() + "0305000000000000";
         let head = [3, 9, 4, 1, 1].map(word).concat();
-        let reader = [1, 3].map(word).concat() + "0601000000000000" + "75706c696e6b";
+        let pins = [3, 3].map(word).concat() + "0601000000000000" + "75706c696e6b";
+        let holds = word(2) + "0502000000000000" + "72756c6573";
+        let follows = word(1) + "0400000000000000" + "6c697665";
+        let reader = pins + &holds + &follows;
         let totals = [1, 3, 2, 64].map(word).concat();
         assert_eq!(
             hex,

@@ -175,7 +175,7 @@ impl<F: Fs> Journal<F> {
     }
 
     /// Registers the reader (durably) and starts it at `from`; 0 means its release mark, or the oldest record for
-    /// a new reader. A new pinning reader pins from there on.
+    /// a new reader. A new reader that pins or holds does so from there on.
     ///
     /// # Errors
     /// A position never given out, a bad name, too many readers, or the journal stopped.
@@ -251,12 +251,12 @@ impl<F: Fs> Journal<F> {
             }
             mark.released = upto;
             state.control_lazy = true;
-            let released = state.control.released();
+            let removable = state.removable(self.inner().options.bytes_max);
             let active = state.active;
             state
                 .segments
                 .front()
-                .is_some_and(|oldest| oldest.next_seq <= released && Some(oldest.id) != active)
+                .is_some_and(|oldest| oldest.next_seq <= removable && Some(oldest.id) != active)
         };
         if removable {
             self.inner().nudge();

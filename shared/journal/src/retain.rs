@@ -13,14 +13,15 @@ use crate::writer::{Blocked, Writer, batch_blocks};
 const CLOCK_SET_MIN_US: i64 = 1_577_836_800_000_000;
 
 impl<F: Fs> Writer<F> {
-    /// Removes the segments that every pinning reader has released.
+    /// Removes the segments that no reader holds any more.
     pub(crate) fn remove_released(&mut self, inner: &Inner<F>) -> Result<(), Blocked> {
         let active = self.active_id();
         let count = {
             let mut state = lock(&inner.state);
-            let released = state.control.released();
-            let gone =
-                |segment: &&crate::state::Segment| segment.next_seq <= released && Some(segment.id) != active;
+            let removable = state.removable(inner.options.bytes_max);
+            let gone = |segment: &&crate::state::Segment| {
+                segment.next_seq <= removable && Some(segment.id) != active
+            };
             let count = state.segments.iter().take_while(gone).count();
             if count > 0 {
                 let first_seq =

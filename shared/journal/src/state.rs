@@ -150,6 +150,28 @@ impl State {
         self.segments.iter().map(|segment| block_bytes(segment.bytes)).sum()
     }
 
+    /// All below may be removed: every pinning reader released it, and so did those that hold half, or it lies
+    /// before the half that they may hold.
+    pub(crate) fn removable(&self, bytes_max: u64) -> Seq {
+        let released = self.control.released();
+        match self.control.held() {
+            Some(held) if held < released => released.min(held.max(self.newest_from(bytes_max / 2))),
+            _ => released,
+        }
+    }
+
+    /// Where the newest segments begin that together take at most `bytes`.
+    fn newest_from(&self, bytes: u64) -> Seq {
+        let mut held = self.disk_bytes();
+        for segment in &self.segments {
+            if held <= bytes {
+                return segment.first_seq;
+            }
+            held -= block_bytes(segment.bytes);
+        }
+        self.durable_next
+    }
+
     /// Damaged ranges within `range` that already have a drop record.
     pub(crate) fn known_holes(&self, range: SeqRange) -> Vec<SeqRange> {
         self.control

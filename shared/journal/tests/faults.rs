@@ -110,6 +110,46 @@ fn released_records_are_removed_without_a_drop_record() {
     assert_eq!(open(&fs, &options()).0.released("store"), Some(301));
 }
 
+#[test]
+fn a_reader_that_holds_half_keeps_its_records_until_it_lags_by_half_the_bound() {
+    let fs = SimFs::new(1);
+    let options = Options { bytes_max: 64 * 1024, ..options() };
+    let (journal, _) = open(&fs, &options);
+    journal.reader("store", 0, Pin::Pins).expect("reader");
+    let mut rules = journal.reader("rules", 0, Pin::HoldsHalf).expect("reader");
+    // One record a segment, each of one block.
+    let append = |records: u64| {
+        for _ in 0..records {
+            journal.append(1, &[0; 2048]).expect("the reader that lags never fills the journal");
+            journal.append(1, &[0; 1800]).expect("the reader that lags never fills the journal");
+            journal.release("store", journal.commit().expect("commits")).expect("releases");
+        }
+    };
+    append(8);
+    assert_eq!((journal.stats().released, journal.first_seq()), (17, 1), "half of the bound is held");
+    assert_eq!(rules.next_batch(1, |_| {}).expect("reads").next, 2);
+    append(20);
+    let first = journal.first_seq();
+    assert!(first > 17 && journal.stats().bytes > options.bytes_max / 2 - 4096, "the newest half is held");
+    let batch = rules.next_batch(1, |_| {}).expect("reads");
+    assert_eq!((batch.skipped, batch.records), (vec![SeqRange { first: 2, next: first }], 1));
+    assert!(journal.drops().is_empty(), "what a pinning reader released is no drop");
+
+    journal.release("rules", 50).expect("releases");
+    append(1);
+    assert!((49..=50).contains(&journal.first_seq()), "what all released goes at once");
+    drop(rules);
+    journal.close().expect("closes");
+    let (journal, _) = open(&fs, &options);
+    assert_eq!(journal.reader("rules", 0, Pin::HoldsHalf).expect("reader").position(), 50);
+    journal.release("store", journal.durable_next()).expect("releases");
+    fill(&journal, 1, 1);
+    assert!(journal.first_seq() <= 50, "it holds after a restart, too");
+    journal.forget_reader("rules").expect("forgets");
+    fill(&journal, 1, 1);
+    assert!(journal.first_seq() > 50, "nobody holds");
+}
+
 fn drop_record(first: u64, last: u64) -> DropRecord {
     DropRecord { epoch: 1, first, last, class: 0, reason: DropReason(4), bytes: 0 }
 }

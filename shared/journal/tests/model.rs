@@ -15,6 +15,8 @@ enum Action {
     Commit,
     Read(u16),
     Release,
+    ReadHolding(u16),
+    ReleaseHolding,
     ConfirmDrops,
     Reopen,
     Crash(Loss),
@@ -30,6 +32,8 @@ fn action() -> impl Strategy<Value = Action> {
         5 => Just(Action::Commit),
         4 => any::<u16>().prop_map(Action::Read),
         3 => Just(Action::Release),
+        2 => any::<u16>().prop_map(Action::ReadHolding),
+        1 => Just(Action::ReleaseHolding),
         1 => Just(Action::ConfirmDrops),
         1 => Just(Action::Reopen),
         1 => prop_oneof![Just(Loss::Process), Just(Loss::Unsynced), Just(Loss::Random)].prop_map(Action::Crash),
@@ -43,17 +47,25 @@ fn action() -> impl Strategy<Value = Action> {
 struct World {
     fs: SimFs,
     options: Options,
-    open: Option<(Journal<SimFs>, Reader<SimFs>)>,
+    open: Option<Open>,
     /// What each position may hold: several payloads where a crash gave an unaccepted position again.
     appended: BTreeMap<Seq, Vec<Vec<u8>>>,
     durable_next: Seq,
     released: Seq,
+    /// What the reader that holds half released.
+    released_holding: Seq,
     confirmed: u64,
 }
 
+struct Open {
+    journal: Journal<SimFs>,
+    reader: Reader<SimFs>,
+    holding: Reader<SimFs>,
+}
+
 impl World {
-    fn new(seed: u64, when_full: WhenFull, epoch: EpochPolicy) -> Self {
-        let options = Options { bytes_max: 64 * 1024, when_full, epoch, ..options() };
+    fn new(seed: u64, bytes_max: u64, when_full: WhenFull, epoch: EpochPolicy) -> Self {
+        let options = Options { bytes_max, when_full, epoch, ..options() };
         let mut world = Self {
             fs: SimFs::new(seed),
             options,
@@ -61,6 +73,7 @@ impl World {
             appended: BTreeMap::new(),
             durable_next: 1,
             released: 1,
+            released_holding: 1,
             confirmed: 0,
         };
         world.reopen(Loss::Process);
@@ -76,13 +89,14 @@ impl World {
         assert!(opened.corrupt.is_empty() && opened.next_seq >= self.durable_next);
         self.durable_next = opened.next_seq;
         let reader = journal.reader("uplink", 0, Pin::Pins).expect("reader");
-        self.open = Some((journal, reader));
+        let holding = journal.reader("rules", 0, Pin::HoldsHalf).expect("reader");
+        self.open = Some(Open { journal, reader, holding });
         self.audit();
     }
 
     /// Released, dropped or served: every durable position is exactly one of them.
     fn audit(&self) {
-        let Some((journal, _)) = &self.open else { return };
+        let Some(Open { journal, .. }) = &self.open else { return };
         let mut reader = journal.reader("audit", 0, Pin::Follows).expect("reader");
         reader.seek(journal.first_seq());
         let mut served = 0;
@@ -99,10 +113,24 @@ impl World {
         let dropped: u64 = journal.drops().iter().map(|drop| drop.last - drop.first + 1).sum();
         // What lies before the first record held was released or dropped.
         assert!(first - self.released <= dropped + self.confirmed, "{first} {} {dropped}", self.released);
+        self.audit_holding();
+    }
+
+    /// A reader is moved forward only where it would hold more than half, give or take a segment.
+    fn audit_holding(&self) {
+        let Some(Open { journal, .. }) = &self.open else { return };
+        let moved = journal.first_seq() > self.released_holding;
+        if moved && self.options.when_full == WhenFull::Refuse {
+            let bytes = journal.stats().bytes;
+            assert!(
+                bytes + self.options.segment_bytes > self.options.bytes_max / 2,
+                "moved with {bytes} bytes"
+            );
+        }
     }
 
     fn run(&mut self, action: &Action) {
-        let Some((journal, reader)) = self.open.as_mut() else { return };
+        let Some(Open { journal, reader, holding }) = self.open.as_mut() else { return };
         match action {
             Action::Append(size) => append(journal, &mut self.appended, usize::from(*size)),
             Action::AppendLarge => append(journal, &mut self.appended, 2048),
@@ -111,6 +139,11 @@ impl World {
             Action::Release => {
                 journal.release("uplink", reader.position()).expect("releases");
                 self.released = self.released.max(reader.position());
+            }
+            Action::ReadHolding(bytes) => drop(holding.next_batch(usize::from(*bytes), |_| {})),
+            Action::ReleaseHolding => {
+                journal.release("rules", holding.position()).expect("releases");
+                self.released_holding = self.released_holding.max(holding.position());
             }
             Action::ConfirmDrops => {
                 let drops = journal.drops();
@@ -135,7 +168,9 @@ impl World {
             }
         }
         self.durable_next = self.durable_next.max(journal.durable_next());
-        if self.fs.is_cut() || journal.stats().failed.is_some() {
+        let failed = journal.stats().failed.is_some();
+        self.audit_holding();
+        if self.fs.is_cut() || failed {
             self.fs.cut();
             self.reopen(Loss::Random);
         }
@@ -163,11 +198,12 @@ proptest! {
         seed in any::<u64>(),
         refuse in any::<bool>(),
         per_open in any::<bool>(),
+        bytes_max in prop_oneof![Just(16 * 1024), Just(64 * 1024)],
         actions in prop::collection::vec(action(), 1..120),
     ) {
         let when_full = if refuse { WhenFull::Refuse } else { WhenFull::DropOldest };
         let epoch = if per_open { EpochPolicy::PerOpen } else { EpochPolicy::PerLog };
-        let mut world = World::new(seed, when_full, epoch);
+        let mut world = World::new(seed, bytes_max, when_full, epoch);
         for action in &actions {
             world.run(action);
         }

@@ -4,7 +4,9 @@
 //! `rules` and the live stream read with a [`LogReader`] each. I call the journal and the clock.
 //!
 //! Promise: a record below [`EventLog::durable_next`] survives a power cut until every pinning reader
-//! released it. `received_at_us` never steps back within a log, whatever the clock does, over restarts too.
+//! released it. A reader that holds half ([`Pin::HoldsHalf`]) keeps records too, up to half of the bytes that
+//! are allowed on disk, and never makes an append answer `Full`. `received_at_us` never steps back within a log,
+//! whatever the clock does, over restarts too.
 //! Positions count from 1 and continue over restarts; together with [`EventLog::epoch`] (random, made with
 //! the log) they name a record for ever. Append never blocks on the disk: it answers [`AppendError::Full`].
 //!
@@ -257,8 +259,8 @@ impl<F: Fs> EventLog<F> {
         self.shared.journal.epoch()
     }
 
-    /// A named reader from a position on. A pinning reader keeps the log until it releases; a following
-    /// one may be overtaken by deletion.
+    /// A named reader from a position on. A pinning reader keeps the log until it releases, one that holds half
+    /// up to that much of it; a following one may be overtaken by deletion at any time.
     ///
     /// # Errors
     /// The journal cannot be read there.
@@ -268,7 +270,7 @@ impl<F: Fs> EventLog<F> {
         Ok(LogReader { reader })
     }
 
-    /// A pinning reader's word that its effects below `upto` are durable elsewhere.
+    /// A pinning or holding reader's word that its effects below `upto` are durable elsewhere.
     ///
     /// # Errors
     /// The mark cannot be written.

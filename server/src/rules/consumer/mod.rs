@@ -1,8 +1,9 @@
 //! The rules' reader of the event log: one thread, its own cursor, never in the way of ingest.
 //!
-//! `app.rs` calls [`spawn`]. The reader follows the log without pinning it: where the rules fall behind what the log
-//! keeps, they are moved forward and a row in `rule_gaps` says from where to where. A database that fails is tried
-//! again each [`RETRY`]; nothing is read meanwhile, so memory stays bounded.
+//! `app.rs` calls [`spawn`]. The log keeps what the rules did not commit yet, up to half of its size limit; rules that
+//! lag by more are moved forward, and a row in `rule_gaps` says from where to where. So ingest never finds the log full
+//! because of the rules. A database that fails is tried again each [`RETRY`]; nothing is read meanwhile, so memory
+//! stays bounded.
 
 mod worker;
 
@@ -170,9 +171,10 @@ pub fn spawn<F: Fs>(
     let seen = changes();
     let mut worker = Worker::open(parts, log.epoch(), log.first()..log.durable_next())?;
     warm(&log, &mut worker)?;
-    let reader = log.reader(READER, worker.position(), Pin::Follows)?;
+    let reader = log.reader(READER, worker.position(), Pin::HoldsHalf)?;
+    log.release(READER, worker.position())?;
     let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
-    let run = Run { reader, worker, stop: stop.clone(), progress: progress.clone() };
+    let run = Run { log, reader, worker, stop: stop.clone(), progress: progress.clone() };
     let thread = std::thread::Builder::new().name("rules".into()).spawn(move || run.run(seen, changes));
     let thread = thread.expect("a thread can be started at start-up");
     Ok(Consumer { stop, progress, thread: Some(thread) })
@@ -195,6 +197,7 @@ fn warm<F: Fs>(log: &EventLog<F>, worker: &mut Worker) -> Result<(), EventLogErr
 }
 
 struct Run<F: Fs> {
+    log: EventLog<F>,
     reader: LogReader<F>,
     worker: Worker,
     stop: Arc<AtomicBool>,
@@ -224,7 +227,7 @@ impl<F: Fs> Run<F> {
                 }
             }
         }
-        if let Err(error) = self.worker.checkpoint() {
+        if let Err(error) = self.checkpoint() {
             tracing::warn!(error = %chain(&error), "rules could not commit at the end; the log is read again");
         }
     }
@@ -232,7 +235,7 @@ impl<F: Fs> Run<F> {
     fn turn(&mut self) -> Result<(), ConsumerError> {
         self.worker.reload_if_changed()?;
         if self.worker.is_due() {
-            self.worker.checkpoint()?;
+            self.checkpoint()?;
             self.progress.commits.fetch_add(1, Ordering::Relaxed);
         }
         let worker = &mut self.worker;
@@ -242,6 +245,13 @@ impl<F: Fs> Run<F> {
         if batch.next == batch.from {
             self.reader.wait(WAIT);
         }
+        Ok(())
+    }
+
+    /// Commits, then lets the log go up to there.
+    fn checkpoint(&mut self) -> Result<(), ConsumerError> {
+        self.worker.checkpoint()?;
+        self.log.release(READER, self.worker.position())?;
         Ok(())
     }
 

@@ -5,8 +5,8 @@ use crate::alerts::model::AlertFilter;
 use crate::alerts::service::AlertService;
 use crate::alerts::tests::registry;
 use crate::platform::clock::ManualClock;
-use crate::platform::db::Db;
-use crate::platform::event_log::{EventLog, Kind, NewRecord, Options, Origin};
+use crate::platform::db::{Db, DbError};
+use crate::platform::event_log::{EventLog, Kind, NewRecord, Options, Origin, Pin};
 use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
 use crate::rules::consumer::{Changes, Consumer, Parts, spawn};
 use crate::rules::engine::DeviceSource;
@@ -15,6 +15,12 @@ use muster_wire::{Telemetry, UpClass};
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Long enough for a slow machine; a test that passes never waits for it.
+const DEADLINE: Duration = Duration::from_secs(20);
+/// The log of [`Site::open`] in bytes.
+const LOG_BYTES: u64 = 8 * 1024 * 1024;
 
 struct Site {
     db: Db,
@@ -29,7 +35,9 @@ struct Site {
 impl Site {
     fn open(dir: &Path) -> Self {
         let clock = ManualClock::at(START);
-        let log = EventLog::open(&Options::at(&dir.join("log")), clock.clone()).unwrap();
+        let options =
+            Options { bytes_max: LOG_BYTES, segment_bytes: LOG_BYTES / 16, ..Options::at(&dir.join("log")) };
+        let log = EventLog::open(&options, clock.clone()).unwrap();
         let devices = ["d1", "d2"].map(str::to_owned).into();
         Self {
             db: registry(dir),
@@ -170,4 +178,67 @@ async fn a_deleted_device_is_forgotten_at_once_and_after_a_restart() {
     assert_eq!(state(&mut watcher).await, "d2 cleared", "it was deleted while nobody watched");
     assert!(site.lasts().await.is_empty());
     tokio::task::spawn_blocking(move || drop(consumer)).await.unwrap();
+}
+
+#[track_caller]
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < DEADLINE, "waited too long until {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+impl Site {
+    /// Appends this much, stores it at once, and lets the log delete what it may.
+    fn ingest(&self, bytes: u64) {
+        let record = NewRecord { body: &[0; 128 * 1024], ..NewRecord::tick() };
+        for _ in 0..bytes / (128 * 1024) {
+            let position = self.log.append(&record).expect("rules never fill the log");
+            self.log.wait_durable(position).unwrap();
+            self.log.release("store", position + 1).unwrap();
+        }
+        for _ in 0..2 {
+            // The second record is written by a turn that began after the last release.
+            let position = self.log.append(&NewRecord::tick()).unwrap();
+            self.log.wait_durable(position).unwrap();
+        }
+    }
+
+    fn gaps(&self) -> Vec<(u64, u64)> {
+        let rows = self.db.read_blocking(|tx| {
+            tx.query("SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| {
+                Ok::<_, DbError>((row.get::<i64>(0)?.unsigned_abs(), row.get::<i64>(1)?.unsigned_abs()))
+            })
+        });
+        rows.unwrap()
+    }
+}
+
+#[test]
+fn the_log_waits_for_rules_that_lag_by_less_than_half_and_moves_others_with_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::open(dir.path());
+    site.log.reader("store", 1, Pin::Pins).unwrap();
+    site.consumer().stop();
+    // The store is done with it, the rules were not there.
+    site.ingest(LOG_BYTES * 2 / 5);
+    assert_eq!(site.log.first(), 1, "kept for the rules");
+    let end = site.log.stats().next_seq;
+    let consumer = site.consumer();
+    let progress = consumer.progress();
+    wait_until("the rules read all", || progress.now().position == end);
+    consumer.stop();
+    assert_eq!((progress.now().skipped, site.gaps()), (0, vec![]));
+    site.ingest(0);
+    assert!(site.log.first() > 1, "released with the commit");
+
+    site.ingest(LOG_BYTES * 3 / 2);
+    let first = site.log.first();
+    assert!(first > end && site.log.stats().bytes > LOG_BYTES / 4, "moved, and no further than needed");
+    site.consumer().stop();
+    let gaps = site.gaps();
+    assert_eq!((gaps.len(), gaps[0].0), (1, end), "{gaps:?}");
+    // A turn of the log's writer may have deleted one more segment meanwhile.
+    assert!((first - 1..site.log.first()).contains(&gaps[0].1), "{gaps:?} {first}");
 }
