@@ -119,9 +119,12 @@ impl ApiError {
     }
 }
 
-/// A database fault is the server's: no slice can answer for it.
+/// A database fault is the server's: no slice can answer for it. A read that took too long is the request's.
 impl From<crate::platform::db::DbError> for ApiError {
     fn from(error: crate::platform::db::DbError) -> Self {
+        if error.is_overdue() {
+            return Self::new(ErrorCode::Unavailable, "the query took too long; ask for a shorter range");
+        }
         Self::internal(chain(&error))
     }
 }
