@@ -151,3 +151,18 @@ impl IntoResponse for ApiError {
         response
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::db::DbError;
+
+    #[test]
+    fn a_read_that_took_too_long_is_no_fault_of_the_server() {
+        let failed =
+            |code| DbError::Sql(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+        let status = |code| ApiError::from(failed(code)).status().as_u16();
+        assert_eq!(status(rusqlite::ffi::SQLITE_INTERRUPT), 503);
+        assert_eq!(status(rusqlite::ffi::SQLITE_CORRUPT), 500);
+    }
+}
