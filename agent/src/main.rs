@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use muster_agent::app;
 use muster_agent::config::{Config, SourceConfig};
 use muster_agent::queue::inspect;
-use muster_agent::source::CsvReader;
+use muster_agent::source::{LINES_CHECKED_MAX, check_csv};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -126,9 +126,11 @@ fn check(file: &Path) -> Result<()> {
         .with_context(|| format!("log.filter {:?}", config.log.filter))?;
     for source in &config.sources {
         if let SourceConfig::Csv(csv) = source {
-            CsvReader::open(&csv.path, &csv.columns, csv.timestamp_column.as_deref())
-                .and_then(|mut rows| rows.next_row())
-                .with_context(|| format!("source {:?}", csv.name))?;
+            let rows = check_csv(csv).with_context(|| format!("source {:?}", csv.name))?;
+            println!(
+                "source {}: {rows} good rows and no other in at most {LINES_CHECKED_MAX} lines",
+                csv.name
+            );
         }
     }
     for line in app::check_models(&config)? {

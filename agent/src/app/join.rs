@@ -10,7 +10,7 @@ use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::supervisor::{Exit, Stop, Supervisor, chain};
 use crate::tls;
-use crate::uplink::{Settings, Uplink};
+use crate::uplink::{Backoff, Settings, Uplink, random_u64};
 use muster_wire::{Birth, DeviceId, TenantId};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,12 +65,18 @@ pub async fn enroll(config: &Config, claim: &str) -> Result<Identity, AppError> 
     Ok(identity::enroll(&config.identity_dir(), &claim, name, clock).await?)
 }
 
+/// The waits between tries to enrol, with jitter: a fleet that is switched on at one moment does not ask at one.
+fn enroll_delay(seed: u64) -> Backoff {
+    let (min, max) = ENROLL_DELAY;
+    Backoff::new(min, max, seed)
+}
+
 async fn enroll_patiently(
     config: &Config,
     claim: &Claim,
     clock: &Arc<AgentClock>,
 ) -> Result<Identity, AppError> {
-    let mut wait = ENROLL_DELAY.0;
+    let mut delay = enroll_delay(random_u64());
     loop {
         let name = config.identity.device_name.as_deref();
         match identity::enroll(&config.identity_dir(), claim, name, clock.clone()).await {
@@ -79,13 +85,13 @@ async fn enroll_patiently(
                 return Ok(identity);
             }
             Err(error) if error.is_passing() => {
+                let wait = delay.next_wait();
                 tracing::warn!(
                     error = chain(&error),
                     wait_ms = wait.as_millis(),
                     "not enrolled, will try again"
                 );
                 tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(ENROLL_DELAY.1);
             }
             Err(error) => return Err(error.into()),
         }
@@ -176,5 +182,25 @@ fn settings(
             pipelines: config.pipelines.iter().map(|pipeline| pipeline.name.clone()).collect(),
             ..Birth::default()
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn devices_switched_on_together_do_not_enrol_in_step() {
+        let (min, max) = ENROLL_DELAY;
+        let waits = |seed| {
+            let mut delay = enroll_delay(seed);
+            (0..20).map(move |_| delay.next_wait()).collect::<Vec<_>>()
+        };
+        let fleet: Vec<_> = (0..50).map(waits).collect();
+        let first: BTreeSet<_> = fleet.iter().map(|waits| waits[0]).collect();
+        assert!(first.len() > 40, "{first:?}");
+        assert!(fleet.iter().flatten().all(|wait| (min / 2..=max).contains(wait)));
+        assert!(fleet.iter().all(|waits| waits[19] >= max / 2));
     }
 }

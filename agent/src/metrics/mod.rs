@@ -30,11 +30,13 @@ pub enum Refusal {
     ModelFailed,
     /// More bytes than a record may have.
     TooLarge,
+    /// A row of a file that is not what it should be.
+    BadRow,
 }
 
 impl Refusal {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NotFinite,
         Self::TextTooLong,
         Self::BadName,
@@ -43,6 +45,7 @@ impl Refusal {
         Self::Undecodable,
         Self::ModelFailed,
         Self::TooLarge,
+        Self::BadRow,
     ];
 
     /// The label.
@@ -57,6 +60,7 @@ impl Refusal {
             Self::Undecodable => "undecodable",
             Self::ModelFailed => "model_failed",
             Self::TooLarge => "too_large",
+            Self::BadRow => "bad_row",
         }
     }
 }

@@ -72,7 +72,11 @@ impl History {
     pub(super) fn append(&mut self, lines: &[Line]) -> Result<(), QueueError> {
         let text = format(lines);
         let fail = fail(&self.path);
-        self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()).map_err(fail)?;
+        // A write that failed (a full disk) may have left a part, which the next line must not be glued to.
+        if self.file.metadata().map_err(&fail)?.len() != self.bytes {
+            self.file.set_len(self.bytes).map_err(&fail)?;
+        }
+        self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()).map_err(&fail)?;
         self.bytes += text.len() as u64;
         self.shorten()
     }
@@ -141,6 +145,20 @@ mod tests {
         std::fs::write(&path, &text[..text.len() - 5]).unwrap();
         History::open(dir.path()).unwrap().append(&[opening(3)]).unwrap();
         assert_eq!(read(dir.path()).unwrap(), [opening(1), opening(3)]);
+    }
+
+    #[test]
+    fn what_a_failed_write_left_is_cut_before_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        history.append(&[opening(1)]).unwrap();
+        // As a write that found the disk full leaves it; the journal then tries the same lines again.
+        let part = format(&[opening(2)]);
+        let mut file = OpenOptions::new().append(true).open(dir.path().join(FILE_NAME)).unwrap();
+        file.write_all(&part.as_bytes()[..part.len() - 5]).unwrap();
+        history.append(&[opening(2), opening(3)]).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), [opening(1), opening(2), opening(3)]);
+        assert_eq!(file.metadata().unwrap().len(), history.bytes);
     }
 
     #[test]

@@ -2,10 +2,16 @@
 //!
 //! The timing is the pure [`Schedule`]; the file is streamed, so its size does not matter. Limits: a line of
 //! 64 KiB, 1,000 columns. A cell is a number, `true`/`false`, or text; an empty one is left out.
+//!
+//! Promise: a row is replayed once a round. A bad row is counted (`agent_refused_total{reason="bad_row"}`), told with
+//! its file and line (the first [`BAD_ROWS_TOLD_MAX`] of a replay) and passed over; a file that fails while it is read
+//! ends its round. Neither starts the replay again at its first row: those rows are in the queue already.
 
 use super::time::parse_us;
 use super::{Content, Ended, Sample, SourceContext};
 use crate::config::{CsvSource, Pace, Stamp, Wrap};
+use crate::metrics::Refusal;
+use crate::supervisor::chain;
 use muster_wire::{METRICS_PER_DEVICE_MAX, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -18,6 +24,10 @@ use tokio::time::Instant;
 const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// A gap in the timestamps longer than this is cut to it.
 const GAP_MAX: Duration = Duration::from_secs(3600);
+/// Bad rows of one replay that the log names; the others are only counted.
+const BAD_ROWS_TOLD_MAX: u64 = 10;
+/// Lines that [`check`] reads of one file.
+pub const LINES_CHECKED_MAX: u64 = 1_000_000;
 
 /// Why a file cannot be replayed.
 #[derive(Debug, thiserror::Error)]
@@ -99,10 +109,10 @@ impl CsvReader {
         Ok(reader)
     }
 
-    /// The next row; None at the end.
+    /// The next row; None at the end. After a bad line the next call goes on with the line after it.
     ///
     /// # Errors
-    /// A line that is too long, not UTF-8, without closed quotes, or without the timestamp.
+    /// A line that is too long, not UTF-8, without closed quotes, or without the timestamp; the file cannot be read.
     pub fn next_row(&mut self) -> Result<Option<Row>, CsvError> {
         loop {
             if !self.next_line()? {
@@ -125,15 +135,21 @@ impl CsvReader {
     }
 
     fn next_line(&mut self) -> Result<bool, CsvError> {
-        self.text.clear();
         self.line += 1;
-        let mut line = (&mut self.lines).take(LINE_BYTES_MAX);
-        let read = line.read_line(&mut self.text);
-        let bytes = read.map_err(|source| CsvError::Read { path: self.path.clone(), source })?;
-        if bytes as u64 == LINE_BYTES_MAX && !self.text.ends_with('\n') {
+        let mut raw = std::mem::take(&mut self.text).into_bytes();
+        raw.clear();
+        let read = (&mut self.lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut raw);
+        let bytes = read.map_err(|source| self.unreadable(source))?;
+        if bytes as u64 == LINE_BYTES_MAX && !raw.ends_with(b"\n") {
+            self.lines.skip_until(b'\n').map_err(|source| self.unreadable(source))?;
             return Err(self.expected(format!("a line of less than {LINE_BYTES_MAX} bytes")));
         }
+        self.text = String::from_utf8(raw).map_err(|_| self.expected("UTF-8"))?;
         Ok(bytes > 0)
+    }
+
+    fn unreadable(&self, source: std::io::Error) -> CsvError {
+        CsvError::Read { path: self.path.clone(), source }
     }
 
     fn expected(&self, expected: impl Into<String>) -> CsvError {
@@ -210,24 +226,67 @@ impl Schedule {
     }
 }
 
+/// Reads a whole file, or its first [`LINES_CHECKED_MAX`] lines; returns how many rows it found.
+///
+/// # Errors
+/// The file's first bad row, or why it cannot be read.
+pub fn check(config: &CsvSource) -> Result<u64, CsvError> {
+    let mut rows = CsvReader::open(&config.path, &config.columns, config.timestamp_column.as_deref())?;
+    let mut count = 0;
+    while rows.line < LINES_CHECKED_MAX && rows.next_row()?.is_some() {
+        count += 1;
+    }
+    Ok(count)
+}
+
 pub(super) async fn run(config: CsvSource, mut context: SourceContext) -> Result<(), CsvError> {
     let mut schedule = Schedule::new(&config);
     let start = Instant::now();
-    let mut number = 0;
+    let (mut number, mut bad) = (0, 0);
     loop {
         let before = number;
         let mut rows = CsvReader::open(&config.path, &config.columns, config.timestamp_column.as_deref())?;
-        while let Some(row) = rows.next_row()? {
+        loop {
+            let row = match rows.next_row() {
+                Ok(Some(row)) => row,
+                Ok(None) => break,
+                Err(error @ CsvError::Line { .. }) => {
+                    bad += 1;
+                    pass_over(&config, &error, bad, &context).await;
+                    if context.stop.is_up() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    tracing::error!(
+                        source = config.name,
+                        error = chain(&error),
+                        "the file's rest is not replayed"
+                    );
+                    break;
+                }
+            };
             number += 1;
             if replay(row, number, &config, &mut schedule, start, &mut context).await == Err(Ended) {
                 return Ok(());
             }
         }
         if config.wrap == Wrap::Once || number == before {
-            tracing::info!(source = config.name, rows = number, "replay is done");
+            tracing::info!(source = config.name, rows = number, bad_rows = bad, "replay is done");
             return Ok(());
         }
     }
+}
+
+async fn pass_over(config: &CsvSource, error: &CsvError, bad: u64, context: &SourceContext) {
+    context.metrics.refuse(Refusal::BadRow);
+    if bad <= BAD_ROWS_TOLD_MAX {
+        let further = if bad == BAD_ROWS_TOLD_MAX { "; further ones are only counted" } else { "" };
+        tracing::warn!(source = config.name, error = chain(error), "bad row passed over{further}");
+    }
+    // A file of nothing but bad rows waits for nothing else.
+    tokio::task::yield_now().await;
 }
 
 async fn replay(

@@ -63,6 +63,35 @@ fn errors_name_file_line_and_expectation() {
 }
 
 #[test]
+fn a_bad_line_leaves_the_reader_at_the_next() {
+    let (_dir, path) = file("");
+    let long = "1".repeat(3 * LINE_BYTES_MAX as usize);
+    let text = [b"a,t\n1,1\n\"2,2\n\xff,3\n".as_slice(), long.as_bytes(), b",4\n5,x\n6,6"].concat();
+    std::fs::write(&path, text).unwrap();
+    let mut rows = CsvReader::open(&path, &[], Some("t")).unwrap();
+    let mut found = Vec::new();
+    loop {
+        match rows.next_row() {
+            Ok(None) => break,
+            Ok(Some(row)) => found.push(format!("{:?}", row.time_us.unwrap() / 1_000_000)),
+            Err(error) => found.push(error.to_string().split_once("rows.csv").unwrap().1.to_owned()),
+        }
+    }
+    let bad =
+        [":3: expected closed quotes", ":4: expected UTF-8", ":5: expected a line of less than 65536 bytes"];
+    assert_eq!(found, ["1", bad[0], bad[1], bad[2], ":6: expected a timestamp", "6"]);
+}
+
+#[test]
+fn a_check_reads_the_whole_file() {
+    let (_dir, path) = file("a\n1\n2\n\"3\n");
+    let error = check(&config(&path, "")).unwrap_err().to_string();
+    assert!(error.ends_with("rows.csv:4: expected closed quotes"), "{error}");
+    std::fs::write(&path, "a\n1\n2\n").unwrap();
+    assert_eq!(check(&config(&path, "")).unwrap(), 2);
+}
+
+#[test]
 fn the_schedule_keeps_original_timing_rate_and_speed() {
     let check = |more: &str, times: &[Option<i64>], expect_ms: &[u128]| {
         let mut schedule = Schedule::new(&config(Path::new("x"), more));
@@ -79,9 +108,18 @@ fn the_schedule_keeps_original_timing_rate_and_speed() {
 }
 
 async fn replay_all(config: CsvSource, clock: Arc<ManualClock>, take: usize) -> Vec<Sample> {
+    replay_counted(config, clock, take, &Metrics::new()).await
+}
+
+async fn replay_counted(
+    config: CsvSource,
+    clock: Arc<ManualClock>,
+    take: usize,
+    metrics: &Metrics,
+) -> Vec<Sample> {
     let (_sender, stop) = stop_pair();
     let (sink, mut samples) = mpsc::channel(4);
-    let context = SourceContext { clock, metrics: Metrics::new(), stop, sinks: vec![sink] };
+    let context = SourceContext { clock, metrics: metrics.clone(), stop, sinks: vec![sink] };
     let task = tokio::spawn(run(config, context));
     let mut got = Vec::new();
     while got.len() < take {
@@ -112,12 +150,24 @@ async fn a_replay_takes_as_long_as_the_rows_say_and_is_stamped_by_the_clock() {
 async fn a_loop_numbers_rows_on_and_ends_when_nobody_reads() {
     let (_dir, path) = file("a\n1\n2\n");
     let got = replay_all(config(&path, "pace = \"fastest\"\nwrap = \"loop\""), Arc::default(), 5).await;
-    let numbers: Vec<_> = got
-        .iter()
-        .map(|sample| match &sample.content {
-            Content::Row { number, .. } => *number,
-            Content::Image { .. } => 0,
-        })
-        .collect();
-    assert_eq!(numbers, [1, 2, 3, 4, 5]);
+    assert_eq!(numbers(&got), [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bad_rows_are_counted_and_the_others_replayed_once() {
+    let (_dir, path) = file("t,a\n1,1\nx,2\n3,3\n4,\"4\n5,5\n");
+    let metrics = Metrics::new();
+    let once = config(&path, "timestamp_column = \"t\"\npace = \"fastest\"\nstamp = \"original\"");
+    let got = replay_counted(once, Arc::default(), 100, &metrics).await;
+    let seconds: Vec<_> = got.iter().map(|sample| sample.measured_at_us / 1_000_000).collect();
+    assert_eq!((seconds, numbers(&got)), (vec![1, 3, 5], vec![1, 2, 3]));
+    assert_eq!(metrics.refusals(Refusal::BadRow), 2);
+}
+
+fn numbers(samples: &[Sample]) -> Vec<u64> {
+    let number = |sample: &Sample| match &sample.content {
+        Content::Row { number, .. } => *number,
+        Content::Image { .. } => 0,
+    };
+    samples.iter().map(number).collect()
 }

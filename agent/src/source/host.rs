@@ -1,7 +1,7 @@
 //! The machine itself: CPU, memory, disk, network and temperature.
 //!
 //! The first sample lacks the rates (CPU, network), which need two looks; it goes out at once so that a fresh
-//! device shows up. A beat that finds its pipeline full is skipped.
+//! device shows up. A beat that finds its pipeline full waits for room; those that fall due meanwhile are skipped.
 
 use super::{Content, Ended, Sample, SourceContext};
 use crate::config::HostSource;

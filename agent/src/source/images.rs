@@ -1,12 +1,15 @@
 //! Gives pictures of a folder or a list at an interval, as a camera would.
+//!
+//! Limit: [`IMAGES_MAX`] pictures of a folder, the first by name; a round that leaves some out says how many.
 
 use super::{Content, Ended, Sample, SourceContext};
 use crate::config::{ImagesSource, Wrap};
+use std::collections::BinaryHeap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Pictures in one folder.
+/// Pictures that are taken of one folder.
 const IMAGES_MAX: usize = 100_000;
 
 /// Why there are no pictures.
@@ -38,16 +41,43 @@ fn is_image(path: &Path) -> bool {
 fn list(config: &ImagesSource) -> Result<Vec<PathBuf>, ImagesError> {
     let Some(folder) = &config.folder else { return Ok(config.files.clone()) };
     let fail = |source| ImagesError::Folder { folder: folder.clone(), source };
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(fail)?.take(IMAGES_MAX) {
-        files.push(entry.map_err(fail)?.path());
+    let mut names = FirstNames::new(IMAGES_MAX);
+    for entry in std::fs::read_dir(folder).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        if is_image(&path) {
+            names.add(path);
+        }
     }
-    files.retain(|file| is_image(file));
-    files.sort_unstable();
+    if names.left_out > 0 {
+        let (folder, left_out) = (folder.display(), names.left_out);
+        tracing::warn!(%folder, left_out, taken = IMAGES_MAX, "folder has more pictures than are taken");
+    }
+    let files = names.files.into_sorted_vec();
     if files.is_empty() {
         return Err(ImagesError::Empty { folder: folder.clone() });
     }
     Ok(files)
+}
+
+/// The first files by name, however many there are and in whatever order they come.
+struct FirstNames {
+    max: usize,
+    files: BinaryHeap<PathBuf>,
+    left_out: usize,
+}
+
+impl FirstNames {
+    fn new(max: usize) -> Self {
+        Self { max, files: BinaryHeap::new(), left_out: 0 }
+    }
+
+    fn add(&mut self, file: PathBuf) {
+        self.files.push(file);
+        if self.files.len() > self.max {
+            self.files.pop();
+            self.left_out += 1;
+        }
+    }
 }
 
 pub(super) async fn run(config: ImagesSource, mut context: SourceContext) -> Result<(), ImagesError> {
@@ -106,6 +136,14 @@ mod tests {
             names.push(path.file_name().unwrap().to_string_lossy().into_owned());
         }
         assert_eq!(names, ["a.jpg", "b.PNG", "c.bmp"]);
+    }
+
+    #[test]
+    fn a_folder_over_the_bound_gives_its_first_names_and_counts_the_others() {
+        let mut names = FirstNames::new(3);
+        ["e", "b", "d", "a", "c"].into_iter().for_each(|name| names.add(name.into()));
+        assert_eq!(names.left_out, 2);
+        assert_eq!(names.files.into_sorted_vec(), ["a", "b", "c"].map(PathBuf::from));
     }
 
     #[test]

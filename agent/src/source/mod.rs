@@ -1,15 +1,16 @@
 //! Reads the world: the machine itself, rows of a file, pictures.
 //!
 //! Started by [`crate::app`]; each source is handed the senders of the pipelines that read it and calls nothing
-//! else. Promise: values keep their order; a full pipeline holds a replay back and makes the `host` source skip a
-//! beat, so nothing is buffered without bound. Limit: [`SAMPLES_WAITING_MAX`] samples per pipeline.
+//! else. Promise: values keep their order; a full pipeline makes its source wait, and the beats of the `host` source that
+//! fall due meanwhile are skipped, so nothing is buffered without bound. Limit: [`SAMPLES_WAITING_MAX`] samples per
+//! pipeline.
 
 mod csv;
 mod host;
 mod images;
 mod time;
 
-pub use csv::{CsvError, CsvReader, Schedule};
+pub use csv::{CsvError, CsvReader, LINES_CHECKED_MAX, Schedule, check as check_csv};
 
 use crate::clock::SharedClock;
 use crate::config::SourceConfig;

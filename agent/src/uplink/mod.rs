@@ -4,8 +4,8 @@
 //! client library), decides through the pure `core`. Promise: QoS 1, at most 32 publishes in flight, live records
 //! before the backlog, a birth after each connect, a state while something changes and whenever drops wait; a
 //! record is released by its PUBACK or by a durable drop record, never otherwise. Offline: waits with jitter and
-//! tries again for ever. The release mark reaches the disk at most [`RELEASE_INTERVAL`] late: a crash
-//! repeats records, and the server knows them by queue_id and seq.
+//! tries again for ever. The journal is told the release mark at most [`RELEASE_INTERVAL`] late and writes it within
+//! 5 s more: a crash repeats what was acknowledged in that time, and the server knows it by queue_id and seq.
 
 mod backoff;
 mod client;
@@ -19,7 +19,7 @@ use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::queue::{Queue, QueueError};
 use crate::supervisor::Stop;
-use backoff::Backoff;
+pub(crate) use backoff::Backoff;
 use client::LinkOptions;
 use muster_journal::{Fs, RealFs};
 use muster_wire::{Birth, Death, DeviceId, DownClass, Envelope, QueueId, TenantId, Topic, UpClass};
@@ -28,7 +28,7 @@ use session::{Ended, Session};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How late the release mark may reach the journal.
+/// How late the journal may be told the release mark; it persists the mark lazily, at most 5 s later.
 pub const RELEASE_INTERVAL: Duration = Duration::from_millis(200);
 /// A state report at least this often, also when nothing changed.
 pub const STATE_INTERVAL_IDLE: Duration = Duration::from_secs(900);
@@ -81,7 +81,8 @@ struct Topics {
     state: String,
 }
 
-fn random_u64() -> u64 {
+/// A seed for jitter.
+pub(crate) fn random_u64() -> u64 {
     let mut bytes = [0; 8];
     if let Err(error) = getrandom::fill(&mut bytes) {
         tracing::warn!(%error, "no random bytes, retries keep time with the fleet");

@@ -303,7 +303,7 @@ impl<'a, F: Fs> Session<'a, F> {
     }
 
     fn send_report(&mut self, class: UpClass) {
-        // The marks that the report carries are those on the disk.
+        // The report carries the marks that the journal holds, not yet on the disk perhaps: all below is acknowledged.
         if let Err(error) = self.release(true) {
             tracing::warn!(error = chain(&error), "the release mark could not be kept");
         }

@@ -2,7 +2,7 @@
 
 use super::model::{Alert, AlertFilter, AlertState, Severity};
 use super::service::{AlertError, AlertService};
-use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery, chain};
+use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
 use axum::extract::State;
@@ -28,7 +28,7 @@ impl From<AlertError> for ApiError {
             AlertError::NotFound => Self::not_found("alert"),
             AlertError::Illegal(_) => Self::new(ErrorCode::Conflict, text),
             AlertError::NoteTooLong => Self::invalid("note", text),
-            AlertError::Db(cause) => Self::internal(chain(&cause)),
+            AlertError::Db(cause) => cause.into(),
         }
     }
 }

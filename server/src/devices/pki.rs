@@ -135,8 +135,8 @@ impl Pki {
         let (ca_key_path, ca_path) = (dir.join("ca.key"), dir.join("ca.pem"));
         match (ca_key_path.exists(), ca_path.exists()) {
             (false, false) => make_ca(&ca_key_path, &ca_path, now_us)?,
-            (true, false) => return Err(PkiError::Half { present: ca_key_path, missing: ca_path }),
-            (false, true) => return Err(PkiError::Half { present: ca_path, missing: ca_key_path }),
+            (true, false) => finish_ca(&ca_key_path, &ca_path)?,
+            (false, true) => finish_ca(&ca_path, &ca_key_path)?,
             (true, true) => {}
         }
         let key = KeyPair::from_pem(&read(&ca_key_path)?).map_err(content(&ca_key_path, "private key"))?;
@@ -310,6 +310,8 @@ fn name(common: &str) -> DistinguishedName {
     name
 }
 
+/// Key and certificate are complete under their temporary names before either gets its own: where a crash comes
+/// between, [`finish_ca`] goes on.
 fn make_ca(key_path: &Path, ca_path: &Path, now_us: i64) -> Result<(), PkiError> {
     let key = KeyPair::generate()?;
     let (mut params, serial) = params(now_us, CA_DAYS);
@@ -317,8 +319,24 @@ fn make_ca(key_path: &Path, ca_path: &Path, now_us: i64) -> Result<(), PkiError>
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key)?;
-    write(key_path, &key.serialize_pem(), 0o600)?;
-    write(ca_path, &certificate.pem(), 0o644)
+    stage(key_path, &key.serialize_pem(), 0o600)?;
+    stage(ca_path, &certificate.pem(), 0o644)?;
+    publish(key_path)?;
+    publish(ca_path)
+}
+
+/// Gives the missing one of key and certificate its name, where [`make_ca`] was stopped before it could.
+fn finish_ca(present: &Path, missing: &Path) -> Result<(), PkiError> {
+    let half = || PkiError::Half { present: present.to_owned(), missing: missing.to_owned() };
+    let (Ok(one), Ok(other)) = (read(present), read(&temporary(missing))) else { return Err(half()) };
+    let (key, certificate) = if one.contains("PRIVATE KEY") { (one, other) } else { (other, one) };
+    let key = KeyPair::from_pem(&key).map_err(|_| half())?;
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).map_err(|_| half())?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&certificate).map_err(|_| half())?;
+    if key.subject_public_key_info() != certificate.public_key().raw {
+        return Err(half());
+    }
+    publish(missing)
 }
 
 /// The hosts that a certificate is for, sorted.
@@ -358,14 +376,34 @@ fn read(path: &Path) -> Result<String, PkiError> {
 }
 
 fn write(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
-    let fail = file(path);
-    let temporary = path.with_extension("new");
+    stage(path, text, mode)?;
+    publish(path)
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    name.into()
+}
+
+/// Writes a file under its temporary name, durably.
+fn stage(path: &Path, text: &str, mode: u32) -> Result<(), PkiError> {
+    let (fail, temporary) = (file(path), temporary(path));
     let _ = std::fs::remove_file(&temporary);
     let mut options = std::fs::OpenOptions::new();
     let mut out = options.write(true).create_new(true).mode(mode).open(&temporary).map_err(&fail)?;
     out.write_all(text.as_bytes()).map_err(&fail)?;
     out.sync_all().map_err(&fail)?;
-    std::fs::rename(&temporary, path).map_err(&fail)?;
+    sync_dir_of(path)
+}
+
+/// Gives a staged file its name, durably.
+fn publish(path: &Path) -> Result<(), PkiError> {
+    std::fs::rename(temporary(path), path).map_err(file(path))?;
+    sync_dir_of(path)
+}
+
+fn sync_dir_of(path: &Path) -> Result<(), PkiError> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(&fail)
+    std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(file(path))
 }

@@ -275,4 +275,25 @@ mod pki {
         std::fs::write(dir.path().join("ca.key"), key).unwrap();
         open().unwrap();
     }
+
+    #[test]
+    fn an_authority_whose_making_was_stopped_is_finished_by_the_next_start() {
+        for last in ["ca.pem", "ca.key"] {
+            let dir = tempfile::tempdir().unwrap();
+            let open = || Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US);
+            let made = *open().unwrap().ca_spki_sha256();
+            let staged = format!("{last}.new");
+            assert!(!dir.path().join(&staged).exists());
+            // As a crash between the two renames leaves it.
+            std::fs::rename(dir.path().join(last), dir.path().join(&staged)).unwrap();
+            assert_eq!(open().unwrap().ca_spki_sha256(), &made, "{last}");
+            assert!(dir.path().join(last).exists());
+            // Another authority's half is not taken for it.
+            let other = tempfile::tempdir().unwrap();
+            Pki::open(other.path(), &hosts(&["localhost"]), 90, START_US).unwrap();
+            std::fs::remove_file(dir.path().join(last)).unwrap();
+            std::fs::copy(other.path().join(last), dir.path().join(&staged)).unwrap();
+            assert!(matches!(open(), Err(PkiError::Half { .. })), "{last}");
+        }
+    }
 }

@@ -232,6 +232,22 @@ async fn lists_have_bounds_and_go_on_where_they_ended() {
 }
 
 #[tokio::test]
+async fn a_range_of_too_many_steps_names_the_step() {
+    let app = TestApp::start().await;
+    let acme = app.tenant("acme").await;
+    let token = app.token(&acme, &[Permission::DevicesWrite, Permission::TelemetryRead]).await;
+    let devices = "/api/v1/tenants/acme/devices";
+    app.call(As::Token(&token), "POST", devices, Some(json!({ "id": "a" }))).await.expect(201);
+    let ask = async |query: &str| {
+        let path = format!("{devices}/a/readings?metric=m&{query}");
+        app.call(As::Token(&token), "GET", &path, None).await
+    };
+    ask("from=0&to=100000000000&step=1s").await.expect(200);
+    ask("from=0&to=100000000001&step=1s").await.refused("invalid_argument", Some("step"));
+    ask("from=-9223372036854775808&step=10s").await.refused("invalid_argument", Some("step"));
+}
+
+#[tokio::test]
 async fn health_documentation_and_metrics_answer_without_credentials() {
     let app = TestApp::start().await;
     assert_eq!(app.call(As::Nobody, "GET", "/healthz", None).await.expect(200)["status"], "ok");

@@ -38,7 +38,7 @@ pub struct ReadingsParams {
     from: Option<i64>,
     /// Up to, not including; microseconds since 1970 (UTC). Now unless given.
     to: Option<i64>,
-    /// `10s`, `5m`, `1h`, `1d` or seconds; absent: every reading as it is.
+    /// `10s`, `5m`, `1h`, `1d` or seconds, at most 100,000 of them in the range; absent: every reading as it is.
     step: Option<String>,
     /// How to join what is in a step: `avg` unless given, `min`, `max`, `last`, `count`, `sum`.
     #[param(value_type = Option<String>)]

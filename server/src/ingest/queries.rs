@@ -1,16 +1,20 @@
 //! What people ask the telemetry store: readings, events, the ledger, and what could not be stored.
 //!
 //! `api` calls it; it checks that the device is registered and calls `platform::telemetry`. Every list is bounded
-//! there; every query sees one snapshot.
+//! there; every query sees one snapshot. Queries of readings, which may take seconds, wait for one of
+//! [`SERIES_READS_MAX`] places, so that a reader is left for everything else.
 
+use crate::devices::model::FieldError;
 use crate::devices::{Devices, DevicesError};
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::telemetry::{
     self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LastValue, Points, ReadingsQuery,
-    RejectedRow, TelemetryStore, Totals,
+    RejectedRow, SERIES_READS_MAX, STEPS_MAX, TelemetryStore, Totals,
 };
 use muster_wire::{DeviceId, TenantId};
+use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// How far back a query without `from` goes.
 const RANGE_DEFAULT_US: i64 = 3_600_000_000;
@@ -36,13 +40,14 @@ pub struct Queries {
     store: TelemetryStore,
     devices: Devices,
     clock: SharedClock,
+    series_reads: Arc<Semaphore>,
 }
 
 impl Queries {
     /// On an open store.
     #[must_use]
     pub fn new(store: TelemetryStore, devices: Devices, clock: SharedClock) -> Self {
-        Self { store, devices, clock }
+        Self { store, devices, clock, series_reads: Arc::new(Semaphore::new(SERIES_READS_MAX)) }
     }
 
     async fn read<T: Send + 'static>(
@@ -57,7 +62,7 @@ impl Queries {
     /// Readings of one metric.
     ///
     /// # Errors
-    /// No such device; the database's.
+    /// No such device; a step too short for the range; the database's.
     pub async fn readings(
         &self,
         tenant: &TenantId,
@@ -74,6 +79,8 @@ impl Queries {
             step: range.step,
             limit: range.limit,
         };
+        check_steps(&query)?;
+        let _place = self.series_reads.acquire().await.map_err(|_| DbError::Closed)?;
         Ok(self.read(tenant, move |tx, scope| telemetry::readings(tx, scope, &query)).await?)
     }
 
@@ -136,5 +143,36 @@ impl Queries {
     /// The database's.
     pub async fn rejected(&self, tenant: &TenantId, limit: usize) -> Result<Vec<RejectedRow>, DbError> {
         self.read(tenant, move |tx, scope| telemetry::rejected(tx, scope, limit)).await
+    }
+}
+
+/// Refuses a range of more than [`STEPS_MAX`] steps: each may become a group that the database holds.
+fn check_steps(query: &ReadingsQuery) -> Result<(), FieldError> {
+    let Some((step_us, _)) = query.step else { return Ok(()) };
+    let range_us = i128::from(query.to_us) - i128::from(query.from_us);
+    if range_us <= i128::from(step_us) * i128::from(STEPS_MAX) {
+        return Ok(());
+    }
+    let why = format!("is too short: `from` to `to` holds more than {STEPS_MAX} steps of it");
+    Err(FieldError { field: "step".into(), why })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_has_a_bound_of_steps() {
+        let refused = |from_us: i64, to_us: i64, step_us: i64| {
+            let step = Some((step_us, Aggregate::Avg));
+            let (device, metric) = ("d".to_owned(), "m".to_owned());
+            let query = ReadingsQuery { device, metric, from_us, to_us, step, limit: 1 };
+            check_steps(&query).err().map(|error| error.field)
+        };
+        let second = 1_000_000;
+        assert_eq!(refused(0, STEPS_MAX * second, second), None);
+        assert_eq!(refused(0, STEPS_MAX * second + 1, second), Some("step".into()));
+        assert_eq!(refused(i64::MIN, i64::MAX, 366 * 86_400 * second), Some("step".into()));
+        assert_eq!(refused(5, 0, second), None);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Stop;
 use crate::platform::clock::Clock;
-use crate::platform::telemetry::{Policy, TelemetryStore};
+use crate::platform::telemetry::{Policy, Retained, TelemetryStore};
 use std::time::Duration;
 
 const INTERVAL: Duration = Duration::from_secs(3600);
@@ -13,9 +13,9 @@ pub type PolicySource = Box<dyn Fn() -> Policy + Send>;
 pub(super) fn run(store: &TelemetryStore, clock: &dyn Clock, policy: &PolicySource, stop: &Stop) {
     loop {
         match store.retain(&policy(), clock.now_us()) {
-            Ok(retained) if retained.readings + retained.rows + retained.days > 0 => {
-                let (readings, days, rows) = (retained.readings, retained.days, retained.rows);
-                tracing::info!(readings, days, rows, "expired telemetry deleted");
+            Ok(retained) if retained.readings + retained.rows + retained.days + retained.series > 0 => {
+                let Retained { readings, days, rows, series } = retained;
+                tracing::info!(readings, days, rows, series, "expired telemetry deleted");
             }
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "retention failed, will retry in an hour"),

@@ -2,7 +2,7 @@
 
 use super::model::{FieldError, Rule, RuleHealth};
 use super::service::{RuleDraft, RuleError, RuleService};
-use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery, chain};
+use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
 use axum::extract::State;
@@ -36,7 +36,7 @@ impl From<RuleError> for ApiError {
             RuleError::TooMany => Self::new(ErrorCode::RateLimited, text),
             RuleError::NameTaken => Self::new(ErrorCode::Conflict, text).at("name"),
             RuleError::Conflict => Self::new(ErrorCode::PreconditionFailed, text),
-            RuleError::Db(cause) => Self::internal(chain(&cause)),
+            RuleError::Db(cause) => cause.into(),
         }
     }
 }

@@ -123,7 +123,7 @@ pub enum Principal {
         memberships: Vec<(TenantId, Role)>,
         /// May create tenants.
         system_admin: bool,
-        /// The one-time password was not changed yet: nothing else is allowed.
+        /// The one-time password was not changed yet: nothing that needs a permission is allowed.
         password_pending: bool,
     },
     /// A program with an API token.

@@ -36,7 +36,7 @@ impl From<DevicesError> for ApiError {
             DevicesError::TooMany { retry_after_s } => Self::locked(text, retry_after_s),
             DevicesError::Starting => Self::new(ErrorCode::Unavailable, text),
             DevicesError::Pki(cause) => Self::internal(chain(&cause)),
-            DevicesError::Db(cause) => Self::internal(chain(&cause)),
+            DevicesError::Db(cause) => cause.into(),
         }
     }
 }

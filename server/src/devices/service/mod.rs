@@ -111,7 +111,7 @@ struct Inner {
 pub struct DeviceChange {
     /// The name that people read.
     pub name: Option<String>,
-    /// Off cuts its connection at once.
+    /// Off has its connection closed.
     pub enabled: Option<bool>,
     /// Replaces all labels.
     pub labels: Option<Labels>,
@@ -252,7 +252,8 @@ impl Devices {
         Ok(self.inner.db.read(move |tx| store::device_list(tx, &scope, &after, limit)).await?)
     }
 
-    /// Changes a device. A disabled one is cut off before this returns.
+    /// Changes a device. Before this returns, a disabled one is refused by every check of who it is, and the gateways
+    /// are told to close its connection, which they do without this waiting for them.
     ///
     /// # Errors
     /// No such device; a field out of range.

@@ -80,9 +80,45 @@ impl Sources {
         }
         let config =
             parse(merged).map_err(|why| ConfigError::Layer { origin: "configuration".into(), why })?;
-        config.validate()?;
+        config.validate().map_err(|error| self.placed(error))?;
         Ok(config)
     }
+
+    /// Adds the layer that gave the value; a default (off beside another value) has none.
+    fn placed(&self, error: ConfigError) -> ConfigError {
+        let ConfigError::Value { key, why } = error else { return error };
+        match self.origin_of(key) {
+            Some(origin) => ConfigError::Layer { origin, why: format!("{key}: {why}") },
+            None => ConfigError::Value { key, why },
+        }
+    }
+
+    /// The last layer that sets a key.
+    fn origin_of(&self, key: &str) -> Option<String> {
+        let is_in_key =
+            |flag: &str| flag.strip_prefix(key).is_some_and(|rest| matches!(rest.get(..1), None | Some(".")));
+        if let Some((flag, _)) = self.flags.iter().rev().find(|(flag, _)| is_in_key(flag)) {
+            return Some(format!("flag {flag}"));
+        }
+        let mut variables = self.env.keys().filter(|name| is_ours(name));
+        if let Some(name) = variables.find(|name| env_key(&name[ENV_PREFIX.len()..]) == key) {
+            return Some(format!("variable {name}"));
+        }
+        let path = self.file.as_ref()?;
+        let line = line_of(&std::fs::read_to_string(path).ok()?, key)?;
+        Some(format!("{}:{line}", path.display()))
+    }
+}
+
+/// The line, from 1, where a file sets a key.
+fn line_of(text: &str, key: &str) -> Option<usize> {
+    let file = toml::de::DeTable::parse(text).ok()?;
+    let (mut table, mut start) = (Some(file.get_ref()), 0);
+    for part in key.split('.') {
+        let (name, value) = table?.iter().find(|(name, _)| name.get_ref() == part)?;
+        (table, start) = (value.get_ref().as_table(), name.span().start);
+    }
+    Some(text[..start].matches('\n').count() + 1)
 }
 
 fn is_ours(name: &str) -> bool {

@@ -67,6 +67,26 @@ fn an_error_names_its_place_and_key() {
 }
 
 #[test]
+fn a_value_out_of_range_is_refused_with_the_layer_that_gave_it() {
+    let file = "[log]\nfilter = \"info\"\n\n[http]\ntimeout_s = 0\n[retention.tenants]\nacme = 0";
+    refused(file, &[], &[], &["muster-server.toml:5: http.timeout_s: is 0"]);
+    let env = [("MUSTER_SERVER_HTTP_TIMEOUT_S", "601")];
+    refused(file, &env, &[], &["variable MUSTER_SERVER_HTTP_TIMEOUT_S: http.timeout_s: is 601"]);
+    refused(file, &env, &[("http.timeout_s", "602")], &["flag http.timeout_s: http.timeout_s: is 602"]);
+    let good = ("http.timeout_s", "9");
+    refused(file, &env, &[good], &["muster-server.toml:6: retention.tenants: is 0"]);
+    refused(
+        "",
+        &[],
+        &[("retention.tenants.acme", "0")],
+        &["flag retention.tenants.acme: retention.tenants: is 0"],
+    );
+    let segment = "[event_log]\nsegment_bytes = 1073741824";
+    let error = load(segment, &[], &[("event_log.bytes_max", "4194304")]).unwrap_err();
+    assert!(error.starts_with("flag event_log.bytes_max: event_log.bytes_max: is 4194304"), "{error}");
+}
+
+#[test]
 fn the_example_file_holds_every_key_with_its_default() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/muster-server.example.toml");
     let text = std::fs::read_to_string(&path).unwrap();

@@ -3,12 +3,14 @@
 //! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this.
 //! Promise: a write returned `Ok` is on disk (`synchronous=FULL`); a failed closure leaves no trace
 //! (its savepoint is rolled back) and disturbs no other closure of the same group.
-//! Bounds: [`QUEUE_MAX`] waiting closures a lane (callers wait beyond), [`GROUP_MAX`] closures a commit.
+//! Bounds: [`QUEUE_MAX`] waiting closures a lane (callers wait beyond), [`GROUP_MAX`] closures a commit,
+//! [`Options::read_time_max`] for a [`Db::read`]. A read whose caller went away is ended, or never begun.
 //!
 //! Closures are synchronous: they run on a thread of the database's own, so SQL never blocks the async
 //! runtime, and nothing but SQL can be awaited inside a transaction.
 
 mod tx;
+mod watch;
 
 pub use rusqlite::types::{FromSql, ToSql, Value as SqlValue};
 pub use tx::{Row, Statement, Tx};
@@ -17,7 +19,9 @@ use rusqlite::{Connection, OpenFlags};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use watch::{Awaited, Watch};
 
 /// Closures that may wait for a lane; more make their callers wait.
 pub const QUEUE_MAX: usize = 1024;
@@ -71,6 +75,13 @@ impl DbError {
         matches!(self, Self::Sql(rusqlite::Error::SqliteFailure(failure, _))
             if matches!(failure.extended_code, rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY))
     }
+
+    /// Whether a read took longer than [`Options::read_time_max`].
+    #[must_use]
+    pub fn is_overdue(&self) -> bool {
+        matches!(self, Self::Sql(rusqlite::Error::SqliteFailure(failure, _))
+            if failure.code == rusqlite::ErrorCode::OperationInterrupted)
+    }
 }
 
 /// Whose rows a store function may touch.
@@ -106,6 +117,8 @@ pub struct Options {
     pub checkpoint_pages: u32,
     /// Whether a commit waits for the disk.
     pub sync: Sync,
+    /// The longest [`Db::read`], from its begin on a reader; None: no bound.
+    pub read_time_max: Option<Duration>,
 }
 
 /// Whether a commit waits for the disk.
@@ -119,7 +132,7 @@ pub enum Sync {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { readers: 2, cache_kib: 2048, checkpoint_pages: 1000, sync: Sync::Full }
+        Self { readers: 2, cache_kib: 2048, checkpoint_pages: 1000, sync: Sync::Full, read_time_max: None }
     }
 }
 
@@ -128,7 +141,12 @@ impl Default for Options {
 type WriteJob = Box<dyn FnOnce(Result<&mut Tx<'_>, &str>) -> Done + Send>;
 /// Told whether the commit succeeded.
 type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
-type ReadJob = Box<dyn FnOnce(&mut Tx<'_>) + Send>;
+
+struct ReadJob {
+    run: Box<dyn FnOnce(&mut Tx<'_>) + Send>,
+    awaited: Awaited,
+    time_max: Option<Duration>,
+}
 
 /// A handle to the database; clones share it. The threads end when the last handle is dropped.
 #[derive(Clone)]
@@ -139,6 +157,7 @@ pub struct Db {
 struct Inner {
     writes: mpsc::Sender<WriteJob>,
     reads: mpsc::Sender<ReadJob>,
+    read_time_max: Option<Duration>,
 }
 
 impl Db {
@@ -162,11 +181,13 @@ impl Db {
         let read_jobs = Arc::new(std::sync::Mutex::new(read_jobs));
         spawn("db-writer", move || write_loop(&writer, write_jobs));
         for _ in 0..options.readers.max(1) {
-            let (connection, jobs) = (connect(path, options)?, read_jobs.clone());
+            let (mut connection, jobs) = (connect(path, options)?, read_jobs.clone());
             connection.pragma_update(None, "query_only", true)?;
-            spawn("db-reader", move || read_loop(&connection, &jobs));
+            let watch = Watch::install(&mut connection)?;
+            spawn("db-reader", move || read_loop(&connection, &watch, &jobs));
         }
-        Ok(Self { inner: Arc::new(Inner { writes, reads }) })
+        let read_time_max = options.read_time_max;
+        Ok(Self { inner: Arc::new(Inner { writes, reads, read_time_max }) })
     }
 
     /// Runs a closure in a transaction and returns after its commit is on disk.
@@ -203,7 +224,8 @@ impl Db {
         answer.blocking_recv().map_err(|_| DbError::Closed)?
     }
 
-    /// Runs a closure on one snapshot; it cannot write.
+    /// Runs a closure on one snapshot; it cannot write. It is ended where the future is dropped, and after
+    /// [`Options::read_time_max`].
     ///
     /// # Errors
     /// The closure's own, or the database's.
@@ -215,12 +237,13 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = read_job(work);
+        let (job, answer) = read_job(work, self.inner.read_time_max);
+        let _waiter = job.awaited.waiter();
         self.inner.reads.send(job).await.map_err(|_| DbError::Closed)?;
         answer.await.map_err(|_| DbError::Closed)?
     }
 
-    /// As [`Self::read`], for threads outside the async runtime.
+    /// As [`Self::read`], for threads outside the async runtime, and however long it takes.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -232,7 +255,7 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = read_job(work);
+        let (job, answer) = read_job(work, None);
         self.inner.reads.blocking_send(job).map_err(|_| DbError::Closed)?;
         answer.blocking_recv().map_err(|_| DbError::Closed)?
     }
@@ -265,18 +288,19 @@ where
 
 fn read_job<T, E>(
     work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    time_max: Option<Duration>,
 ) -> (ReadJob, oneshot::Receiver<Result<T, E>>)
 where
     T: Send + 'static,
     E: From<DbError> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
-    let job: ReadJob = Box::new(move |tx| {
+    let run = Box::new(move |tx: &mut Tx<'_>| {
         let outcome = tx.batch("BEGIN").map_err(E::from).and_then(|()| work(tx));
         let _ = tx.batch("ROLLBACK");
         let _ = reply.send(outcome);
     });
-    (job, answer)
+    (ReadJob { run, awaited: Awaited::default(), time_max }, answer)
 }
 
 fn in_savepoint<T, E: From<DbError>>(
@@ -332,15 +356,21 @@ fn run_group(connection: &Connection, tx: &mut Tx<'_>, first: WriteJob, jobs: &m
     }
 }
 
-fn read_loop(connection: &Connection, jobs: &std::sync::Mutex<mpsc::Receiver<ReadJob>>) {
+fn read_loop(connection: &Connection, watch: &Watch, jobs: &std::sync::Mutex<mpsc::Receiver<ReadJob>>) {
     loop {
         let job = match jobs.lock() {
             Ok(mut jobs) => jobs.blocking_recv(),
             Err(_) => return,
         };
-        let Some(job) = job else { return };
+        let Some(ReadJob { run, awaited, time_max }) = job else { return };
+        if awaited.is_gone() {
+            continue;
+        }
+        watch.begin(awaited, time_max);
         let mut tx = Tx::new(connection);
-        if std::panic::catch_unwind(AssertUnwindSafe(|| job(&mut tx))).is_err() {
+        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| run(&mut tx)));
+        watch.end();
+        if outcome.is_err() {
             let _ = tx.batch("ROLLBACK");
         }
     }

@@ -60,3 +60,52 @@ fn a_newer_schema_is_refused() {
     let older = Db::open(&dir.path().join("t.db"), refinery::Runner::new(&[]), 1);
     assert!(matches!(older, Err(DbError::Migrate { .. })));
 }
+
+/// Counts for ever.
+const ENDLESS: &str =
+    "WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n) SELECT count(*) FROM n";
+/// A read that is not ended would hold the test for ever.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn one_reader(dir: &Path, read_time_max: Option<Duration>) -> Db {
+    let options = Options { readers: 1, read_time_max, ..Options::default() };
+    Db::open_with(&dir.join("t.db"), refinery::Runner::new(&[]), options).unwrap()
+}
+
+async fn answers(db: &Db) -> i64 {
+    let one = db.read(|tx| tx.query_one("SELECT 1", &[], |row| row.get::<i64>(0)));
+    tokio::time::timeout(PATIENCE, one).await.expect("the reader is free").unwrap()
+}
+
+#[tokio::test]
+async fn a_read_ends_at_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = one_reader(dir.path(), Some(Duration::from_millis(50)));
+    let endless = db.read(|tx| tx.query_one(ENDLESS, &[], |row| row.get::<i64>(0)));
+    let outcome: Result<_, DbError> = tokio::time::timeout(PATIENCE, endless).await.expect("it ends");
+    assert!(outcome.unwrap_err().is_overdue());
+    assert_eq!(answers(&db).await, 1);
+}
+
+#[tokio::test]
+async fn a_read_that_nobody_waits_for_ends_or_never_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = one_reader(dir.path(), None);
+    let (begun, has_begun) = oneshot::channel();
+    let (late, mut was_late) = oneshot::channel();
+    let endless = db.read(move |tx| {
+        let _ = begun.send(());
+        tx.query_one(ENDLESS, &[], |row| row.get::<i64>(0))
+    });
+    let after = db.read(move |_| {
+        let _ = late.send(());
+        Ok::<_, DbError>(())
+    });
+    tokio::select! {
+        biased;
+        _ = async { tokio::join!(endless, after) } => panic!("it never ends"),
+        begun = has_begun => begun.unwrap(),
+    }
+    assert_eq!(answers(&db).await, 1);
+    assert!(was_late.try_recv().is_err(), "its caller had gone before it could begin");
+}

@@ -119,9 +119,12 @@ impl ApiError {
     }
 }
 
-/// A database fault is the server's: no slice can answer for it.
+/// A database fault is the server's: no slice can answer for it. A read that took too long is the request's.
 impl From<crate::platform::db::DbError> for ApiError {
     fn from(error: crate::platform::db::DbError) -> Self {
+        if error.is_overdue() {
+            return Self::new(ErrorCode::Unavailable, "the query took too long; ask for a shorter range");
+        }
         Self::internal(chain(&error))
     }
 }
@@ -146,5 +149,20 @@ impl IntoResponse for ApiError {
         }
         response.extensions_mut().insert(self);
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::db::DbError;
+
+    #[test]
+    fn a_read_that_took_too_long_is_no_fault_of_the_server() {
+        let failed =
+            |code| DbError::Sql(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+        let status = |code| ApiError::from(failed(code)).status().as_u16();
+        assert_eq!(status(rusqlite::ffi::SQLITE_INTERRUPT), 503);
+        assert_eq!(status(rusqlite::ffi::SQLITE_CORRUPT), 500);
     }
 }

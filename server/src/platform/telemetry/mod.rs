@@ -13,7 +13,7 @@
 //! Architecture invariant: only `writer` inserts readings, and only with the cursor in the same savepoint.
 //!
 //! Limits: 1,000 metrics a device, [`DEAD_LETTERS_PER_TENANT_MAX`] dead letters a tenant, the ledger's bounds in
-//! `ledger`, [`LIVE_ITEMS_MAX`] live items a batch, [`POINTS_MAX`] points a query.
+//! `ledger`, [`LIVE_ITEMS_MAX`] live items a batch, [`POINTS_MAX`] points, [`STEPS_MAX`] steps and 10 s a query.
 
 mod accounts;
 mod batch;
@@ -44,7 +44,9 @@ pub use lists::{
     rejected,
 };
 pub use partition::DAY_US;
-pub use query::{Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, last_values, readings};
+pub use query::{
+    Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, STEPS_MAX, last_values, readings,
+};
 pub use retention::{Policy, Retained};
 pub use seen::{LastSeen, last_seen};
 pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
@@ -53,6 +55,7 @@ use super::db::{self, Db, DbError, Scope, SqlValue, Tx};
 use muster_wire::{EventKind, Value};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use writer::WriterState;
 
 /// Live items that one batch may carry; the rest is counted.
@@ -65,7 +68,12 @@ pub const CLOCK_SUSPECT_US: i64 = DAY_US;
 const CACHE_KIB: u32 = 8 * 1024;
 /// 32 MiB of write-ahead log: pages that are written often are copied into the file once.
 const CHECKPOINT_PAGES: u32 = 8 * 1024;
-const READERS: usize = 2;
+/// Reader threads: [`SERIES_READS_MAX`] for long queries, and one more that short ones always find.
+const READERS: usize = SERIES_READS_MAX + 1;
+/// Queries of readings that should run at once.
+pub const SERIES_READS_MAX: usize = 2;
+/// The longest query: under the HTTP timeout (30 s), so that its caller is told why.
+const READ_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Why the store cannot do it.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +129,7 @@ impl TelemetryStore {
             cache_kib: CACHE_KIB,
             checkpoint_pages: CHECKPOINT_PAGES,
             sync: options.sync,
+            read_time_max: Some(READ_TIME_MAX),
         };
         let db = Db::open_with(path, refinery::Runner::new(&[migrations]), tuning)?;
         Ok(Self { db, state: Arc::default(), faults: options.faults })

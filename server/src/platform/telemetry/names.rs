@@ -73,6 +73,11 @@ impl Names {
         self.days += 1;
     }
 
+    /// Empties the cache: rows of series were deleted.
+    pub(super) fn forget(&mut self) {
+        *self = Self { days: self.days + 1, ..Self::default() };
+    }
+
     pub(super) fn device(&self, slot: Slot) -> &Device {
         &self.devices[slot]
     }

@@ -160,11 +160,18 @@ pub(super) fn note_day(
     Ok(())
 }
 
-/// The days that can hold a device's readings with `ts` in `from..to`, newest first.
-pub(super) fn days(tx: &mut Tx<'_>, device_id: i64, from: i64, to: i64) -> Result<Vec<i64>, DbError> {
+/// A day that can hold what a query asks for.
+pub(super) struct HeldDay {
+    pub(super) day: i64,
+    /// No reading of the device in it has an earlier `ts`.
+    pub(super) ts_low: i64,
+}
+
+/// The days that can hold a device's readings with `ts` in `from..to`, in order of their earliest `ts`.
+pub(super) fn days(tx: &mut Tx<'_>, device_id: i64, from: i64, to: i64) -> Result<Vec<HeldDay>, DbError> {
     tx.query(
-        "SELECT day FROM device_day WHERE device_id = $1 AND ts_high >= $2 AND ts_low < $3 ORDER BY day DESC",
+        "SELECT day, ts_low FROM device_day WHERE device_id = $1 AND ts_high >= $2 AND ts_low < $3 ORDER BY ts_low, day",
         &[&device_id, &from, &to],
-        |row| row.get(0),
+        |row| Ok(HeldDay { day: row.get(0)?, ts_low: row.get(1)? }),
     )
 }

@@ -1,15 +1,24 @@
 //! Readings of one metric over a range, aggregated by step; last values of a device.
+//!
+//! A range may touch more day tables than SQLite joins in one select: they are visited [`DAYS_AT_ONCE`] at a time, in
+//! order of their earliest `ts`, and what each visit finds is merged. The visits end where nothing that is left can
+//! come before what was found.
 
-use super::partition;
+use super::partition::{self, HeldDay};
 use super::{device_of, from_sql, is_suspect};
 use crate::platform::db::{DbError, Scope, SqlValue, ToSql, Tx};
 use muster_wire::Value;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Points that one query returns at most.
 pub const POINTS_MAX: usize = 10_000;
-/// Day tables that one query visits at most, newest first (SQLite joins at most 500 selects).
-const DAYS_MAX: usize = 400;
+/// Steps that a range should have at most, with readings in them or not: the caller's to refuse.
+pub const STEPS_MAX: i64 = 100_000;
+/// Day tables in one select (SQLite joins at most 500).
+const DAYS_AT_ONCE: usize = 400;
+/// Steps are counted within 73,000 years of 1970, so that differences of times never overflow.
+const STEPPED_TS_MAX: i64 = i64::MAX / 4;
 
 /// How readings of one step become one point. Text counts for `last` and `count` only; a bool is 0 or 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,75 +104,186 @@ pub fn readings(tx: &mut Tx<'_>, scope: &Scope, query: &ReadingsQuery) -> Result
     let Some(series_id) = tx.query_opt(SERIES, &[&device_id, &query.metric], |row| row.get::<i64>(0))? else {
         return Ok(Points::default());
     };
-    let mut days = partition::days(tx, device_id, query.from_us, query.to_us)?;
-    let days_cut = days.len() > DAYS_MAX;
-    days.truncate(DAYS_MAX);
-    if days.is_empty() {
-        return Ok(Points::default());
-    }
     let limit = query.limit.min(POINTS_MAX);
-    let rows = rows_of(&days);
-    let fetch = limit as i64 + 1;
+    let fetch = limit + 1;
     let mut points = match query.step {
-        None => raw(tx, &rows, &[&series_id, &query.from_us, &query.to_us, &fetch])?,
-        Some((step, aggregate)) => stepped(tx, &rows, series_id, query, (step.max(1), aggregate), fetch)?,
+        None => raw(tx, (device_id, series_id), query, fetch)?,
+        Some((step, aggregate)) => {
+            let steps = Steps::new(query, step.max(1), aggregate, fetch);
+            stepped(tx, (device_id, series_id), &steps)?
+        }
     };
-    let truncated = points.len() > limit || days_cut;
+    let truncated = points.len() > limit;
     points.truncate(limit);
     Ok(Points { points, truncated })
 }
 
 /// The rows of several days as one.
-fn rows_of(days: &[i64]) -> String {
-    let select = |day: &i64| {
-        let table = partition::table(*day);
+fn rows_of(days: &[HeldDay]) -> String {
+    let select = |held: &HeldDay| {
+        let table = partition::table(held.day);
         format!("SELECT ts, received_at, value FROM {table} WHERE series_id = $1 AND ts >= $2 AND ts < $3")
     };
     days.iter().map(select).collect::<Vec<_>>().join(" UNION ALL ")
 }
 
-fn raw(tx: &mut Tx<'_>, rows: &str, args: &[&dyn ToSql]) -> Result<Vec<Point>, DbError> {
-    let sql = format!("{rows} ORDER BY ts LIMIT $4");
-    tx.query_once(&sql, args, |row| {
-        let (ts_us, received_at) = (row.get::<i64>(0)?, row.get::<i64>(1)?);
-        let value = Some(from_sql(row.get::<SqlValue>(2)?));
-        Ok(Point { ts_us, value, count: 1, clock_suspect: is_suspect(ts_us, received_at) })
-    })
+/// `ids` is the device's and the series'.
+fn raw(
+    tx: &mut Tx<'_>,
+    (device_id, series_id): (i64, i64),
+    query: &ReadingsQuery,
+    fetch: usize,
+) -> Result<Vec<Point>, DbError> {
+    let days = partition::days(tx, device_id, query.from_us, query.to_us)?;
+    let mut points: Vec<Point> = Vec::new();
+    for days in days.chunks(DAYS_AT_ONCE) {
+        if points.get(fetch - 1).is_some_and(|last| last.ts_us <= days[0].ts_low) {
+            break;
+        }
+        let sql = format!("{} ORDER BY ts LIMIT $4", rows_of(days));
+        let args: [&dyn ToSql; 4] = [&series_id, &query.from_us, &query.to_us, &(fetch as i64)];
+        points.extend(tx.query_once(&sql, &args, |row| {
+            let (ts_us, received_at) = (row.get::<i64>(0)?, row.get::<i64>(1)?);
+            let value = Some(from_sql(row.get::<SqlValue>(2)?));
+            let clock_suspect = is_suspect(ts_us, received_at);
+            Ok::<_, DbError>(Point { ts_us, value, count: 1, clock_suspect })
+        })?);
+        points.sort_by_key(|point| point.ts_us);
+        points.truncate(fetch);
+    }
+    Ok(points)
 }
 
+/// How a range is cut into steps.
+struct Steps {
+    from: i64,
+    to: i64,
+    /// Where step 0 begins: a multiple of the step, so that neighbouring queries agree.
+    base: i64,
+    step: i64,
+    aggregate: Aggregate,
+    /// At most this many, the first.
+    fetch: usize,
+}
+
+impl Steps {
+    fn new(query: &ReadingsQuery, step: i64, aggregate: Aggregate, fetch: usize) -> Self {
+        let from = query.from_us.clamp(-STEPPED_TS_MAX, STEPPED_TS_MAX);
+        let to = query.to_us.clamp(-STEPPED_TS_MAX, STEPPED_TS_MAX);
+        Self { from, to, base: from.div_euclid(step).saturating_mul(step), step, aggregate, fetch }
+    }
+
+    /// Two columns of a step: its value, and the value's weight in a merge.
+    fn columns(&self) -> String {
+        const NUMBER: &str = "CASE WHEN typeof(value) <> 'text' THEN value END";
+        match self.aggregate {
+            Aggregate::Avg | Aggregate::Sum => format!("CAST(sum({NUMBER}) AS REAL), count({NUMBER})"),
+            Aggregate::Min => format!("CAST(min({NUMBER}) AS REAL), 0"),
+            Aggregate::Max => format!("CAST(max({NUMBER}) AS REAL), 0"),
+            // With one max() in the select, SQLite takes the other columns from the row that has it.
+            Aggregate::Last => "value, max(ts)".to_owned(),
+            Aggregate::Count => "NULL, 0".to_owned(),
+        }
+    }
+
+    /// The step that a time is in.
+    fn at(&self, ts: i64) -> i64 {
+        ts.saturating_sub(self.base).div_euclid(self.step)
+    }
+}
+
+/// What some days hold of a step.
+struct Part {
+    count: u64,
+    clock_suspect: bool,
+    value: Option<Value>,
+    /// Numbers in a sum, `ts` of a last value.
+    weight: i64,
+}
+
+impl Part {
+    fn join(&mut self, other: Self, aggregate: Aggregate) {
+        self.count += other.count;
+        self.clock_suspect |= other.clock_suspect;
+        let numbers = match (&self.value, &other.value) {
+            (Some(Value::Number(a)), Some(Value::Number(b))) => Some((*a, *b)),
+            _ => None,
+        };
+        match (aggregate, numbers) {
+            (Aggregate::Last, _) if other.weight >= self.weight => {
+                (self.value, self.weight) = (other.value, other.weight);
+            }
+            (Aggregate::Min, Some((a, b))) => self.value = Some(Value::Number(a.min(b))),
+            (Aggregate::Max, Some((a, b))) => self.value = Some(Value::Number(a.max(b))),
+            (Aggregate::Avg | Aggregate::Sum, Some((a, b))) => {
+                self.value = Some(Value::Number(a + b));
+                self.weight += other.weight;
+            }
+            (_, _) if self.value.is_none() => (self.value, self.weight) = (other.value, other.weight),
+            _ => {}
+        }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "no step holds 2^52 readings")]
+    fn point(self, ts_us: i64, aggregate: Aggregate) -> Point {
+        let value = match (aggregate, self.value) {
+            (Aggregate::Count, _) => Some(Value::Number(self.count as f64)),
+            (Aggregate::Avg, Some(Value::Number(sum))) => Some(Value::Number(sum / self.weight as f64)),
+            (_, value) => value,
+        };
+        Point { ts_us, value, count: self.count, clock_suspect: self.clock_suspect }
+    }
+}
+
+/// `ids` is the device's and the series'.
 fn stepped(
     tx: &mut Tx<'_>,
-    rows: &str,
-    series_id: i64,
-    query: &ReadingsQuery,
-    (step, aggregate): (i64, Aggregate),
-    fetch: i64,
+    (device_id, series_id): (i64, i64),
+    steps: &Steps,
 ) -> Result<Vec<Point>, DbError> {
-    // Steps begin at multiples of the step, so that neighbouring queries agree. `ts - base` is never negative.
-    let base = query.from_us.div_euclid(step).saturating_mul(step);
-    const NUMBER: &str = "CASE WHEN typeof(value) <> 'text' THEN value END";
-    let value = match aggregate {
-        Aggregate::Avg => format!("avg({NUMBER})"),
-        Aggregate::Min => format!("CAST(min({NUMBER}) AS REAL)"),
-        Aggregate::Max => format!("CAST(max({NUMBER}) AS REAL)"),
-        // With one max() in the select, SQLite takes the other columns from the row that has it.
-        Aggregate::Last => "value, max(ts)".to_owned(),
-        Aggregate::Count => "CAST(count(*) AS REAL)".to_owned(),
-        Aggregate::Sum => format!("CAST(sum({NUMBER}) AS REAL)"),
-    };
+    let days = partition::days(tx, device_id, steps.from, steps.to)?;
+    let mut found: BTreeMap<i64, Part> = BTreeMap::new();
+    for days in days.chunks(DAYS_AT_ONCE) {
+        let is_full = found.len() >= steps.fetch;
+        if is_full && found.keys().next_back().is_some_and(|last| *last < steps.at(days[0].ts_low)) {
+            break;
+        }
+        for (step, part) in parts(tx, series_id, steps, days)? {
+            match found.get_mut(&step) {
+                Some(known) => known.join(part, steps.aggregate),
+                None => drop(found.insert(step, part)),
+            }
+        }
+        while found.len() > steps.fetch {
+            found.pop_last();
+        }
+    }
+    let ts_of = |step: i64| steps.base.saturating_add(step.saturating_mul(steps.step));
+    Ok(found.into_iter().map(|(step, part)| part.point(ts_of(step), steps.aggregate)).collect())
+}
+
+fn parts(
+    tx: &mut Tx<'_>,
+    series_id: i64,
+    steps: &Steps,
+    days: &[HeldDay],
+) -> Result<Vec<(i64, Part)>, DbError> {
+    let (columns, rows) = (steps.columns(), rows_of(days));
+    // `ts - base` is never negative.
     let sql = format!(
-        "SELECT (ts - $4) / $5 AS step, count(*), sum(abs(ts - received_at) > $6), {value} FROM ({rows}) GROUP BY step
-         ORDER BY step LIMIT $7"
+        "SELECT (ts - $4) / $5 AS step, count(*), sum(abs(ts - received_at) > $6), {columns} FROM ({rows})
+         GROUP BY step ORDER BY step LIMIT $7"
     );
-    let suspect = super::CLOCK_SUSPECT_US;
-    let args: [&dyn ToSql; 7] = [&series_id, &query.from_us, &query.to_us, &base, &step, &suspect, &fetch];
+    let Steps { from, to, base, step, .. } = steps;
+    let (suspect, fetch) = (super::CLOCK_SUSPECT_US, steps.fetch as i64);
+    let args: [&dyn ToSql; 7] = [&series_id, from, to, base, step, &suspect, &fetch];
     tx.query_once(&sql, &args, |row| {
         let value = match row.get::<SqlValue>(3)? {
             SqlValue::Null => None,
             value => Some(from_sql(value)),
         };
-        let ts_us = base.saturating_add(row.get::<i64>(0)?.saturating_mul(step));
-        Ok(Point { ts_us, value, count: row.get(1)?, clock_suspect: row.get::<i64>(2)? > 0 })
+        let (clock_suspect, weight) = (row.get::<i64>(2)? > 0, row.get(4)?);
+        Ok((row.get(0)?, Part { count: row.get(1)?, clock_suspect, value, weight }))
     })
 }
 

@@ -3,12 +3,13 @@
 //! A rule that selects every device stands in one shared set; others are resolved once a device is first seen and
 //! kept with it until rules or labels change. So a record costs two look-ups and the rules that match it.
 
+use super::copies::Judged;
 use super::health::Slot;
 use super::{Instance, Stream};
 use crate::platform::expr::CelMap;
 use crate::rules::facts::text_map;
 use crate::rules::model::{CompiledRule, Selector, Trigger};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 /// Gives a device's labels: `(tenant, device)`.
@@ -16,11 +17,6 @@ pub type LabelSource = Arc<dyn Fn(&str, &str) -> BTreeMap<String, String> + Send
 
 /// Says whether a device is registered: `(tenant, device)`.
 pub type DeviceSource = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
-
-/// Copies of records are found among this many of a queue's newest: twice what an agent has in flight.
-const RECENT_SEQS_MAX: usize = 64;
-/// Queues of a device in which copies are looked for.
-const RECENT_QUEUES_MAX: usize = 4;
 
 /// Rules by what they look at.
 #[derive(Debug, Default)]
@@ -76,7 +72,7 @@ pub(super) struct Device {
     watch: Option<Watch>,
     pub(super) last: CelMap<'static>,
     pub(super) instances: Instances,
-    recent: Vec<Recent>,
+    judged: Judged,
 }
 
 #[derive(Debug)]
@@ -85,38 +81,10 @@ pub(super) struct Watch {
     pub(super) labels: CelMap<'static>,
 }
 
-#[derive(Debug)]
-struct Recent {
-    class: u8,
-    queue_id: u64,
-    seqs: VecDeque<u64>,
-}
-
 impl Device {
     fn new(name: &str) -> Self {
         let (last, instances) = (CelMap::default(), HashMap::new());
-        Self { name: name.into(), watch: None, last, instances, recent: Vec::new() }
-    }
-
-    /// Whether the record was seen lately; notes it.
-    pub(super) fn is_copy(&mut self, class: u8, queue_id: u64, seq: u64) -> bool {
-        let found =
-            self.recent.iter_mut().find(|recent| recent.class == class && recent.queue_id == queue_id);
-        let Some(recent) = found else {
-            if self.recent.len() == RECENT_QUEUES_MAX {
-                self.recent.remove(0);
-            }
-            self.recent.push(Recent { class, queue_id, seqs: VecDeque::from([seq]) });
-            return false;
-        };
-        if recent.seqs.contains(&seq) {
-            return true;
-        }
-        if recent.seqs.len() == RECENT_SEQS_MAX {
-            recent.seqs.pop_front();
-        }
-        recent.seqs.push_back(seq);
-        false
+        Self { name: name.into(), watch: None, last, instances, judged: Judged::default() }
     }
 }
 
@@ -223,7 +191,7 @@ impl TenantRules {
                 }));
             }
             let kept = fresh.device(&device.name);
-            (kept.last, kept.recent) = (device.last, device.recent);
+            (kept.last, kept.judged) = (device.last, device.judged);
         }
         for (slot, place) in old.slots.into_iter().zip(places) {
             if let Some(at) = place {
@@ -300,7 +268,7 @@ impl TenantRules {
 
     /// Notes a queue record; says whether it is a copy.
     pub(super) fn is_copy(&mut self, device: &str, (class, queue_id, seq): (u8, u64, u64)) -> bool {
-        self.device(device).is_copy(class, queue_id, seq)
+        self.device(device).judged.is_copy(class, queue_id, seq)
     }
 
     /// Borrows what a decision needs, with the device's rules resolved.

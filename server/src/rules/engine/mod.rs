@@ -10,6 +10,7 @@
 //!
 //! Limits: [`INSTANCES_MAX`] subjects pending or firing at once; further ones are counted and not tracked.
 
+mod copies;
 mod decide;
 mod effects;
 mod fleet;
@@ -71,7 +72,7 @@ pub struct Observation<'a> {
     pub tenant: &'a str,
     /// Whose; empty for a tick.
     pub device: &'a str,
-    /// `(class, queue_id, seq)` of a queue record: a copy of one seen lately is passed over.
+    /// `(class, queue_id, seq)` of a queue record: a copy of one that was judged is passed over.
     pub origin: Option<(u8, u64, u64)>,
     /// The device's time.
     pub measured_at_us: i64,

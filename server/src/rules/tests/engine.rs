@@ -199,6 +199,24 @@ fn copies_of_a_record_change_nothing() {
 }
 
 #[test]
+fn what_an_agent_sends_again_after_a_crash_opens_no_second_alert() {
+    let mut bench = Bench::new(&[hot("r", 0)]);
+    let send = |bench: &mut Bench, seq: u64| {
+        let value = if seq == 3 { 31.0 } else { 20.0 };
+        let reading = Reading { metric: "temp_c".into(), value: Value::Number(value), offset_us: None };
+        bench.feed("d1", 0, Some((1, 9, seq)), Body::Readings(&[reading]));
+    };
+    // Live records before the backlog, as an agent sends that comes back.
+    (150..=200).chain(1..150).for_each(|seq| send(&mut bench, seq));
+    assert_eq!(bench.decided(), ["+r d1 metric:temp_c @0", "-condition @0"]);
+    (1..=200).for_each(|seq| send(&mut bench, seq));
+    assert!(bench.decided().is_empty());
+    assert_eq!(bench.engine.stats().duplicates, 200);
+    send(&mut bench, 201);
+    assert_eq!(bench.engine.stats().duplicates, 200, "what comes next is no copy");
+}
+
+#[test]
 fn a_changed_or_removed_rule_clears_its_alerts_and_others_stay() {
     let (a, b) = (hot("a", 0), hot("b", 0));
     let mut bench = Bench::new(&[a.clone(), b.clone()]);

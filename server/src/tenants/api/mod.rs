@@ -39,7 +39,7 @@ impl From<TenantsError> for ApiError {
             TenantsError::Invalid { field, why } => Self::invalid(field, why),
             TenantsError::Quota { .. } => Self::new(ErrorCode::RateLimited, text),
             TenantsError::Password(cause) => Self::internal(chain(&cause)),
-            TenantsError::Db(cause) => Self::internal(chain(&cause)),
+            TenantsError::Db(cause) => cause.into(),
         }
     }
 }

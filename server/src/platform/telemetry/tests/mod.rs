@@ -9,13 +9,14 @@ use muster_wire::{
 };
 
 mod queries;
+mod retention;
 
 const EPOCH: u64 = 0xabc;
 const NOON: i64 = 20_000 * DAY_US + DAY_US / 2;
 
-struct Bench {
+pub(super) struct Bench {
     _dir: tempfile::TempDir,
-    store: TelemetryStore,
+    pub(super) store: TelemetryStore,
     next: u64,
     now: i64,
 }
@@ -77,7 +78,7 @@ fn state(queues: &[(u64, u64, u64, u64, bool)], drops: &[(u64, u64, DropReason)]
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let options = Options { sync: db::Sync::OffForTrials, ..Options::default() };
         let store = TelemetryStore::open(&dir.path().join("telemetry.db"), options).unwrap();
@@ -422,36 +423,4 @@ fn dead_letters_are_bounded_and_counted() {
     bench.write(&bad);
     assert_eq!(bench.count("dead_letter"), DEAD_LETTERS_PER_TENANT_MAX);
     assert_eq!((bench.totals().dead_letters, bench.totals().dropped["malformed"]), (count, count));
-}
-
-#[test]
-fn retention_keeps_each_tenants_days() {
-    let mut bench = Bench::new();
-    bench.write(&[one(1)]);
-    bench.now += 3 * DAY_US;
-    bench.write(&[one(2)]);
-    let policy = |default_days, acme: Option<u32>| Policy {
-        default_days,
-        tenant_days: acme.into_iter().map(|days| ("acme".to_owned(), days)).collect(),
-    };
-    let retain = |policy| bench.store.retain(&policy, bench.now).unwrap();
-    assert_eq!(retain(policy(3, None)).readings, 0, "three days are kept whole");
-    let retained = retain(policy(30, Some(2)));
-    assert_eq!((retained.readings, retained.days), (1, 1));
-    assert_eq!(bench.values("cam", "t"), [number(2.0)]);
-    assert_eq!(bench.count("reading_day"), 1);
-    let free: i64 = bench.read(|tx, _| tx.query_one("PRAGMA freelist_count", &[], |row| row.get(0)));
-    assert_eq!(free, 0, "pages go back to the file system");
-    assert_eq!(bench.write(&[one(1), one(3)]).duplicates, 1, "the ledger outlives the readings");
-}
-
-#[test]
-fn readings_that_come_after_their_day_was_emptied_are_found() {
-    let mut bench = Bench::new();
-    bench.write(&[one(1)]);
-    let keep = |days| Policy { default_days: days, ..Policy::default() };
-    assert_eq!(bench.store.retain(&keep(1), NOON + 2 * DAY_US).unwrap().readings, 1);
-    bench.write(&[one(2)]);
-    assert_eq!(bench.values("cam", "t"), [number(2.0)]);
-    assert_eq!(bench.store.retain(&keep(1), NOON + 2 * DAY_US).unwrap().readings, 1);
 }

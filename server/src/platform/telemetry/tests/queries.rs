@@ -36,6 +36,75 @@ fn steps_aggregate_over_days() {
     check(Aggregate::Last, [number(2.0), Some(Value::Text("x".into()))]);
 }
 
+/// More day tables than one select joins; `day` counts from the first.
+fn a_reading_a_day(days: u64) -> Bench {
+    let mut bench = Bench::new();
+    for day in 0..days {
+        let now = bench.now;
+        bench.write(&[at(one(day + 1), now)]);
+        bench.now += DAY_US;
+    }
+    // The backlog of an agent that was offline: measured first, received last.
+    bench.write(&[at(one(1_000), NOON - DAY_US)]);
+    bench
+}
+
+#[test]
+fn a_range_over_many_days_begins_with_its_oldest_reading() {
+    let bench = a_reading_a_day(450);
+    let ask = |from_us, limit, step| {
+        let (device, metric) = ("cam".to_owned(), "t".to_owned());
+        let query = ReadingsQuery { device, metric, from_us, to_us: i64::MAX, step, limit };
+        let found = bench.read(move |tx, scope| readings(tx, scope, &query));
+        let day = |point: &Point| (point.ts_us - NOON).div_euclid(DAY_US);
+        (found.points.iter().map(day).collect::<Vec<_>>(), found.truncated)
+    };
+    let all: Vec<i64> = (-1..450).collect();
+    for step in [None, Some((DAY_US, Aggregate::Avg)), Some((DAY_US, Aggregate::Last))] {
+        // Steps begin at midnight.
+        let shift = |days: &[i64]| days.iter().map(|day| day - i64::from(step.is_some())).collect::<Vec<_>>();
+        assert_eq!(ask(i64::MIN, 1_000, step), (shift(&all), false), "{step:?}");
+        assert_eq!(ask(i64::MIN, 100, step), (shift(&all[..100]), true), "{step:?}");
+        let from = NOON + 98 * DAY_US;
+        assert_eq!(
+            ask(from, 1_000, step),
+            (shift(&all[99..]), false),
+            "{step:?}: goes on from its last point"
+        );
+    }
+}
+
+#[test]
+fn steps_that_several_visits_share_are_merged() {
+    let bench = a_reading_a_day(450);
+    let check = |aggregate, expect: f64| {
+        let (device, metric) = ("cam".to_owned(), "t".to_owned());
+        let step = Some((10_000 * DAY_US, aggregate));
+        let query = ReadingsQuery { device, metric, from_us: i64::MIN, to_us: i64::MAX, step, limit: 10 };
+        let points = bench.read(move |tx, scope| readings(tx, scope, &query)).points;
+        let newest = points.last().unwrap();
+        assert_eq!((newest.count, newest.value.clone()), (450, number(expect)), "{aggregate:?}");
+    };
+    check(Aggregate::Avg, 225.5);
+    check(Aggregate::Min, 1.0);
+    check(Aggregate::Max, 450.0);
+    check(Aggregate::Sum, 450.0 * 451.0 / 2.0);
+    check(Aggregate::Count, 450.0);
+    check(Aggregate::Last, 450.0);
+}
+
+#[test]
+fn steps_from_the_beginning_of_time_do_not_overflow() {
+    let mut bench = Bench::new();
+    bench.write(&[at(one(1), NOON), at(one(2), i64::MAX), at(one(3), i64::MIN)]);
+    let (device, metric) = ("cam".to_owned(), "t".to_owned());
+    let step = Some((10_000_000, Aggregate::Count));
+    let query = ReadingsQuery { device, metric, from_us: i64::MIN, to_us: i64::MAX, step, limit: 10 };
+    let points = bench.read(move |tx, scope| readings(tx, scope, &query)).points;
+    assert_eq!(points.len(), 1);
+    assert_eq!(points[0].ts_us, NOON.div_euclid(10_000_000) * 10_000_000);
+}
+
 #[test]
 fn the_last_value_is_the_newest_and_survives_a_clock_set_back() {
     let mut bench = Bench::new();
