@@ -20,7 +20,8 @@
 //!   `Failed`, nothing more is accepted, and opening again finds all that was.
 //! - **Full.** [`WhenFull::Refuse`] refuses appends and keeps what it has; a batch that met a full disk waits in
 //!   memory and is written when there is space. [`WhenFull::DropOldest`] drops the oldest segment. The control file is
-//!   preallocated, so the drop record is durable before the file goes, on a full disk too.
+//!   preallocated, so the drop record is durable before the file goes, on a full disk too. A disk counts as full while
+//!   [`Options::disk_reserve_bytes`] or less are free.
 //! - **Damage.** Every record has a CRC32C, checked on opening and again on each read. A damaged record is skipped and
 //!   listed as dropped ([`DropReason::CORRUPT`]); its neighbours are served. Where nothing proves that the
 //!   damaged bytes were durable (the last batch before a crash) they count as a torn tail.
