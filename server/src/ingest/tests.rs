@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::platform::clock::{Clock as _, SystemClock};
-use crate::platform::db::{Scope, Sync};
+use crate::platform::db::{DbError, Scope, Sync, Tx};
 use crate::platform::event_log::{Kind, NewRecord, Options as LogOptions, Origin};
 use crate::platform::telemetry::{self, CrashPoint, Faults, Policy, StoredBatch, StoredWhat, Totals};
 use muster_wire::{Reading, Telemetry, UpClass, Value};
@@ -110,6 +110,41 @@ fn a_store_that_fails_is_tried_again_from_its_cursor() {
     assert!(failures.load(Ordering::SeqCst) >= 4);
     let totals = server.totals();
     assert_eq!((totals.stored, totals.duplicates, totals.readings), (10, 0, 10));
+}
+
+#[test]
+fn what_was_read_and_not_stored_is_read_again_though_the_cursor_could_not_be_asked_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let log = EventLog::open(&LogOptions::at(&dir.path().join("log")), clock.clone()).unwrap();
+    let path = dir.path().join("telemetry.db");
+    let options = telemetry::Options { sync: Sync::OffForTrials, ..telemetry::Options::default() };
+    let store = TelemetryStore::open(&path, options).unwrap();
+    let at_once = |tx: &mut Tx<'_>| tx.query_once("PRAGMA busy_timeout = 0", &[], |_| Ok::<_, DbError>(()));
+    store.db().write_blocking(at_once).unwrap();
+    let mut consumer = Consumer::begin(log.clone(), store.clone(), clock, Vec::new()).unwrap();
+    send(&log, 1..11);
+    log.commit().unwrap();
+    // Another writer has the database: neither the batch nor the cursor after it can be had.
+    let other = TelemetryStore::open(&path, telemetry::Options::default()).unwrap();
+    let ((begun, begins), (end, ends)) = (sync_channel(0), sync_channel::<()>(0));
+    let writing = std::thread::spawn(move || {
+        other.db().write_blocking(move |_| {
+            begun.send(()).unwrap();
+            assert!(ends.recv().is_err(), "the sender is dropped");
+            Ok::<_, DbError>(())
+        })
+    });
+    begins.recv().unwrap();
+    assert!(consumer.step().is_err());
+    assert!(consumer.step().is_err());
+    drop(end);
+    writing.join().unwrap().unwrap();
+    send(&log, 11..21);
+    log.commit().unwrap();
+    assert!(matches!(consumer.step().unwrap(), Step::Stored { .. }));
+    let totals = store.db().read_blocking(|tx| telemetry::totals(tx, &Scope::System("test"))).unwrap();
+    assert_eq!((totals.stored, totals.readings), (20, 20));
 }
 
 #[test]
