@@ -116,7 +116,7 @@ fn open_store(dir: &tempfile::TempDir, armed: &Armed) -> TelemetryStore {
         }
         hit
     });
-    let options = telemetry::Options { sync: Sync::OffForTrials, faults };
+    let options = telemetry::Options { sync: Sync::OffForTrials, faults, ..telemetry::Options::default() };
     TelemetryStore::open(&dir.path().join("telemetry.db"), options).unwrap()
 }
 
