@@ -110,8 +110,13 @@ impl Rig {
         let dir = tempfile::tempdir().unwrap();
         let mut options = Options::at(&dir.path().join("log"));
         edit(&mut options);
+        let log = EventLog::open(&options, Arc::new(SystemClock)).unwrap();
+        Self::on(config, dir, log)
+    }
+
+    /// A gateway on a log that is open already.
+    pub fn on(config: Config, dir: tempfile::TempDir, log: EventLog) -> Self {
         let clock = Arc::new(SystemClock);
-        let log = EventLog::open(&options, clock.clone()).unwrap();
         let directory = Arc::new(Directory::new());
         let auth = DeviceAuth { enabled: true, token_sha256: Some(token_hash(TOKEN)) };
         for id in ["pump", "fan", "bystander"] {
