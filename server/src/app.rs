@@ -42,12 +42,16 @@ use crate::tenants::TenantsError;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-/// Why the server cannot start.
+/// How often the event log is asked whether it still works.
+const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Why the server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The data directory cannot be made or read.
@@ -112,6 +116,9 @@ pub enum AppError {
         #[source]
         source: std::io::Error,
     },
+    /// The event log stopped after a disk fault while the server ran.
+    #[error("the event log stopped: {0}")]
+    LogStopped(String),
     /// A report file cannot be written.
     #[error("cannot write {path}")]
     Report {
@@ -296,10 +303,21 @@ impl App {
     }
 }
 
+/// Waits until the event log stopped by itself, and tells why. Nothing can be acknowledged from then on, and only
+/// a new process can know which bytes of the log are on the disk.
+async fn log_stopped(log: &EventLog) -> String {
+    loop {
+        if let Some(why) = log.stats().failed {
+            return why;
+        }
+        tokio::time::sleep(LOG_CHECK_INTERVAL).await;
+    }
+}
+
 /// Runs the server until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// Names the part that cannot start.
+/// Names the part that cannot start, or the event log's fault that ended it.
 pub async fn run(
     options: RunOptions,
     config: Config,
@@ -321,11 +339,14 @@ pub async fn run(
         app.addresses.write(path)?;
     }
     let reloader = tokio::spawn(reload::follow(live, options.sources, log, app.certificates.clone()));
-    reload::until_stop_signal().await;
+    let fault = tokio::select! {
+        () = reload::until_stop_signal() => None,
+        why = log_stopped(&app.log) => Some(why),
+    };
     tracing::info!("stopping");
     reloader.abort();
     app.stop().await;
-    Ok(())
+    fault.map_or(Ok(()), |why| Err(AppError::LogStopped(why)))
 }
 
 /// Makes the first tenant and owner; prints the one-time password once.

@@ -104,12 +104,23 @@ serial = "serial"
         let config = std::fs::read_to_string(&file).expect("the configuration was written");
         let idle = config.split("[[source]]").next().unwrap_or_default();
         std::fs::write(file, idle).expect("the configuration can be written");
-        let before = self.log_count("connected host=");
+        let before = self.connections();
         self.start();
-        crate::wait_for("the agent to connect", || match self.log_count("connected host=") {
+        crate::wait_for("the agent to connect", || match self.connections() {
             now if now > before => Ok(()),
             now => Err(format!("connected {now} times")),
         });
+    }
+
+    /// Connections to the server so far, over all runs.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.log_count("connected host=")
+    }
+
+    /// Whether the process runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.as_mut().is_some_and(|process| process.ended().is_none())
     }
 
     /// How often a text stands in the agent's log.

@@ -9,8 +9,12 @@ pub mod http;
 pub mod oracle;
 pub mod process;
 pub mod proxy;
+pub mod rig;
 pub mod server;
+pub mod small_disk;
 
+use std::fs::File;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 /// How long a real binary may take to reach a state on a busy machine with two cores.
@@ -26,6 +30,20 @@ pub fn trials(default: u64) -> u64 {
         Ok(text) => text.parse().expect("MUSTER_TRIALS must be a number"),
         Err(_) => default,
     }
+}
+
+/// Notes a test that cannot run here in the file that `cargo xtask test` prints.
+///
+/// # Panics
+/// When that file cannot be written.
+pub fn skip(test: &str, why: &str) {
+    let line = format!("{test}: {why}\n");
+    let Some(path) = std::env::var_os("MUSTER_SKIPS_FILE") else {
+        eprint!("skipped {line}");
+        return;
+    };
+    let mut file = File::options().append(true).create(true).open(path).expect("the list of skips opens");
+    file.write_all(line.as_bytes()).expect("the list of skips can be written");
 }
 
 /// Polls until `probe` gives a value.

@@ -5,7 +5,7 @@ use crate::process::{Process, binary};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// The server with its directory.
 pub struct Server {
@@ -50,6 +50,17 @@ impl Server {
     /// # Panics
     /// When it ends instead.
     pub fn start_again(&mut self) {
+        self.try_start().unwrap_or_else(|why| panic!("{why}"));
+    }
+
+    /// As [`Self::start_again`].
+    ///
+    /// # Errors
+    /// It ended before it was ready: how, and the end of its log.
+    ///
+    /// # Panics
+    /// When it neither ends nor is ready by the deadline.
+    pub fn try_start(&mut self) -> Result<(), String> {
         let ready_file = self.dir.join("ready.json");
         let _ = std::fs::remove_file(&ready_file);
         let config = self.dir.join("muster-server.toml");
@@ -64,15 +75,53 @@ impl Server {
             .arg("--bootstrap-file")
             .arg(self.dir.join("bootstrap.json"));
         let mut process = Process::start("muster-server", &mut command, &self.dir.join("server.log"));
-        self.ready = crate::wait_for("muster-server to be ready", || {
+        let started = crate::wait_for("muster-server to be ready", || {
             if let Some(status) = process.ended() {
-                panic!("muster-server ended ({status}) before it was ready\n{}", process.log_tail());
+                return Ok(Err(status));
             }
             let text = std::fs::read_to_string(&ready_file).map_err(|error| error.to_string())?;
-            serde_json::from_str(&text).map_err(|error| error.to_string())
+            serde_json::from_str(&text).map(Ok).map_err(|error| error.to_string())
         });
+        let ended =
+            |status| format!("muster-server ended ({status}) before it was ready\n{}", process.log_tail());
+        self.ready = started.map_err(ended)?;
         self.api.addr = self.address("http");
         self.process = Some(process);
+        Ok(())
+    }
+
+    /// Waits until the process ends by itself; tells how, with the end of its log.
+    ///
+    /// # Panics
+    /// When it does not run, or not end by the deadline.
+    pub fn wait_for_end(&mut self) -> (ExitStatus, String) {
+        let mut process = self.process.take().expect("the server runs");
+        let status = crate::wait_for("muster-server to end by itself", || {
+            process.ended().ok_or_else(|| "still running".to_owned())
+        });
+        (status, process.log_tail())
+    }
+
+    /// What the health check says of a part.
+    ///
+    /// # Errors
+    /// The server does not tell.
+    pub fn part(&self, name: &str) -> Result<String, String> {
+        let answer = self.api.call("GET", "/readyz", None).map_err(|error| error.to_string())?;
+        let view: Value = serde_json::from_str(&answer.text).map_err(|error| error.to_string())?;
+        view["parts"][name].as_str().map(str::to_owned).ok_or(answer.text)
+    }
+
+    /// The first owner's login, as the API takes it.
+    ///
+    /// # Panics
+    /// When the bootstrap file does not hold it.
+    #[must_use]
+    pub fn owner_login(&self) -> Value {
+        let text = std::fs::read_to_string(self.dir.join("bootstrap.json"));
+        let bootstrap: Value =
+            serde_json::from_str(&text.expect("first start writes the bootstrap")).expect("it is JSON");
+        json!({ "email": bootstrap["email"], "password": bootstrap["password"] })
     }
 
     /// An address that the server listens on: `http`, `enroll`, `mqtt_tls`, `mqtt_plain`.

@@ -9,7 +9,7 @@ use muster_journal::Opening;
 use muster_wire::{DropRange, DropReason, QueueId};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 /// The largest history, in bytes; a line has about 90.
@@ -57,15 +57,15 @@ impl History {
     pub(super) fn open(dir: &Path) -> Result<Self, QueueError> {
         let path = dir.join(FILE_NAME);
         let fail = fail(&path);
-        let text = read_text(&path).map_err(&fail)?;
-        let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(&fail)?;
-        if !text.is_empty() && !text.ends_with('\n') {
+        let held = read_bytes(&path).map_err(&fail)?;
+        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(&fail)?;
+        let whole = held.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if whole < held.len() {
             // A crash cut the last line; what it said comes again.
-            file.write_all(b"\n").map_err(&fail)?;
+            file.set_len(whole as u64).map_err(&fail)?;
         }
-        let bytes = file.metadata().map_err(&fail)?.len();
-        let mut history = Self { path, file, bytes };
-        history.shorten()?;
+        let mut history = Self { path, file, bytes: whole as u64 };
+        history.shorten();
         Ok(history)
     }
 
@@ -78,29 +78,43 @@ impl History {
         }
         self.file.write_all(text.as_bytes()).and_then(|()| self.file.sync_data()).map_err(&fail)?;
         self.bytes += text.len() as u64;
-        self.shorten()
+        self.shorten();
+        Ok(())
     }
 
-    fn shorten(&mut self) -> Result<(), QueueError> {
+    /// Cuts the older half off where the file is too long; on a full disk it stays as it is for now.
+    fn shorten(&mut self) {
         if self.bytes <= HISTORY_BYTES_MAX {
-            return Ok(());
+            return;
         }
-        let fail = fail(&self.path);
-        let text = read_text(&self.path).map_err(&fail)?;
+        let fresh = self.path.with_extension("new");
+        match self.half(&fresh) {
+            Ok((file, bytes)) => (self.file, self.bytes) = (file, bytes),
+            Err(error) => {
+                tracing::warn!(%error, "the queue's history cannot be shortened now");
+                let _ = std::fs::remove_file(&fresh);
+            }
+        }
+    }
+
+    /// Puts the newer half in the file's place.
+    fn half(&self, fresh: &Path) -> std::io::Result<(File, u64)> {
+        let text = String::from_utf8_lossy(&read_bytes(&self.path)?).into_owned();
         let half = text.len() / 2;
         let keep = text.as_bytes()[half..]
             .iter()
             .position(|byte| *byte == b'\n')
             .map_or("", |at| &text[half + at + 1..]);
-        let fresh = self.path.with_extension("new");
-        let mut file = File::create(&fresh).map_err(&fail)?;
-        let head = format(&[Line::Truncated]);
-        file.write_all(head.as_bytes()).and_then(|()| file.write_all(keep.as_bytes())).map_err(&fail)?;
-        file.sync_data().map_err(&fail)?;
-        std::fs::rename(&fresh, &self.path).map_err(&fail)?;
-        self.file = OpenOptions::new().append(true).open(&self.path).map_err(&fail)?;
-        self.bytes = (head.len() + keep.len()) as u64;
-        Ok(())
+        let kept = format(&[Line::Truncated]) + keep;
+        match std::fs::remove_file(fresh) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let mut file = OpenOptions::new().create_new(true).append(true).open(fresh)?;
+        file.write_all(kept.as_bytes())?;
+        file.sync_data()?;
+        std::fs::rename(fresh, &self.path)?;
+        Ok((file, kept.len() as u64))
     }
 }
 
@@ -113,19 +127,19 @@ fn format(lines: &[Line]) -> String {
     text
 }
 
-fn read_text(path: &Path) -> std::io::Result<String> {
+fn read_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
     match std::fs::read(path) {
-        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        Err(error) => Err(error),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
     }
 }
 
 /// Every line that can be read.
 pub(super) fn read(dir: &Path) -> Result<Vec<Line>, QueueError> {
     let path = dir.join(FILE_NAME);
-    let text = read_text(&path).map_err(fail(&path))?;
-    Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let bytes = read_bytes(&path).map_err(fail(&path))?;
+    let lines = String::from_utf8_lossy(&bytes);
+    Ok(lines.lines().filter_map(|line| serde_json::from_str(line).ok()).collect())
 }
 
 #[cfg(test)]
@@ -159,6 +173,27 @@ mod tests {
         history.append(&[opening(2), opening(3)]).unwrap();
         assert_eq!(read(dir.path()).unwrap(), [opening(1), opening(2), opening(3)]);
         assert_eq!(file.metadata().unwrap().len(), history.bytes);
+    }
+
+    #[test]
+    fn where_the_older_half_cannot_be_cut_the_line_is_kept_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut history = History::open(dir.path()).unwrap();
+        // The shorter file cannot be made: its name is taken by a directory.
+        let blocked = dir.path().join(FILE_NAME).with_extension("new");
+        std::fs::create_dir(&blocked).unwrap();
+        let many: Vec<_> = (1..12_000).map(opening).collect();
+        history.append(&many).unwrap();
+        history.append(&many).unwrap();
+        assert!(history.bytes > HISTORY_BYTES_MAX);
+        drop(history);
+        let mut history = History::open(dir.path()).unwrap();
+        assert_eq!(read(dir.path()).unwrap().len(), 2 * many.len());
+        std::fs::remove_dir(&blocked).unwrap();
+        history.append(&[opening(12_000)]).unwrap();
+        assert!(history.bytes <= HISTORY_BYTES_MAX);
+        let lines = read(dir.path()).unwrap();
+        assert_eq!((lines.first(), lines.last()), (Some(&Line::Truncated), Some(&opening(12_000))));
     }
 
     #[test]

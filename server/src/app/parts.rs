@@ -51,7 +51,11 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let metrics = prometheus::Registry::new();
     let pki = Arc::new(Pki::open(&data("pki"), &now.pki.hosts, now.pki.server_days, clock.now_us())?);
     let registry = Db::open(&data("registry.db"), schema::registry(), REGISTRY_READERS)?;
-    let telemetry = TelemetryStore::open(&data("telemetry.db"), telemetry::Options::default())?;
+    // The log stops first, so the store has room to take what the log holds, and the log shrinks. What the store
+    // leaves takes its last checkpoint, too.
+    let disk_reserve_bytes = now.event_log.disk_reserve_bytes / 2;
+    let options = telemetry::Options { disk_reserve_bytes, ..telemetry::Options::default() };
+    let telemetry = TelemetryStore::open(&data("telemetry.db"), options)?;
     let log = open_log(&now, clock)?;
     let directory = Arc::new(Directory::new());
     let tenants = Tenants::open(registry.clone(), clock.clone(), config.clone()).await?;
@@ -99,6 +103,7 @@ fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> 
         dir: config.data_dir.join("log"),
         bytes_max: config.event_log.bytes_max,
         segment_bytes: config.event_log.segment_bytes,
+        disk_reserve_bytes: config.event_log.disk_reserve_bytes,
     };
     Ok(EventLog::open(&options, clock.clone())?)
 }

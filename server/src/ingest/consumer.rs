@@ -65,6 +65,8 @@ pub struct Consumer<F: Fs = RealFs> {
     cursor: u64,
     ticks_held: usize,
     progress: Arc<Progress>,
+    /// The last step failed: the reader may stand beyond the cursor.
+    astray: bool,
 }
 
 impl<F: Fs> Consumer<F> {
@@ -80,7 +82,7 @@ impl<F: Fs> Consumer<F> {
     ) -> Result<Self, IngestError> {
         let (cursor, reader) = Self::find(&log, &store, &clock)?;
         let progress = Arc::default();
-        Ok(Self { log, store, clock, on_stored, reader, cursor, ticks_held: 0, progress })
+        Ok(Self { log, store, clock, on_stored, reader, cursor, ticks_held: 0, progress, astray: false })
     }
 
     /// Its counters.
@@ -103,11 +105,22 @@ impl<F: Fs> Consumer<F> {
         Ok((start.from, reader))
     }
 
-    /// Reads a batch and stores it.
+    /// Reads a batch and stores it; after an error it goes back to the cursor first. What it read and could not
+    /// store would else be passed over in silence.
     ///
     /// # Errors
-    /// Nothing of the batch is stored, unless a test stopped it after the commit: call [`Self::recover`].
+    /// Nothing of the batch is stored, unless a test stopped it after the commit.
     pub fn step(&mut self) -> Result<Step, IngestError> {
+        if self.astray {
+            self.recover()?;
+        }
+        self.astray = true;
+        let step = self.store_next()?;
+        self.astray = false;
+        Ok(step)
+    }
+
+    fn store_next(&mut self) -> Result<Step, IngestError> {
         let mut batch = RawBatch::new(self.log.epoch(), self.cursor);
         let mut bytes = 0;
         let read = self.reader.next_batch(BATCH_BYTES_MAX, |record| {
@@ -136,13 +149,9 @@ impl<F: Fs> Consumer<F> {
         Ok(Step::Stored { batch: stored, is_full: bytes > BATCH_BYTES_MAX / 4 })
     }
 
-    /// Goes back to the cursor after an error.
-    ///
-    /// # Errors
-    /// The store or the log failed again.
-    pub fn recover(&mut self) -> Result<(), IngestError> {
+    fn recover(&mut self) -> Result<(), IngestError> {
         (self.cursor, self.reader) = Self::find(&self.log, &self.store, &self.clock)?;
-        self.ticks_held = 0;
+        (self.ticks_held, self.astray) = (0, false);
         Ok(())
     }
 
@@ -171,9 +180,6 @@ impl<F: Fs> Consumer<F> {
                     tracing::warn!(error = why, delay_ms = delay.as_millis(), "store failed, will retry");
                     stop.wait(delay);
                     delay = (delay * 2).min(RETRY_DELAY_MAX);
-                    if let Err(error) = self.recover() {
-                        tracing::warn!(%error, "store cannot find its cursor, will retry");
-                    }
                 }
             }
         }

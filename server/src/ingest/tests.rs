@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::platform::clock::{Clock as _, SystemClock};
-use crate::platform::db::{Scope, Sync};
+use crate::platform::db::{DbError, Scope, Sync, Tx};
 use crate::platform::event_log::{Kind, NewRecord, Options as LogOptions, Origin};
-use crate::platform::telemetry::{self, CrashPoint, Faults, Policy, StoredBatch, StoredWhat, Totals};
+use crate::platform::telemetry::{
+    self, CrashPoint, Faults, Policy, StoredBatch, StoredWhat, TelemetryError, Totals,
+};
 use muster_wire::{Reading, Telemetry, UpClass, Value};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -22,7 +24,7 @@ struct Server {
 fn start(dir: &Path, faults: Faults) -> Server {
     let clock: SharedClock = Arc::new(SystemClock);
     let log = EventLog::open(&LogOptions::at(&dir.join("log")), clock.clone()).unwrap();
-    let options = telemetry::Options { sync: Sync::OffForTrials, faults };
+    let options = telemetry::Options { sync: Sync::OffForTrials, faults, ..telemetry::Options::default() };
     let store = TelemetryStore::open(&dir.join("telemetry.db"), options).unwrap();
     let (sender, stored) = sync_channel(1_000);
     let hook: OnStored = Box::new(move |batch: &StoredBatch| {
@@ -110,6 +112,67 @@ fn a_store_that_fails_is_tried_again_from_its_cursor() {
     assert!(failures.load(Ordering::SeqCst) >= 4);
     let totals = server.totals();
     assert_eq!((totals.stored, totals.duplicates, totals.readings), (10, 0, 10));
+}
+
+#[test]
+fn what_was_read_and_not_stored_is_read_again_though_the_cursor_could_not_be_asked_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let log = EventLog::open(&LogOptions::at(&dir.path().join("log")), clock.clone()).unwrap();
+    let path = dir.path().join("telemetry.db");
+    let options = telemetry::Options { sync: Sync::OffForTrials, ..telemetry::Options::default() };
+    let store = TelemetryStore::open(&path, options).unwrap();
+    let at_once = |tx: &mut Tx<'_>| tx.query_once("PRAGMA busy_timeout = 0", &[], |_| Ok::<_, DbError>(()));
+    store.db().write_blocking(at_once).unwrap();
+    let mut consumer = Consumer::begin(log.clone(), store.clone(), clock, Vec::new()).unwrap();
+    send(&log, 1..11);
+    log.commit().unwrap();
+    // Another writer has the database: neither the batch nor the cursor after it can be had.
+    let other = TelemetryStore::open(&path, telemetry::Options::default()).unwrap();
+    let ((begun, begins), (end, ends)) = (sync_channel(0), sync_channel::<()>(0));
+    let writing = std::thread::spawn(move || {
+        other.db().write_blocking(move |_| {
+            begun.send(()).unwrap();
+            assert!(ends.recv().is_err(), "the sender is dropped");
+            Ok::<_, DbError>(())
+        })
+    });
+    begins.recv().unwrap();
+    assert!(consumer.step().is_err());
+    assert!(consumer.step().is_err());
+    drop(end);
+    writing.join().unwrap().unwrap();
+    send(&log, 11..21);
+    log.commit().unwrap();
+    assert!(matches!(consumer.step().unwrap(), Step::Stored { .. }));
+    let totals = store.db().read_blocking(|tx| telemetry::totals(tx, &Scope::System("test"))).unwrap();
+    assert_eq!((totals.stored, totals.readings), (20, 20));
+}
+
+#[test]
+fn a_batch_leaves_the_disks_reserve_alone_and_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock: SharedClock = Arc::new(SystemClock);
+    let log = EventLog::open(&LogOptions::at(&dir.path().join("log")), clock.clone()).unwrap();
+    let path = dir.path().join("telemetry.db");
+    // No disk has as much: it is always full.
+    let options = telemetry::Options { disk_reserve_bytes: u64::MAX, ..telemetry::Options::default() };
+    let store = TelemetryStore::open(&path, options).unwrap();
+    let mut consumer = Consumer::begin(log.clone(), store.clone(), clock.clone(), Vec::new()).unwrap();
+    send(&log, 1..11);
+    log.commit().unwrap();
+    for _ in 0..2 {
+        let refused = consumer.step();
+        assert!(
+            matches!(refused, Err(IngestError::Store(TelemetryError::DiskReserve { .. }))),
+            "{refused:?}"
+        );
+    }
+    assert!(log.stats().released <= 1, "what is not stored stays in the log");
+    drop((consumer, store));
+    let store = TelemetryStore::open(&path, telemetry::Options::default()).unwrap();
+    let mut consumer = Consumer::begin(log, store, clock, Vec::new()).unwrap();
+    assert!(matches!(consumer.step().unwrap(), Step::Stored { batch, .. } if batch.readings == 10));
 }
 
 #[test]

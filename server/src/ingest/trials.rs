@@ -116,7 +116,7 @@ fn open_store(dir: &tempfile::TempDir, armed: &Armed) -> TelemetryStore {
         }
         hit
     });
-    let options = telemetry::Options { sync: Sync::OffForTrials, faults };
+    let options = telemetry::Options { sync: Sync::OffForTrials, faults, ..telemetry::Options::default() };
     TelemetryStore::open(&dir.path().join("telemetry.db"), options).unwrap()
 }
 
@@ -284,10 +284,7 @@ impl Trial {
         let stepped = consumer.step();
         *self.armed.lock().unwrap() = None;
         match stepped {
-            Ok(_) => Ok(()),
-            Err(IngestError::Store(TelemetryError::Crashed(_))) => {
-                consumer.recover().map_err(|error| self.cut_or(error))
-            }
+            Ok(_) | Err(IngestError::Store(TelemetryError::Crashed(_))) => Ok(()),
             Err(error) => Err(self.cut_or(error)),
         }
     }

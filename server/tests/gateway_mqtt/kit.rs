@@ -115,6 +115,11 @@ impl Rig {
         let mut options = Options::at(&dir.path().join("log"));
         edit(&mut options);
         let log = EventLog::open(&options, clock.clone()).unwrap();
+        Self::on(config, clock, dir, log)
+    }
+
+    /// A gateway on a log that is open already.
+    pub fn on(config: Config, clock: SharedClock, dir: tempfile::TempDir, log: EventLog) -> Self {
         let directory = Arc::new(Directory::new());
         let auth = DeviceAuth { enabled: true, token_sha256: Some(token_hash(TOKEN)) };
         for id in ["pump", "fan", "bystander"] {

@@ -53,6 +53,11 @@ pub trait Fs: Clone + Send + Sync + 'static {
     /// # Errors
     /// As the operating system says.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+    /// Bytes that may still be written to the file system of a directory.
+    ///
+    /// # Errors
+    /// As the operating system says.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
 
 /// An open file with positioned reads and writes.
@@ -158,6 +163,11 @@ impl Fs for RealFs {
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         File::open(dir)?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let told = rustix::fs::statvfs(dir)?;
+        Ok(told.f_bavail.saturating_mul(told.f_frsize))
     }
 }
 

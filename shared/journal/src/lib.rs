@@ -20,7 +20,8 @@
 //!   `Failed`, nothing more is accepted, and opening again finds all that was.
 //! - **Full.** [`WhenFull::Refuse`] refuses appends and keeps what it has; a batch that met a full disk waits in
 //!   memory and is written when there is space. [`WhenFull::DropOldest`] drops the oldest segment. The control file is
-//!   preallocated, so the drop record is durable before the file goes, on a full disk too.
+//!   preallocated, so the drop record is durable before the file goes, on a full disk too. A disk counts as full while
+//!   [`Options::disk_reserve_bytes`] or less are free.
 //! - **Readers.** [`Pin::Pins`] keeps records until it released them; [`Pin::HoldsHalf`] too, but never more than half
 //!   of `bytes_max`; [`Pin::Follows`] keeps nothing. A reader that was overtaken finds the range in
 //!   [`Batch::skipped`].

@@ -13,8 +13,18 @@ use crate::writer::{Blocked, Writer, batch_blocks};
 const CLOCK_SET_MIN_US: i64 = 1_577_836_800_000_000;
 
 impl<F: Fs> Writer<F> {
-    /// Removes the segments that no reader holds any more.
+    /// Removes the segments that no reader holds any more; where the disk is full also the one that is written to,
+    /// whose space may be all that there is to free.
     pub(crate) fn remove_released(&mut self, inner: &Inner<F>) -> Result<(), Blocked> {
+        if lock(&inner.batch).stalled == Some(FullOf::Disk) {
+            let mut state = lock(&inner.state);
+            let removable = state.removable(inner.options.bytes_max);
+            let newest = state.segments.back();
+            if newest.is_some_and(|newest| newest.next_seq <= removable && state.active == Some(newest.id)) {
+                self.seal_active();
+                state.active = None;
+            }
+        }
         let active = self.active_id();
         let count = {
             let mut state = lock(&inner.state);
@@ -33,17 +43,27 @@ impl<F: Fs> Writer<F> {
         if count > 0 { self.remove_oldest(inner, count) } else { Ok(()) }
     }
 
-    /// Under [`WhenFull::DropOldest`]: drops segments until the pending batch fits `bytes_max`.
+    /// Under [`WhenFull::DropOldest`]: drops segments until the pending batch fits `bytes_max`. Then, under both,
+    /// sees that the batch leaves the disk's reserve alone.
     pub(crate) fn make_room(&mut self, inner: &Inner<F>) -> Result<(), Blocked> {
-        if inner.options.when_full == WhenFull::Refuse {
-            return Ok(());
-        }
-        while lock(&inner.state).disk_bytes() + batch_blocks(self.pending_bytes()) > inner.options.bytes_max {
+        while inner.options.when_full == WhenFull::DropOldest
+            && lock(&inner.state).disk_bytes() + batch_blocks(self.pending_bytes()) > inner.options.bytes_max
+        {
             if !self.drop_oldest(inner, DropReason::QUEUE_FULL)? {
-                return Ok(());
+                break;
             }
         }
-        Ok(())
+        let reserve = inner.options.disk_reserve_bytes;
+        if reserve == 0 {
+            return Ok(());
+        }
+        match inner.fs.free_bytes(&inner.options.dir) {
+            Ok(free) if free < reserve.saturating_add(batch_blocks(self.pending_bytes())) => {
+                Err(Blocked::Full(FullOf::Disk))
+            }
+            // A file system that cannot say what is free tells a full disk by its writes.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Drops the segments whose newest record is too old.

@@ -78,7 +78,32 @@ pub enum Sabotage {
     SkipControlSync,
     /// A failed fdatasync is tried again on the same file.
     RetryFdatasync,
+    /// Fdatasyncs of batches fail while the counter is not at 0, on any file system.
+    FailFdatasync(SyncFaults),
 }
+
+/// How many fdatasyncs are still to fail; the test that leaked the counter sets it.
+#[cfg(any(test, feature = "sim"))]
+#[derive(Clone, Copy, Debug)]
+pub struct SyncFaults(pub &'static std::sync::atomic::AtomicU32);
+
+#[cfg(any(test, feature = "sim"))]
+impl SyncFaults {
+    pub(crate) fn take(self) -> bool {
+        use std::sync::atomic::Ordering::SeqCst;
+        self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok()
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl PartialEq for SyncFaults {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
+
+#[cfg(any(test, feature = "sim"))]
+impl Eq for SyncFaults {}
 
 /// How a journal is opened. Start from `Options { dir, ..Options::default() }`.
 #[derive(Clone, Debug)]
@@ -93,6 +118,8 @@ pub struct Options {
     pub bytes_max: u64,
     /// Segments whose newest record is older are dropped with a record. None: never.
     pub age_max: Option<Duration>,
+    /// Free bytes that the journal leaves on the disk for others: with less, the disk counts as full.
+    pub disk_reserve_bytes: u64,
     /// The largest payload accepted.
     pub record_bytes_max: usize,
     /// Bound of the memory batch that waits for the disk (two of them may exist: one waits, one is written).
@@ -119,6 +146,7 @@ impl Default for Options {
             segment_bytes: 64 * 1024 * 1024,
             bytes_max: 1024 * 1024 * 1024,
             age_max: None,
+            disk_reserve_bytes: 0,
             record_bytes_max: 1024 * 1024,
             batch_bytes_max: 8 * 1024 * 1024,
             sync_interval: Duration::ZERO,
@@ -246,7 +274,7 @@ pub enum FullOf {
     Memory,
     /// `bytes_max` is reached.
     Bytes,
-    /// The disk has no space; records in the batch wait for it.
+    /// The disk has no space but [`Options::disk_reserve_bytes`]; records in the batch wait for it.
     Disk,
     /// [`DROPS_MAX`] drop records wait to be confirmed.
     DropRecords,

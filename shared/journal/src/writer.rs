@@ -460,6 +460,7 @@ fn sync_file<File: FsFile>(options: &Options, file: &File) -> io::Result<()> {
     match options.sabotage {
         Sabotage::SkipFdatasync => Ok(()),
         Sabotage::RetryFdatasync => file.sync_data().or_else(|_| file.sync_data()),
+        Sabotage::FailFdatasync(faults) if faults.take() => Err(io::Error::other("simulated sync failure")),
         _ => file.sync_data(),
     }
 }

@@ -4,8 +4,8 @@ mod support;
 
 use muster_journal::sim::{Loss, SimFs};
 use muster_journal::{
-    AppendError, DROPS_MAX, DropReason, DropRecord, EpochPolicy, FullOf, Journal, JournalError, OPENINGS_MAX,
-    Options, Pin, READERS_MAX, SeqRange, WhenFull, WriterMode, inspect,
+    AppendError, DROPS_MAX, DropReason, DropRecord, EpochPolicy, Fs as _, FullOf, Journal, JournalError,
+    OPENINGS_MAX, Options, Pin, READERS_MAX, SeqRange, WhenFull, WriterMode, inspect,
 };
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -65,6 +65,40 @@ fn full_disk_holds_the_batch_back_and_writes_it_when_there_is_space() {
     assert_eq!(journal.commit().expect("commits"), 34);
     assert_eq!(served(&journal).0.len(), 33);
     assert!(journal.append(1, &payload(34)).is_ok());
+}
+
+#[test]
+fn the_disks_reserve_is_left_to_others_and_counts_as_a_full_disk() {
+    let fs = SimFs::new(1);
+    let reserve = 64 * 1024;
+    let (journal, _) = open(&fs, &Options { disk_reserve_bytes: reserve, ..options() });
+    fill(&journal, 10, 10);
+    fs.set_budget(Some(fs.used_bytes() + reserve + 16 * 1024));
+    let free = || fs.free_bytes(Path::new("/journal")).expect("tells");
+    while journal.append(1, &[0; 500]).is_ok() && journal.commit().is_ok() {}
+    assert_eq!(journal.stats().stalled, Some(FullOf::Disk));
+    assert!((reserve..reserve + 8 * 1024).contains(&free()), "{} bytes are free", free());
+    fs.set_budget(None);
+    journal.commit().expect("commits once there is more");
+}
+
+#[test]
+fn on_a_full_disk_a_released_segment_goes_though_it_is_written_to() {
+    let fs = SimFs::new(1);
+    let (journal, _) = open(&fs, &Options { segment_bytes: 64 * 1024, ..options() });
+    let mut reader = journal.reader("store", 0, Pin::Pins).expect("reader");
+    fill(&journal, 30, 10);
+    fs.set_budget(Some(fs.used_bytes()));
+    let last = journal.append(1, &payload(31)).expect("appends");
+    assert!(matches!(journal.commit(), Err(JournalError::DiskFull)));
+    while reader.next_batch(1 << 20, |_| {}).expect("reads").records > 0 {}
+    journal.release("store", reader.position()).expect("releases");
+    assert_eq!(journal.commit().expect("the freed space takes the batch"), last + 1);
+    assert_eq!((journal.first_seq(), journal.drops()), (last, vec![]));
+    journal.close().expect("closes");
+    drop(reader);
+    let (journal, opened) = open(&fs, &options());
+    assert_eq!((opened.next_seq, served(&journal).0.len()), (last + 1, 1));
 }
 
 #[test]

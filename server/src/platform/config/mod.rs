@@ -131,6 +131,9 @@ pub struct EventLogSection {
     pub bytes_max: u64,
     /// Size of one segment file.
     pub segment_bytes: u64,
+    /// The disk's last free bytes: with less the log takes nothing more, with half of it the store neither, so
+    /// that the registry (logins, devices, alerts) goes on.
+    pub disk_reserve_bytes: u64,
     /// Whether this process reads the log: the store and the rules. `false` leaves everything in the log, for
     /// maintenance of the store and for benches of the gateway; a later start with `true` reads on.
     pub consumers: bool,
@@ -258,7 +261,7 @@ impl Default for AuthSection {
 
 impl Default for EventLogSection {
     fn default() -> Self {
-        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20, consumers: true }
+        Self { bytes_max: 4 << 30, segment_bytes: 64 << 20, disk_reserve_bytes: 128 << 20, consumers: true }
     }
 }
 

@@ -37,6 +37,7 @@ impl Config {
         within("auth.token_days_max", self.auth.token_days_max.into(), 1..=3660)?;
         within("event_log.segment_bytes", self.event_log.segment_bytes, 1 << 20..=1 << 30)?;
         within("event_log.bytes_max", self.event_log.bytes_max, 4 * self.event_log.segment_bytes..=1 << 50)?;
+        within("event_log.disk_reserve_bytes", self.event_log.disk_reserve_bytes, 0..=1 << 40)?;
         within("quota.devices_max", self.quota.devices_max.into(), 1..=10_000_000)?;
         within("quota.claims_max", self.quota.claims_max.into(), 1..=1_000_000)?;
         within("quota.api_tokens_max", self.quota.api_tokens_max.into(), 1..=100_000)?;

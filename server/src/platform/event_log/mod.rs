@@ -56,7 +56,7 @@ pub enum EventLogError {
 /// Why a record was not appended.
 #[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
 pub enum AppendError {
-    /// The log's byte bound is reached: hold the PUBACK back and try again later.
+    /// The log's byte bound is reached, or the disk is full: hold the PUBACK back and try again later.
     #[error("the event log is full")]
     Full,
     /// More than [`RECORD_BYTES_MAX`].
@@ -76,13 +76,20 @@ pub struct Options {
     pub bytes_max: u64,
     /// Bytes of one segment file.
     pub segment_bytes: u64,
+    /// Free bytes of the disk that the log leaves to the databases: with less, appends answer `Full`.
+    pub disk_reserve_bytes: u64,
 }
 
 impl Options {
     /// The defaults for a directory.
     #[must_use]
     pub fn at(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), bytes_max: LOG_BYTES_MAX_DEFAULT, segment_bytes: SEGMENT_BYTES }
+        Self {
+            dir: dir.to_owned(),
+            bytes_max: LOG_BYTES_MAX_DEFAULT,
+            segment_bytes: SEGMENT_BYTES,
+            disk_reserve_bytes: 0,
+        }
     }
 }
 
@@ -124,6 +131,7 @@ impl<F: Fs> EventLog<F> {
             dir: options.dir.clone(),
             segment_bytes: options.segment_bytes,
             bytes_max: options.bytes_max,
+            disk_reserve_bytes: options.disk_reserve_bytes,
             record_bytes_max: RECORD_BYTES_MAX,
             sync_interval: SYNC_INTERVAL,
             ..muster_journal::Options::default()

@@ -65,7 +65,8 @@ pub(super) fn read(tx: &mut Tx<'_>) -> Result<Option<Cursor>, DbError> {
 
 /// Finds the start, records what is lost, and puts the cursor there.
 pub(super) fn begin(tx: &mut Tx<'_>, log: LogSpan, now_us: i64) -> Result<Start, TelemetryError> {
-    let start = start(read(tx)?, log);
+    let held = read(tx)?;
+    let start = start(held, log);
     if let Some(lost) = &start.lost {
         tracing::error!(
             first = lost.start,
@@ -73,6 +74,10 @@ pub(super) fn begin(tx: &mut Tx<'_>, log: LogSpan, now_us: i64) -> Result<Start,
             "log records were deleted before they were stored"
         );
         record_lost(tx, log.epoch, lost, "deleted before it was stored", now_us)?;
+    }
+    // On a full disk nothing can be written, and mostly nothing has to be.
+    if held.is_some_and(|held| held.epoch == log.epoch && held.position == start.from) {
+        return Ok(start);
     }
     tx.execute(
         "INSERT INTO cursor (reader, log_epoch, position, received_at) VALUES ($1, $2, $3, $4)

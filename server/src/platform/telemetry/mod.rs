@@ -52,6 +52,7 @@ pub use seen::{LastSeen, last_seen};
 pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
 
 use super::db::{self, Db, DbError, Scope, SqlValue, Tx};
+use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -87,6 +88,14 @@ pub enum TelemetryError {
         /// Where the batch begins.
         from: u64,
     },
+    /// The disk has nothing left but its reserve; nothing of the batch is stored.
+    #[error("the disk is full: {free} bytes are free, {reserve} are reserved for the registry")]
+    DiskReserve {
+        /// Bytes that are free.
+        free: u64,
+        /// Bytes that the store leaves.
+        reserve: u64,
+    },
     /// A test stopped the store.
     #[error("stopped by a test at {0:?}")]
     Crashed(CrashPoint),
@@ -97,13 +106,15 @@ pub enum TelemetryError {
 pub struct Options {
     /// Whether commits wait for the disk.
     pub sync: db::Sync,
+    /// Free bytes of the disk that batches leave to others.
+    pub disk_reserve_bytes: u64,
     /// Where a test stops it.
     pub faults: Faults,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sync: db::Sync::Full, faults: Faults::none() }
+        Self { sync: db::Sync::Full, disk_reserve_bytes: 0, faults: Faults::none() }
     }
 }
 
@@ -112,6 +123,8 @@ impl Default for Options {
 pub struct TelemetryStore {
     db: Db,
     state: Arc<Mutex<WriterState>>,
+    dir: Arc<Path>,
+    disk_reserve_bytes: u64,
     faults: Faults,
 }
 
@@ -132,7 +145,9 @@ impl TelemetryStore {
             read_time_max: Some(READ_TIME_MAX),
         };
         let db = Db::open_with(path, refinery::Runner::new(&[migrations]), tuning)?;
-        Ok(Self { db, state: Arc::default(), faults: options.faults })
+        let Options { disk_reserve_bytes, faults, .. } = options;
+        let dir = path.parent().unwrap_or(Path::new(".")).into();
+        Ok(Self { db, state: Arc::default(), dir, disk_reserve_bytes, faults })
     }
 
     /// The database, for the query functions.
@@ -153,8 +168,9 @@ impl TelemetryStore {
     /// Stores a batch in one commit. After an error nothing of it is stored: call [`Self::begin`] and read again.
     ///
     /// # Errors
-    /// The database failed, or the cursor does not stand at the batch's begin.
+    /// The database failed, the disk is full, or the cursor does not stand at the batch's begin.
     pub fn write_batch(&self, batch: RawBatch, live: bool) -> Result<StoredBatch, TelemetryError> {
+        self.leave_reserve()?;
         let (state, faults) = (self.state.clone(), self.faults.clone());
         let written = self.db.write_blocking(move |tx| {
             let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -164,6 +180,16 @@ impl TelemetryStore {
             self.forget();
         }
         written
+    }
+
+    /// Retention may use the reserve, since it ends with more space than it began with.
+    fn leave_reserve(&self) -> Result<(), TelemetryError> {
+        let reserve = self.disk_reserve_bytes;
+        match RealFs.free_bytes(&self.dir) {
+            Ok(free) if free < reserve => Err(TelemetryError::DiskReserve { free, reserve }),
+            // Where nobody knows what is free, the database finds out.
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     /// Where tests stop the store.

@@ -119,7 +119,7 @@ impl Disk {
         self.names.values().map(|inode| self.len(*inode)).sum()
     }
 
-    fn left(&self) -> u64 {
+    pub(super) fn left(&self) -> u64 {
         self.budget.map_or(u64::MAX, |budget| budget.saturating_sub(self.used_bytes()))
     }
 

@@ -198,6 +198,10 @@ impl Fs for SimFs {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         self.alive()?.sync_dir(dir)
     }
+
+    fn free_bytes(&self, _dir: &Path) -> io::Result<u64> {
+        Ok(self.alive()?.left())
+    }
 }
 
 impl FsFile for SimFile {
