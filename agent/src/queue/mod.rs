@@ -26,7 +26,7 @@ use crate::config;
 use crate::supervisor::Stop;
 use history::History;
 use muster_journal::{
-    DropRecord, EpochPolicy, Fs, Journal, JournalError, Options, Pin, Reader, RealFs, WhenFull,
+    DropRecord, EpochPolicy, Fs, Journal, JournalError, Options, Pin, Reader, RealFs, Urgency, WhenFull,
 };
 use muster_wire::{DropReason, QueueId, UpClass};
 use std::path::{Path, PathBuf};
@@ -215,8 +215,9 @@ impl<F: Fs> Queue<F> {
     /// `Full`: try again later. `TooLarge`: never. `Failed`: the journal stopped.
     pub fn append(&self, class: QueueClass, measured_at_us: i64, body: &[u8]) -> Result<Seq, AppendError> {
         let bytes = record::HEAD_BYTES + body.len();
-        self.journal(class)
-            .append_with(class.up().number(), bytes, |out| record::write(out, measured_at_us, body))
+        self.journal(class).append_with(class.up().number(), bytes, Urgency::Now, |out| {
+            record::write(out, measured_at_us, body)
+        })
     }
 
     /// Appends, waiting while the queue is full; for threads that may block.

@@ -4,7 +4,7 @@ use crate::codec::{RECORD_HEADER_BYTES, RecordHeader};
 use crate::fs::Fs;
 use crate::journal::Journal;
 use crate::state::{Batch, lock};
-use crate::types::{AppendError, FullOf, Options, Seq};
+use crate::types::{AppendError, FullOf, Options, Seq, Urgency};
 
 impl<F: Fs> Journal<F> {
     /// Puts a record into the memory batch; never waits for the disk. It is accepted once [`Journal::durable_next`]
@@ -13,11 +13,12 @@ impl<F: Fs> Journal<F> {
     /// # Errors
     /// Full, too large, or stopped; nothing was taken then.
     pub fn append(&self, class: u8, payload: &[u8]) -> Result<Seq, AppendError> {
-        self.append_with(class, payload.len(), |buf| buf.extend_from_slice(payload))
+        self.append_with(class, payload.len(), Urgency::Now, |buf| buf.extend_from_slice(payload))
     }
 
     /// As [`Journal::append`], with the payload encoded straight into the batch: `write` only pushes to the end
     /// of the buffer, and is quick, since other appenders wait. `len_hint` is the payload's length, about.
+    /// A record that nobody waits for may share the sync of a later one.
     ///
     /// # Errors
     /// As [`Journal::append`].
@@ -25,6 +26,7 @@ impl<F: Fs> Journal<F> {
         &self,
         class: u8,
         len_hint: usize,
+        urgency: Urgency,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> Result<Seq, AppendError> {
         let inner = self.inner();
@@ -59,7 +61,14 @@ impl<F: Fs> Journal<F> {
         header.put(&mut batch.buf[start..]);
         batch.next_seq += 1;
         batch.appended += 1;
-        inner.wake_writer(batch);
+        let is_first = start == 0;
+        if urgency == Urgency::Now {
+            batch.urgent = true;
+            inner.wake_writer(batch);
+        } else if is_first {
+            // It must learn that there is something to write before it sleeps for long.
+            inner.wake_writer(batch);
+        }
         Ok(seq)
     }
 }
@@ -74,6 +83,7 @@ impl Batch {
             stopped: false,
             writer_sleeps: false,
             errand: false,
+            urgent: false,
             appended: 0,
             refused: 0,
         }

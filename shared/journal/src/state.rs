@@ -116,6 +116,8 @@ pub(crate) struct Batch {
     pub(crate) writer_sleeps: bool,
     /// Something other than `buf` waits for the writer.
     pub(crate) errand: bool,
+    /// Somebody waits for a record of it.
+    pub(crate) urgent: bool,
     pub(crate) appended: u64,
     pub(crate) refused: u64,
 }

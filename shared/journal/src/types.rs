@@ -159,6 +159,18 @@ impl Default for Options {
     }
 }
 
+/// How soon an appended record is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// At once: somebody waits for it.
+    Now,
+    /// With the next urgent record, or after [`LINGER`] at the latest.
+    Soon,
+}
+
+/// How long a record that nobody waits for may stay in memory.
+pub const LINGER: Duration = Duration::from_millis(5);
+
 /// Seqs `first..next`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqRange {

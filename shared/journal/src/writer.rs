@@ -8,7 +8,7 @@ use crate::fs::{Fs, FsFile};
 use crate::state::{Inner, Segment, State, block_bytes, lock, segment_name};
 #[cfg(any(test, feature = "sim"))]
 use crate::types::Sabotage;
-use crate::types::{DropReason, FullOf, Options, Seq, WhenFull};
+use crate::types::{DropReason, FullOf, LINGER, Options, Seq, WhenFull};
 use std::io;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -130,6 +130,7 @@ impl<F: Fs> Writer<F> {
     fn take(&mut self, inner: &Inner<F>) -> bool {
         let mut batch = lock(&inner.batch);
         batch.errand = false;
+        batch.urgent = false;
         if self.pending.is_empty() {
             if self.pending.capacity() > BATCH_KEEP_BYTES && self.recent_batch_bytes < BATCH_KEEP_BYTES / 4 {
                 self.pending = Vec::new();
@@ -347,24 +348,38 @@ pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
         if failed {
             return lock(&inner.writer).finish(inner);
         }
-        let mut batch = lock(&inner.batch);
+        wait_for_work(inner, lazy);
+    }
+}
+
+/// Sleeps until there is something to do: at once where somebody waits for a record, after [`LINGER`] where
+/// nobody does.
+fn wait_for_work<F: Fs>(inner: &Inner<F>, lazy: bool) {
+    let mut batch = lock(&inner.batch);
+    loop {
+        let writes = !batch.buf.is_empty() && batch.stalled.is_none();
+        if batch.errand || writes && batch.urgent || inner.stopping.load(Ordering::Acquire) {
+            return;
+        }
         let timeout = match batch.stalled {
             Some(_) => Some(STALL_RETRY),
+            None if writes => Some(LINGER),
             None if lazy => Some(LAZY_PERSIST),
             None => inner.options.age_max.map(|_| AGE_CHECK),
         };
-        let stalled = batch.stalled.is_some();
-        if batch.errand || !batch.buf.is_empty() && !stalled || inner.stopping.load(Ordering::Acquire) {
-            continue;
-        }
         batch.writer_sleeps = true;
-        match timeout {
+        let is_over;
+        (batch, is_over) = match timeout {
             Some(timeout) => {
-                drop(inner.wake.wait_timeout(batch, timeout).unwrap_or_else(PoisonError::into_inner))
+                let woken = inner.wake.wait_timeout(batch, timeout).unwrap_or_else(PoisonError::into_inner);
+                (woken.0, woken.1.timed_out())
             }
-            None => drop(inner.wake.wait(batch).unwrap_or_else(PoisonError::into_inner)),
+            None => (inner.wake.wait(batch).unwrap_or_else(PoisonError::into_inner), false),
+        };
+        batch.writer_sleeps = false;
+        if is_over || batch.buf.is_empty() {
+            return;
         }
-        lock(&inner.batch).writer_sleeps = false;
     }
 }
 

@@ -1,7 +1,7 @@
 //! The public API on the machine's file system.
 
 use muster_journal::{
-    AppendError, Batch, FullOf, Journal, JournalError, Opened, Options, Pin, RealFs, Seq, WhenFull,
+    AppendError, Batch, FullOf, Journal, JournalError, Opened, Options, Pin, RealFs, Seq, Urgency, WhenFull,
 };
 use std::path::Path;
 
@@ -112,15 +112,39 @@ fn encoding_closure_that_panics_leaves_the_batch_whole() {
     let (journal, _) = open(&options(dir.path()));
     journal.append(1, b"before").expect("appends");
     let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        let _ = journal.append_with(1, 4, |buf| {
+        let _ = journal.append_with(1, 4, Urgency::Now, |buf| {
             buf.extend_from_slice(b"ab");
             panic!("on purpose");
         });
     }));
     assert!(panicked.is_err());
-    assert_eq!(journal.append_with(1, 99, |buf| buf.extend_from_slice(b"after")), Ok(2));
+    assert_eq!(journal.append_with(1, 99, Urgency::Now, |buf| buf.extend_from_slice(b"after")), Ok(2));
     assert!(matches!(journal.append(1, &[0; 1025]), Err(AppendError::TooLarge { .. })));
     journal.commit().expect("commits");
     let payloads: Vec<_> = read_all(&journal, 1).0.into_iter().map(|record| record.2).collect();
     assert_eq!(payloads, [b"before".to_vec(), b"after".to_vec()]);
+}
+
+#[test]
+fn a_record_that_nobody_waits_for_is_written_all_the_same() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (journal, _) = open(&options(dir.path()));
+    let append = |urgency| journal.append_with(1, 1, urgency, |buf| buf.push(7)).expect("appends");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let written = |seq| {
+        // Without `wait_durable`: a caller that waits would wake the writer itself.
+        while journal.durable_next() <= seq {
+            assert!(std::time::Instant::now() < deadline, "record {seq} stays in memory");
+            std::thread::yield_now();
+        }
+    };
+    written(append(Urgency::Soon));
+    let (first, second) = (append(Urgency::Soon), append(Urgency::Soon));
+    written(second);
+    let batches = journal.stats().batches;
+    assert!(first < second && batches <= 3, "{batches} batches");
+    append(Urgency::Soon);
+    written(append(Urgency::Now));
+    written(append(Urgency::Soon));
+    journal.close().expect("closes");
 }

@@ -23,7 +23,7 @@ pub use codec::{CODEC_VERSION, CodecError, Kind, LogRecord, NewRecord, Origin, R
 pub use muster_journal::Pin;
 
 use super::clock::SharedClock;
-use muster_journal::{EpochPolicy, Fs, Journal, RealFs, WhenFull};
+use muster_journal::{EpochPolicy, Fs, Journal, RealFs, Urgency, WhenFull};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -198,14 +198,18 @@ impl<F: Fs> EventLog<F> {
         }
         let received_at_us = self.shared.clock.now_us().max(*stamp);
         let class = record.kind.number();
+        // Nobody is told when presence and ticks are on disk; a fleet that reconnects must not pay a sync for each.
+        let urgency = match record.kind {
+            Kind::Message | Kind::Rejected { .. } => Urgency::Now,
+            Kind::Tick | Kind::Connected | Kind::Disconnected { .. } => Urgency::Soon,
+        };
+        let encode = |out: &mut Vec<u8>| record.encode(received_at_us, out);
         let position =
-            self.shared.journal.append_with(class, bytes, |out| record.encode(received_at_us, out)).map_err(
-                |error| match error {
-                    muster_journal::AppendError::Full { .. } => AppendError::Full,
-                    muster_journal::AppendError::TooLarge { .. } => AppendError::TooLarge,
-                    muster_journal::AppendError::Failed => AppendError::Failed,
-                },
-            )?;
+            self.shared.journal.append_with(class, bytes, urgency, encode).map_err(|error| match error {
+                muster_journal::AppendError::Full { .. } => AppendError::Full,
+                muster_journal::AppendError::TooLarge { .. } => AppendError::TooLarge,
+                muster_journal::AppendError::Failed => AppendError::Failed,
+            })?;
         *stamp = received_at_us;
         Ok(position)
     }
