@@ -2,7 +2,7 @@
 //!
 //! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this.
 //! Promise: a write returned `Ok` is on disk (`synchronous=FULL`); a failed closure leaves no trace
-//! (its savepoint is rolled back) and disturbs no other closure of the same group.
+//! (what it did is rolled back) and disturbs no other closure of the same group.
 //! Bounds: [`QUEUE_MAX`] waiting closures a lane (callers wait beyond), [`GROUP_MAX`] closures a commit,
 //! [`Options::read_time_max`] for a [`Db::read`]. A read whose caller went away is ended, or never begun.
 //!
@@ -137,8 +137,8 @@ impl Default for Options {
 }
 
 /// Runs inside the writer: does the work, and answers once the outcome is known. Given no transaction, it
-/// answers at once with the reason.
-type WriteJob = Box<dyn FnOnce(Result<&mut Tx<'_>, &str>) -> Done + Send>;
+/// answers at once with the reason. Told whether it is the first of its transaction.
+type WriteJob = Box<dyn FnOnce(Result<&mut Tx<'_>, &str>, bool) -> Done + Send>;
 /// Told whether the commit succeeded.
 type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
 
@@ -269,8 +269,9 @@ where
     E: From<DbError> + Send + 'static,
 {
     let (reply, answer) = oneshot::channel();
-    let job: WriteJob = Box::new(move |tx| {
+    let job: WriteJob = Box::new(move |tx, is_first| {
         let outcome = match tx {
+            Ok(tx) if is_first => in_transaction(tx, work),
             Ok(tx) => in_savepoint(tx, work),
             Err(why) => Err(DbError::Commit(why.to_owned()).into()),
         };
@@ -303,6 +304,25 @@ where
     (ReadJob { run, awaited: Awaited::default(), time_max }, answer)
 }
 
+/// The first of a group needs no savepoint: what it undoes is all there is. A savepoint keeps the old content of
+/// every page that is changed after it, which for one batch of the store were some 200 MB.
+fn in_transaction<T, E: From<DbError>>(
+    tx: &mut Tx<'_>,
+    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
+) -> Result<T, E> {
+    let outcome = work(tx);
+    if outcome.is_err() {
+        begin_again(tx);
+    }
+    outcome
+}
+
+/// Where the new transaction cannot begin, the group ends and its commit fails.
+fn begin_again(tx: &mut Tx<'_>) {
+    let _ = tx.batch("ROLLBACK");
+    let _ = tx.batch("BEGIN IMMEDIATE");
+}
+
 fn in_savepoint<T, E: From<DbError>>(
     tx: &mut Tx<'_>,
     work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
@@ -321,7 +341,7 @@ fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {
         let mut tx = Tx::new(connection);
         match tx.batch("BEGIN IMMEDIATE") {
             Ok(()) => run_group(connection, &mut tx, first, &mut jobs),
-            Err(error) => first(Err(&error.to_string()))(Err(error.to_string())),
+            Err(error) => first(Err(&error.to_string()), true)(Err(error.to_string())),
         }
     }
 }
@@ -330,15 +350,18 @@ fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {
 fn run_group(connection: &Connection, tx: &mut Tx<'_>, first: WriteJob, jobs: &mut mpsc::Receiver<WriteJob>) {
     let mut waiting = Vec::new();
     let mut next = Some(first);
+    let mut is_first = true;
     while let Some(job) = next {
-        // A panicking closure loses its own answer only: its savepoint is undone below.
-        match std::panic::catch_unwind(AssertUnwindSafe(|| job(Ok(tx)))) {
+        // A panicking closure loses its own answer only: what it did is undone below.
+        match std::panic::catch_unwind(AssertUnwindSafe(|| job(Ok(tx), is_first))) {
             Ok(done) => waiting.push(done),
+            Err(_) if is_first => begin_again(tx),
             Err(_) => {
                 let _ = tx.batch("ROLLBACK TO job");
                 let _ = tx.batch("RELEASE job");
             }
         }
+        is_first = false;
         // A full disk (and a few other faults) rolls the whole transaction back: another savepoint now would
         // be a transaction of its own. COMMIT fails below, and every closure of the group is told.
         next = if waiting.len() < GROUP_MAX && !connection.is_autocommit() {

@@ -1,4 +1,5 @@
 use super::*;
+use std::sync::Arc;
 
 fn open(dir: &Path) -> Db {
     let first = refinery::Migration::unapplied(
@@ -43,6 +44,43 @@ async fn a_failed_closure_leaves_no_trace_and_disturbs_nobody() {
     assert!(bad.unwrap_err().is_unique_violation());
     assert!(matches!(panics, Err(DbError::Closed)));
     assert_eq!(db.read(count).await.unwrap(), 1);
+}
+
+/// Holds the writer in one closure, so that all that follow are one group, the first of them first.
+async fn one_group(db: &Db, first_panics: bool) {
+    let (held, go_on) = (Arc::new(std::sync::Barrier::new(2)), Arc::new(std::sync::Barrier::new(2)));
+    let (there, on) = (held.clone(), go_on.clone());
+    let holder = db.write(move |tx| {
+        let done = tx.execute("INSERT INTO t VALUES (100, 'held')", &[]);
+        there.wait();
+        on.wait();
+        done?;
+        // Only a whole transaction that is begun again keeps what follows from standing on this one.
+        if first_panics { panic!("the first panics") } else { Err::<(), _>(DbError::Closed) }
+    });
+    let second = db.write(|tx| tx.execute("INSERT INTO t VALUES (1, 'x')", &[]));
+    let bad = db.write(|tx| {
+        tx.execute("INSERT INTO t VALUES (2, 'y')", &[])?;
+        Err::<(), _>(DbError::Closed)
+    });
+    let release = tokio::task::spawn_blocking(move || {
+        held.wait();
+        // What follows is in the queue, or comes into a group of its own: the outcome is the same.
+        go_on.wait();
+    });
+    let (holder, second, bad, _) = tokio::join!(holder, second, bad, release);
+    assert!(holder.is_err() && bad.is_err());
+    second.unwrap();
+}
+
+#[tokio::test]
+async fn a_first_closure_that_fails_or_panics_leaves_no_trace_and_its_group_goes_on() {
+    for first_panics in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let db = open(dir.path());
+        one_group(&db, first_panics).await;
+        assert_eq!(db.read(count).await.unwrap(), 1, "the second alone");
+    }
 }
 
 #[tokio::test]

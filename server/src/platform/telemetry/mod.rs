@@ -10,7 +10,7 @@
 //! nothing. Foreign SenML is keyed by (log epoch, position), or by name and time where the pack has an absolute
 //! time (then a pack that comes again within a day of `received_at` changes nothing).
 //!
-//! Architecture invariant: only `writer` inserts readings, and only with the cursor in the same savepoint.
+//! Architecture invariant: only `writer` inserts readings, and only with the cursor in the same closure.
 //!
 //! Limits: 1,000 metrics a device, [`DEAD_LETTERS_PER_TENANT_MAX`] dead letters a tenant, the ledger's bounds in
 //! `ledger`, [`LIVE_ITEMS_MAX`] live items a batch, [`POINTS_MAX`] points, [`STEPS_MAX`] steps and 10 s a query.

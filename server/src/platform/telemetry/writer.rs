@@ -1,6 +1,6 @@
 //! Writes one batch of the log: readings, events, dead letters, rejected, ledger and cursor in one commit.
 //!
-//! Runs on the database's writer thread, inside one savepoint. Whatever fails, nothing of the batch stays
+//! Runs on the database's writer thread, inside one closure. Whatever fails, nothing of the batch stays
 //! and the caches are thrown away; the batch is read again from the cursor.
 
 use super::batch::{RawBatch, StoredBatch, StoredItem, StoredWhat};
