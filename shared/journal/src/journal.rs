@@ -406,5 +406,5 @@ fn random_epoch() -> Result<u64, JournalError> {
 
 fn spawn<F: Fs>(inner: &Arc<Inner<F>>) -> io::Result<JoinHandle<()>> {
     let inner = Arc::clone(inner);
-    std::thread::Builder::new().name("journal".to_owned()).spawn(move || writer::run(&inner))
+    std::thread::Builder::new().name("journal".to_owned()).spawn(move || crate::thread::run(&inner))
 }

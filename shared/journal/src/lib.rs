@@ -62,6 +62,7 @@ mod scan;
 #[cfg(any(test, feature = "sim"))]
 pub mod sim;
 mod state;
+mod thread;
 #[cfg(any(test, feature = "sim"))]
 pub mod trials;
 mod types;
