@@ -5,7 +5,9 @@
 
 use crate::cargo;
 use anyhow::{Context, Result, bail};
-use std::process::Stdio;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 /// The tests read it; each trial is one seed.
@@ -50,15 +52,14 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     if parts.is_empty() {
         bail!("--only is one of: {}", PARTS.map(|part| part.name).join(", "));
     }
-    if parts.iter().any(|part| part.real_binaries) {
-        cargo::build_for_tests()?;
-    }
+    cargo::build_for_tests()?;
+    let binaries = test_binaries()?;
     let mut table = Vec::new();
     for part in parts {
         let count = if part.real_binaries { arguments.kills } else { arguments.count };
         println!("{}: {count} trials", part.name);
         let began = Instant::now();
-        let (passed, tests) = run_part(part, count)?;
+        let (passed, tests) = run_part(part, count, &binaries)?;
         if tests == 0 {
             bail!("package {} has no test named *{}*", part.package, part.filter);
         }
@@ -71,16 +72,51 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     Ok(table.iter().all(|(_, _, _, passed, _)| *passed))
 }
 
-/// Runs one part's tests one at a time; answers whether all passed and how many there were.
-fn run_part(part: &Part, count: u64) -> Result<(bool, u64)> {
+/// A built test binary, and the package that it tests.
+struct TestBinary {
+    package: String,
+    dir: PathBuf,
+    path: PathBuf,
+}
+
+/// The workspace's test binaries: those that `cargo xtask test` runs, so nothing is compiled for other features.
+fn test_binaries() -> Result<Vec<TestBinary>> {
     let mut command = cargo::cargo();
-    command.args(["test", "--locked", "--package", part.package, "--no-fail-fast", part.filter]);
-    command.args(["--", "--test-threads=1", "--nocapture"]);
-    command.env(TRIALS_VARIABLE, count.to_string());
+    command.args(["test", "--locked", "--workspace", "--bins", "--lib", "--tests", "--no-run"]);
+    command.args(["--message-format", "json"]);
     let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo test")?;
+    if !output.status.success() {
+        bail!("the tests cannot be built");
+    }
     let text = String::from_utf8_lossy(&output.stdout);
-    print!("{text}");
-    Ok((output.status.success(), count_tests(&text)))
+    Ok(text.lines().filter_map(test_binary).collect())
+}
+
+/// Reads one of cargo's messages; None where it tells of something else than a test binary.
+fn test_binary(line: &str) -> Option<TestBinary> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    let path = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?;
+    let dir = Path::new(message["manifest_path"].as_str()?).parent()?;
+    let (_, name) = message["package_id"].as_str()?.rsplit_once('#')?;
+    let package = name.split('@').next()?;
+    Some(TestBinary { package: package.to_owned(), dir: dir.to_owned(), path: path.into() })
+}
+
+/// Runs one part's tests one at a time; answers whether all passed and how many there were.
+fn run_part(part: &Part, count: u64, binaries: &[TestBinary]) -> Result<(bool, u64)> {
+    let (mut passed, mut tests) = (true, 0);
+    for TestBinary { dir, path, .. } in binaries.iter().filter(|binary| binary.package == part.package) {
+        let mut command = Command::new(path);
+        command.args([part.filter, "--test-threads=1", "--nocapture"]).current_dir(dir);
+        command.env(TRIALS_VARIABLE, count.to_string()).env("CARGO_MANIFEST_DIR", dir);
+        let output =
+            command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {path:?}"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        print!("{text}");
+        passed &= output.status.success();
+        tests += count_tests(&text);
+    }
+    Ok((passed, tests))
 }
 
 /// The sum of cargo's `running N tests`.
@@ -93,6 +129,20 @@ fn count_tests(text: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn test_binaries_are_told_from_cargos_other_messages() {
+        let line = |test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","package_id":"path+file:///w/agent#muster-agent@0.1.0",
+                "manifest_path":"/w/agent/Cargo.toml","profile":{{"test":{test}}},"executable":"/w/target/agent-1"}}"#
+            )
+        };
+        let found = test_binary(&line(true)).unwrap();
+        assert_eq!((found.package.as_str(), found.dir.as_path()), ("muster-agent", Path::new("/w/agent")));
+        assert!(test_binary(&line(false)).is_none());
+        assert!(test_binary("{\"reason\":\"build-finished\"}").is_none() && test_binary("warning").is_none());
+    }
 
     #[test]
     fn tests_are_counted_over_binaries() {
