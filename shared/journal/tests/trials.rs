@@ -8,7 +8,7 @@ use muster_journal::trials::{count, run};
 const TRIALS: u64 = 200;
 
 #[test]
-fn nothing_accepted_is_lost() {
+fn nothing_accepted_is_lost_in_the_trials() {
     let summary = run(0..count(TRIALS), Sabotage::None).unwrap_or_else(|failure| panic!("{failure}"));
     println!("{summary:?}");
     assert!(
