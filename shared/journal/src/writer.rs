@@ -126,12 +126,12 @@ impl<F: Fs> Writer<F> {
     fn take(&mut self, inner: &Inner<F>) -> bool {
         let mut batch = lock(&inner.batch);
         batch.errand = false;
-        batch.urgent = false;
         if self.pending.is_empty() {
             if self.pending.capacity() > BATCH_KEEP_BYTES && self.recent_batch_bytes < BATCH_KEEP_BYTES / 4 {
                 self.pending = Vec::new();
             }
             std::mem::swap(&mut self.pending, &mut batch.buf);
+            batch.urgent = false;
             batch.room = batch.room.saturating_sub(self.pending.len() as u64);
             self.recent_batch_bytes = (self.recent_batch_bytes * 7 / 8).max(self.pending.len());
         }
