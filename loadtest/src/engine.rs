@@ -203,7 +203,7 @@ impl Engine {
         self.devices.iter().map(|device| device.waiting.len() as u64).sum()
     }
 
-    /// Ends every connection politely.
+    /// Ends every connection politely; all may connect again.
     pub(crate) fn disconnect_all(&mut self) {
         for device in &mut self.devices {
             if device.phase == Phase::Online {
@@ -212,7 +212,7 @@ impl Engine {
             }
             device.close();
         }
-        self.online = 0;
+        (self.online, self.connecting, self.next_to_open) = (0, 0, 0);
     }
 }
 

@@ -22,8 +22,15 @@ const DEVICES_MAX: u32 = 1 << 17;
 /// One measurement.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Command {
-    /// Connects per second, from the first SYN to the last CONNACK (TLS handshakes with --ca).
-    BenchConnect(#[command(flatten)] Common),
+    /// Connects per second, from the first SYN to the last CONNACK (full TLS handshakes with --ca).
+    BenchConnect {
+        /// How to connect.
+        #[command(flatten)]
+        common: Common,
+        /// Let the whole fleet leave and come back with the same certificates, and measure that too.
+        #[arg(long)]
+        again: bool,
+    },
     /// A steady open-loop rate: latency from intended send to PUBACK.
     BenchRate {
         /// How to connect.
@@ -119,6 +126,8 @@ pub struct Outcome {
     pub connects_per_s: f64,
     /// The cost of connecting; the server's memory is that of its connections.
     pub connect_cost: Cost,
+    /// The cost of connecting all of them once more (`--again`), with the same certificates.
+    pub again_cost: Option<Cost>,
     /// Successful connects after a device's first.
     pub reconnects: u64,
     /// Failed or ended connections by reason.
@@ -182,8 +191,10 @@ impl Outcome {
 /// The devices cannot connect, or the machine refuses what is needed.
 pub fn run(command: &Command) -> Result<Outcome> {
     match command {
-        Command::BenchConnect(common) => connect_only("bench-connect", common, Duration::ZERO),
-        Command::Idle(common) => connect_only("idle", common, Duration::from_secs_f64(common.seconds)),
+        Command::BenchConnect { common, again } => {
+            connect_only("bench-connect", common, Duration::ZERO, *again)
+        }
+        Command::Idle(common) => connect_only("idle", common, Duration::from_secs_f64(common.seconds), false),
         Command::BenchRate { common, rate, warmup } => {
             if !(*rate > 0.0 && *rate <= 1e6) {
                 bail!("--rate must be above 0 and at most 1,000,000");
@@ -218,7 +229,7 @@ impl Measure {
     }
 }
 
-fn connect_only(mode: &'static str, common: &Common, hold: Duration) -> Result<Outcome> {
+fn connect_only(mode: &'static str, common: &Common, hold: Duration, again: bool) -> Result<Outcome> {
     let (mut engine, mut outcome) = connected(mode, common)?;
     if !hold.is_zero() {
         let meter = Meter::start(common.server_pid)?;
@@ -231,6 +242,12 @@ fn connect_only(mode: &'static str, common: &Common, hold: Duration) -> Result<O
                 engine.count()
             );
         }
+    }
+    if again {
+        engine.disconnect_all();
+        let meter = Meter::start(common.server_pid)?;
+        engine.connect_all(Duration::from_secs_f64(common.connect_timeout))?;
+        outcome.again_cost = Some(meter.finish()?);
     }
     close(&mut engine, &mut outcome);
     Ok(outcome)
@@ -287,6 +304,7 @@ fn connected(mode: &'static str, common: &Common) -> Result<(Engine, Outcome)> {
         connects_per_s: f64::from(common.devices) / took.as_secs_f64(),
         cost: connect_cost.clone(),
         connect_cost,
+        again_cost: None,
         reconnects: 0,
         closed: BTreeMap::new(),
         messages: None,

@@ -111,6 +111,17 @@ fn every_device_connects_and_stays() {
 }
 
 #[test]
+fn a_fleet_leaves_and_comes_back_as_a_whole() {
+    let Some(broker) = broker("a_fleet_leaves_and_comes_back_as_a_whole") else { return };
+    for again in [false, true] {
+        let outcome = run(&Command::BenchConnect { common: common(&broker, 5, 300), again }).unwrap();
+        assert!(outcome.closed.is_empty(), "{outcome:?}");
+        assert_eq!(outcome.reconnects, if again { 300 } else { 0 });
+        assert_eq!(outcome.again_cost.is_some(), again);
+    }
+}
+
+#[test]
 fn a_steady_rate_is_sent_and_acknowledged() {
     let Some(broker) = broker("a_steady_rate_is_sent_and_acknowledged") else { return };
     for mqtt in [4, 5] {
@@ -140,6 +151,6 @@ fn a_server_that_is_not_there_is_named() {
     drop(broker);
     common.server_pid = None;
     common.connect_timeout = 0.5;
-    let error = run(&Command::BenchConnect(common)).unwrap_err().to_string();
+    let error = run(&Command::BenchConnect { common, again: false }).unwrap_err().to_string();
     assert!(error.contains("0 of 3 devices") && error.contains("refused"), "{error}");
 }

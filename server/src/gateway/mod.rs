@@ -31,6 +31,7 @@ mod down;
 mod encode;
 mod fanout;
 mod identity;
+mod known;
 mod link;
 mod listener;
 mod live;

@@ -5,6 +5,7 @@
 //! Client certificates are optional (tokens come over TLS too) and, where given, must be signed by the
 //! device authority and in time: rustls refuses the others during the handshake.
 
+use super::known::KnownCertificates;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -116,7 +117,7 @@ pub fn server_config(
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Certificate)?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(KnownCertificates::new(verifier)))
         .with_cert_resolver(certificate);
     // Tickets carry the client's certificate, so a resumed session is identified and checked as any.
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Certificate)?;

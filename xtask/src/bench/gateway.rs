@@ -233,10 +233,14 @@ impl Bench {
         target.ca = Some((server.data_dir.join("pki/ca.pem"), server.data_dir.join("pki/ca.key")));
         let idle = target.run("idle", TLS_DEVICES, &["--seconds", "5", "--server-name", "localhost"])?;
         self.report.barred("mtls_conn_rss_bytes", idle.bytes_per_connection(), Bar::AtMost, 18_432.0);
-        let runs = self.runs(&target, "bench-connect", TLS_DEVICES, &["--server-name", "localhost"])?;
-        let per_cpu_s =
-            runs.iter().map(|run| f64::from(TLS_DEVICES) / run.number("/connect_cost/server/cpu_s"));
-        self.report.barred("handshakes_per_cpu_s", median(per_cpu_s.collect()), Bar::AtLeast, 3_000.0);
+        let flags = ["--server-name", "localhost", "--again"];
+        let runs = self.runs(&target, "bench-connect", TLS_DEVICES, &flags)?;
+        let per_cpu_s = |cost: &str| {
+            let cpu_s = |run: &Found| run.number(&format!("/{cost}/server/cpu_s"));
+            median(runs.iter().map(|run| f64::from(TLS_DEVICES) / cpu_s(run)).collect())
+        };
+        self.report.barred("handshakes_per_cpu_s", per_cpu_s("connect_cost"), Bar::AtLeast, 3_000.0);
+        self.report.figure("handshakes_known_per_cpu_s", per_cpu_s("again_cost"));
         server.process.stop()
     }
 
