@@ -6,6 +6,7 @@
 //! last line of output is one JSON object.
 //! Limits: 131,072 devices a process, and the system's limit of open files.
 
+mod arithmetic;
 mod connection;
 mod engine;
 mod identity;

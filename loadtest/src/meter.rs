@@ -4,6 +4,7 @@
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use std::path::Path;
 use std::time::Instant;
 
 /// Clock ticks a second in `/proc` (USER_HZ, the same on every Linux that we run on).
@@ -99,12 +100,16 @@ fn cpu_s(pid: u32) -> Result<f64> {
     let mut from_threads = 0.0;
     let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return Ok(from_ticks) };
     for thread in threads.flatten() {
-        let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
-        let busy_ns = text.split_whitespace().next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0);
-        from_threads += busy_ns / 1e9;
+        from_threads += thread_cpu_s(&thread.path()).unwrap_or(0.0);
     }
     // Ended threads are in the ticks only.
     Ok(if from_threads + 0.05 >= from_ticks { from_threads } else { from_ticks })
+}
+
+/// CPU seconds of a thread by its directory in `/proc`.
+pub(crate) fn thread_cpu_s(thread: &Path) -> Option<f64> {
+    let text = std::fs::read_to_string(thread.join("schedstat")).ok()?;
+    Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
 }
 
 fn rss_bytes(pid: u32) -> Result<u64> {

@@ -1,5 +1,6 @@
 //! What the generator can measure: connects, a steady rate, a blast, idle connections.
 
+use crate::arithmetic;
 use crate::engine::{Engine, Options};
 use crate::identity::{Identities, Tokens};
 use crate::meter::{Cost, Meter};
@@ -128,6 +129,8 @@ pub struct Outcome {
     pub connect_cost: Cost,
     /// The cost of connecting all of them once more (`--again`), with the same certificates.
     pub again_cost: Option<Cost>,
+    /// With `--again` over TLS: handshakes a core could answer by arithmetic alone, measured right after.
+    pub handshake_arithmetic_per_cpu_s: Option<f64>,
     /// Successful connects after a device's first.
     pub reconnects: u64,
     /// Failed or ended connections by reason.
@@ -248,6 +251,9 @@ fn connect_only(mode: &'static str, common: &Common, hold: Duration, again: bool
         let meter = Meter::start(common.server_pid)?;
         engine.connect_all(Duration::from_secs_f64(common.connect_timeout))?;
         outcome.again_cost = Some(meter.finish()?);
+        if common.ca.is_some() {
+            outcome.handshake_arithmetic_per_cpu_s = Some(arithmetic::handshakes_per_cpu_s()?);
+        }
     }
     close(&mut engine, &mut outcome);
     Ok(outcome)
@@ -305,6 +311,7 @@ fn connected(mode: &'static str, common: &Common) -> Result<(Engine, Outcome)> {
         cost: connect_cost.clone(),
         connect_cost,
         again_cost: None,
+        handshake_arithmetic_per_cpu_s: None,
         reconnects: 0,
         closed: BTreeMap::new(),
         messages: None,

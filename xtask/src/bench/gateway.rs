@@ -241,6 +241,7 @@ impl Bench {
         };
         self.report.barred("handshakes_per_cpu_s", per_cpu_s("connect_cost"), Bar::AtLeast, 3_000.0);
         self.report.figure("handshakes_known_per_cpu_s", per_cpu_s("again_cost"));
+        self.report.figure("handshake_arithmetic_per_cpu_s", at(&runs, "/handshake_arithmetic_per_cpu_s"));
         server.process.stop()
     }
 
