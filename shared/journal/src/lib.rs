@@ -23,8 +23,8 @@
 //!   preallocated, so the drop record is durable before the file goes, on a full disk too. A disk counts as full while
 //!   [`Options::disk_reserve_bytes`] or less are free.
 //! - **Readers.** [`Pin::Pins`] keeps records until it released them; [`Pin::HoldsHalf`] too, but never more than half
-//!   of `bytes_max`; [`Pin::Follows`] keeps nothing. A reader that was overtaken finds the range in
-//!   [`Batch::skipped`].
+//!   of `bytes_max`, or on a full disk of what there is; [`Pin::Follows`] keeps nothing. A reader that was overtaken
+//!   finds the range in [`Batch::skipped`].
 //! - **Damage.** Every record has a CRC32C, checked on opening and again on each read. A damaged record is skipped and
 //!   listed as dropped ([`DropReason::CORRUPT`]); its neighbours are served. Where nothing proves that the
 //!   damaged bytes were durable (the last batch before a crash) they count as a torn tail.

@@ -5,7 +5,7 @@
 
 use crate::fs::Fs;
 use crate::ranges;
-use crate::state::{Inner, lock, segment_name};
+use crate::state::{Inner, State, lock, segment_name};
 use crate::types::{DROPS_MAX, DropReason, DropRecord, FullOf, SeqRange, WhenFull};
 use crate::writer::{Blocked, Writer, batch_blocks};
 
@@ -16,9 +16,15 @@ impl<F: Fs> Writer<F> {
     /// Removes the segments that no reader holds any more; where the disk is full also the one that is written to,
     /// whose space may be all that there is to free.
     pub(crate) fn remove_released(&mut self, inner: &Inner<F>) -> Result<(), Blocked> {
-        if lock(&inner.batch).stalled == Some(FullOf::Disk) {
+        let disk_full = lock(&inner.batch).stalled == Some(FullOf::Disk);
+        // On a full disk what the journal has is all that it may have.
+        let bytes_max = |state: &State| match disk_full {
+            true => inner.options.bytes_max.min(state.disk_bytes()),
+            false => inner.options.bytes_max,
+        };
+        if disk_full {
             let mut state = lock(&inner.state);
-            let removable = state.removable(inner.options.bytes_max);
+            let removable = state.removable(bytes_max(&state));
             let newest = state.segments.back();
             if newest.is_some_and(|newest| newest.next_seq <= removable && state.active == Some(newest.id)) {
                 self.seal_active();
@@ -28,7 +34,7 @@ impl<F: Fs> Writer<F> {
         let active = self.active_id();
         let count = {
             let mut state = lock(&inner.state);
-            let removable = state.removable(inner.options.bytes_max);
+            let removable = state.removable(bytes_max(&state));
             let gone = |segment: &&crate::state::Segment| {
                 segment.next_seq <= removable && Some(segment.id) != active
             };

@@ -257,9 +257,10 @@ pub struct Opening {
 pub enum Pin {
     /// Records stay until this reader released them (or a bound drops them, with a record).
     Pins,
-    /// Records stay until this reader released them, as long as it holds up no more than half of `bytes_max`;
+    /// Records stay until this reader released them, as long as it holds up no more than half of `bytes_max`,
+    /// or on a full disk half of what the journal has;
     /// a reader that lags by more is moved forward, and its next batch lists the range in [`Batch::skipped`].
-    /// So it never makes an append meet `bytes_max`. Under [`WhenFull::DropOldest`] it holds nothing against a
+    /// So it never makes an append meet `bytes_max` or a full disk. Under [`WhenFull::DropOldest`] it holds nothing against a
     /// drop, and no drop record is made for it.
     HoldsHalf,
     /// The reader only follows; records may go before it came by.

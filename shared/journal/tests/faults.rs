@@ -102,6 +102,33 @@ fn on_a_full_disk_a_released_segment_goes_though_it_is_written_to() {
 }
 
 #[test]
+fn on_a_full_disk_a_reader_that_holds_half_gives_way_before_its_bound() {
+    let fs = SimFs::new(1);
+    let (journal, _) = open(&fs, &Options { bytes_max: 1 << 30, segment_bytes: 4096, ..options() });
+    journal.reader("store", 0, Pin::Pins).expect("reader");
+    let mut rules = journal.reader("rules", 0, Pin::HoldsHalf).expect("reader");
+    let append = || journal.append(1, &[0; 2000]);
+    let store = |next| journal.release("store", next).expect("releases");
+    for _ in 0..20 {
+        append().expect("there is space");
+        store(journal.commit().expect("commits"));
+    }
+    assert_eq!(journal.first_seq(), 1, "far below its bound all is held");
+
+    fs.set_budget(Some(fs.used_bytes()));
+    for _ in 0..40 {
+        append().expect("the batch is empty");
+        // The first try finds the disk full, the second one makes room.
+        let next = journal.commit().or_else(|_| journal.commit()).expect("the reader that lags gives way");
+        assert!(next - journal.first_seq() >= 5, "no more than is needed");
+        store(next);
+    }
+    let batch = rules.next_batch(1, |_| {}).expect("reads");
+    assert_eq!(batch.skipped, vec![SeqRange { first: 1, next: journal.first_seq() }]);
+    assert!(journal.drops().is_empty() && journal.first_seq() > 40);
+}
+
+#[test]
 fn full_disk_under_drop_oldest_frees_the_oldest_segment_with_a_record() {
     let fs = SimFs::new(1);
     let options = Options { when_full: WhenFull::DropOldest, ..options() };

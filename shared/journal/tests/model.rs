@@ -54,6 +54,8 @@ struct World {
     released: Seq,
     /// What the reader that holds half released.
     released_holding: Seq,
+    /// The disk has an end, where the reader that holds half gives way earlier.
+    disk_ends: bool,
     confirmed: u64,
 }
 
@@ -74,6 +76,7 @@ impl World {
             durable_next: 1,
             released: 1,
             released_holding: 1,
+            disk_ends: false,
             confirmed: 0,
         };
         world.reopen(Loss::Process);
@@ -90,6 +93,9 @@ impl World {
         self.durable_next = opened.next_seq;
         let reader = journal.reader("uplink", 0, Pin::Pins).expect("reader");
         let holding = journal.reader("rules", 0, Pin::HoldsHalf).expect("reader");
+        if std::mem::take(&mut self.disk_ends) {
+            self.released_holding = self.released_holding.max(journal.first_seq());
+        }
         self.open = Some(Open { journal, reader, holding });
         self.audit();
     }
@@ -164,11 +170,15 @@ impl World {
             Action::CutAfter(operations) => self.fs.cut_after(1 + u64::from(*operations % 32)),
             Action::FailSyncs(count) => self.fs.fail_syncs(0, u32::from(*count)),
             Action::FillDisk(bytes) => {
-                self.fs.set_budget(Some(self.fs.used_bytes() + u64::from(*bytes % 8000)))
+                self.fs.set_budget(Some(self.fs.used_bytes() + u64::from(*bytes % 8000)));
+                self.disk_ends = true;
             }
         }
         self.durable_next = self.durable_next.max(journal.durable_next());
         let failed = journal.stats().failed.is_some();
+        if self.disk_ends {
+            self.released_holding = self.released_holding.max(journal.first_seq());
+        }
         self.audit_holding();
         if self.fs.is_cut() || failed {
             self.fs.cut();

@@ -5,7 +5,7 @@
 //!
 //! Promise: a record below [`EventLog::durable_next`] survives a power cut until every pinning reader
 //! released it. A reader that holds half ([`Pin::HoldsHalf`]) keeps records too, up to half of the bytes that
-//! are allowed on disk, and never makes an append answer `Full`. `received_at_us` never steps back within a log,
+//! are allowed on disk (on a full disk: that it has), and never makes an append answer `Full`. `received_at_us` never steps back within a log,
 //! whatever the clock does, over restarts too.
 //! Positions count from 1 and continue over restarts; together with [`EventLog::epoch`] (random, made with
 //! the log) they name a record for ever. Append never blocks on the disk: it answers [`AppendError::Full`].
