@@ -3,7 +3,8 @@
 //! Called by the writer inside its transaction. The truth is in `queue` and `queue_range`; this keeps the
 //! queues that are being written in memory, and a failed transaction throws them away.
 //!
-//! Bounds: [`RANGES_PER_QUEUE_MAX`] ranges a queue (a record that would need one more becomes a dead letter);
+//! Bounds: [`RANGES_PER_QUEUE_MAX`] ranges a queue (a record that would need one more becomes a dead letter, a drop
+//! that would is not noted: its seqs stay pending, then lost);
 //! [`QUEUES_PER_DEVICE_MAX`] queues a device, beyond which the oldest are summed up; closed queues without
 //! gaps are summed up at once, the newest [`TOMBSTONES_PER_CLASS`] of them still recognise duplicates.
 
@@ -79,7 +80,9 @@ impl Queue {
         if self.ranges.is_settled(seq) || (self.merged && (self.first..self.next).contains(&seq)) {
             return Verdict::Duplicate;
         }
-        if self.ranges.len() >= RANGES_PER_QUEUE_MAX && self.ranges.is_isolated(seq) {
+        // A seq within a dropped range splits it in three: the most that one record can add is two.
+        let ranges = self.ranges.len();
+        if ranges + 2 > RANGES_PER_QUEUE_MAX && ranges + self.ranges.growth(seq) > RANGES_PER_QUEUE_MAX {
             return Verdict::TooSparse;
         }
         Verdict::New
@@ -99,8 +102,8 @@ impl Queue {
     pub(super) fn drop(&mut self, first: u64, last: u64, reason: DropReason) {
         if self.is_foreign {
             self.dropped += last - first + 1;
-        } else if !self.merged && self.ranges.len() < RANGES_PER_QUEUE_MAX {
-            self.dropped += self.ranges.drop(first, last, reason);
+        } else if !self.merged {
+            self.dropped += self.ranges.drop(first, last, reason, RANGES_PER_QUEUE_MAX);
         }
     }
 
@@ -416,5 +419,54 @@ mod tests {
         ledger.queues.extend((0..=QUEUES_CACHED_MAX).map(|device| (key(device), queue(true))));
         ledger.trim();
         assert!(ledger.queues.is_empty());
+    }
+
+    /// Stored seqs from 1 on, every second one: as many ranges.
+    fn sparse(count: usize) -> Queue {
+        let ranges = (0..count as u64).map(|at| (1 + at * 2, 1 + at * 2, STORED));
+        Queue { ranges: Ranges::load(ranges), ..queue(true) }
+    }
+
+    #[test]
+    fn the_cache_is_bounded_in_ranges_too() {
+        let key = |device_id| QueueKey { device_id, queue_id: 1, class: 1 };
+        let mut ledger = Ledger::default();
+        ledger.queues.insert(key(1), sparse(RANGES_CACHED_MAX - 1));
+        ledger.queues.insert(key(2), Queue { is_used: false, ..sparse(1) });
+        let trim_until_counted = |ledger: &mut Ledger| (0..=u8::MAX).for_each(|_| ledger.trim());
+        trim_until_counted(&mut ledger);
+        assert_eq!(ledger.queues.len(), 2);
+        ledger.queues.insert(key(3), Queue { is_used: false, ..sparse(1) });
+        trim_until_counted(&mut ledger);
+        assert_eq!(ledger.queues.keys().collect::<Vec<_>>(), [&key(1)], "what was written lately stays");
+    }
+
+    #[test]
+    fn records_that_split_a_dropped_range_are_refused_beyond_the_bound() {
+        let mut queue = sparse(RANGES_PER_QUEUE_MAX - 3);
+        let dropped = 1_000_000;
+        queue.drop(dropped, dropped + 100, DropReason::QueueFull);
+        assert_eq!((queue.ranges.len(), queue.dropped), (RANGES_PER_QUEUE_MAX - 2, 101));
+        let mut verdict_then_store = |seq| {
+            let verdict = queue.verdict(seq);
+            if verdict == Verdict::New {
+                queue.store(seq);
+            }
+            (verdict, queue.ranges.len())
+        };
+        assert_eq!(verdict_then_store(dropped + 50), (Verdict::New, RANGES_PER_QUEUE_MAX));
+        assert_eq!(verdict_then_store(dropped + 70), (Verdict::TooSparse, RANGES_PER_QUEUE_MAX));
+        assert_eq!(verdict_then_store(dropped), (Verdict::TooSparse, RANGES_PER_QUEUE_MAX), "at its edge");
+        assert_eq!(verdict_then_store(dropped + 51), (Verdict::New, RANGES_PER_QUEUE_MAX), "it joins");
+    }
+
+    #[test]
+    fn a_drop_over_many_gaps_stops_at_the_bound() {
+        let mut queue = sparse(RANGES_PER_QUEUE_MAX - 2);
+        queue.drop(1, 1_000_000, DropReason::QueueFull);
+        assert_eq!((queue.ranges.len(), queue.dropped), (RANGES_PER_QUEUE_MAX, 2));
+        assert_eq!((queue.ranges.outcome(4), queue.ranges.outcome(6)), (Some(1), None), "from the lowest on");
+        queue.drop(6, 6, DropReason::QueueFull);
+        assert_eq!((queue.ranges.len(), queue.dropped), (RANGES_PER_QUEUE_MAX, 2));
     }
 }

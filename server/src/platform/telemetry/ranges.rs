@@ -77,13 +77,18 @@ impl Ranges {
         carved
     }
 
-    /// Marks the seqs of `first..=last` that have no outcome yet; returns how many there were.
-    pub fn drop(&mut self, first: u64, last: u64, reason: DropReason) -> u64 {
-        let gaps = self.gaps(first, last);
-        for (first, last) in &gaps {
-            self.join(*first, *last, reason_number(reason));
+    /// Marks the seqs of `first..=last` that have no outcome yet, from the lowest on, while there are less than
+    /// `ranges_max` ranges; returns how many were marked.
+    pub fn drop(&mut self, first: u64, last: u64, reason: DropReason, ranges_max: usize) -> u64 {
+        let mut marked = 0;
+        for (first, last) in self.gaps(first, last) {
+            if self.len() >= ranges_max {
+                break;
+            }
+            self.join(first, last, reason_number(reason));
+            marked += last - first + 1;
         }
-        gaps.iter().map(|(first, last)| last - first + 1).sum()
+        marked
     }
 
     /// How many seqs of `first..next` have no outcome.
@@ -95,11 +100,17 @@ impl Ranges {
         self.gaps(first, next - 1).iter().map(|(first, last)| last - first + 1).sum()
     }
 
-    /// Whether a new range would begin at this seq.
+    /// How many more ranges there are once a seq is stored that is not: it stands alone, or splits a dropped range.
     #[must_use]
-    pub fn is_isolated(&self, seq: u64) -> bool {
-        let joins = |at: Option<u64>| at.and_then(|at| self.outcome(at)) == Some(STORED);
-        self.outcome(seq).is_none() && !joins(seq.checked_sub(1)) && !joins(seq.checked_add(1))
+    pub fn growth(&self, seq: u64) -> usize {
+        let outcome = |at: Option<u64>| at.and_then(|at| self.outcome(at));
+        let neighbours = [outcome(seq.checked_sub(1)), outcome(seq.checked_add(1))];
+        let count = |wanted: Option<u8>| neighbours.iter().filter(|one| **one == wanted).count();
+        let made = match self.outcome(seq) {
+            None => 1,
+            dropped => count(dropped),
+        };
+        made.saturating_sub(count(Some(STORED)))
     }
 
     /// Ranges held.
@@ -232,14 +243,16 @@ mod tests {
                 match action {
                     Action::Store(seq) if ranges.is_settled(seq) => {}
                     Action::Store(seq) => {
+                        let (before, growth) = (ranges.len(), ranges.growth(seq));
                         prop_assert_eq!(ranges.store(seq), model.insert(seq, STORED).is_some());
+                        prop_assert_eq!(ranges.len().saturating_sub(before), growth);
                     }
                     Action::Drop(first, last, reason) => {
                         let mut fresh = 0;
                         for seq in first..=last {
                             model.entry(seq).or_insert_with(|| { fresh += 1; reason_number(reason) });
                         }
-                        prop_assert_eq!(ranges.drop(first, last, reason), fresh);
+                        prop_assert_eq!(ranges.drop(first, last, reason, usize::MAX), fresh);
                     }
                 }
                 for change in ranges.take_changes() {
