@@ -17,9 +17,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// The largest CONNECT: ids, a token and a will envelope, no more.
 pub(crate) const CONNECT_BYTES_MAX: usize = 8 * 1024;
 
-/// The bytes of the longest fixed header.
-pub(crate) const FIXED_HEADER_BYTES_MAX: usize = 5;
-
 /// Which protocol a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Version {
@@ -155,12 +152,14 @@ fn check_first_byte(first: u8) -> Result<(), FrameError> {
     }
 }
 
-/// Frames a packet without consuming it: its header where it is whole, `None` where more must come.
+/// Frames a packet without consuming it: its header where it is whole, `None` where more must come. `bytes_max` is of
+/// the whole packet, header included, as the CONNACK tells it.
 fn frame(buffer: &[u8], bytes_max: usize) -> Result<Option<v4::FixedHeader>, FrameError> {
-    match v4::check(buffer.iter(), bytes_max.saturating_sub(FIXED_HEADER_BYTES_MAX)) {
-        Ok(header) => Ok(Some(header)),
-        Err(protocol::Error::InsufficientBytes(_)) => Ok(None),
-        Err(protocol::Error::PayloadSizeLimitExceeded(_)) => Err(FrameError::TooLarge),
+    use protocol::Error::{InsufficientBytes, PayloadSizeLimitExceeded};
+    match v4::check(buffer.iter(), bytes_max) {
+        Ok(header) if header.frame_length() <= bytes_max => Ok(Some(header)),
+        Err(InsufficientBytes(missing)) if buffer.len() + missing <= bytes_max => Ok(None),
+        Ok(_) | Err(InsufficientBytes(_) | PayloadSizeLimitExceeded(_)) => Err(FrameError::TooLarge),
         Err(_) => Err(FrameError::Malformed),
     }
 }

@@ -135,6 +135,46 @@ fn a_packet_over_the_limit_is_refused_by_its_header() {
     assert_eq!(connect, Err(codec::ConnectError::Frame(FrameError::TooLarge)));
 }
 
+/// A QoS 0 PUBLISH of so many bytes, header included.
+fn publish_of(bytes: usize) -> Vec<u8> {
+    let body = [&[0, 1, b't'][..], &vec![b'x'; bytes - 6]].concat();
+    let length = [u8::try_from(body.len() % 128).unwrap() | 0x80, u8::try_from(body.len() / 128).unwrap()];
+    [&[0x30], &length[..], &body].concat()
+}
+
+#[test]
+fn a_packet_of_the_limit_is_taken_and_one_byte_more_is_refused_by_its_header() {
+    let whole = publish_of(PACKET_BYTES_MAX);
+    assert_eq!(whole.len(), PACKET_BYTES_MAX);
+    assert_eq!(read_all(&whole, Version::Three).unwrap().len(), 1);
+    let larger = publish_of(PACKET_BYTES_MAX + 1);
+    assert_eq!(read_all(&larger, Version::Three), Err(FrameError::TooLarge));
+    assert_eq!(read_all(&larger[..3], Version::Three), Err(FrameError::TooLarge));
+}
+
+#[test]
+fn a_connect_of_the_limit_is_taken_and_one_byte_more_is_refused_by_its_header() {
+    let connect = |bytes: usize| {
+        let password = bytes - 21;
+        let text = |length: usize| u16::try_from(length).unwrap().to_be_bytes();
+        let body = [
+            &[0, 4, b'M', b'Q', b'T', b'T', 4, 0xC2, 0, 60, 0, 1, b'c', 0, 1, b'u'][..],
+            &text(password),
+            &vec![b'p'; password],
+        ]
+        .concat();
+        let length =
+            [u8::try_from(body.len() % 128).unwrap() | 0x80, u8::try_from(body.len() / 128).unwrap()];
+        [&[0x10], &length[..], &body].concat()
+    };
+    let read = |bytes: &[u8]| codec::first_packet(&mut BytesMut::from(bytes)).map(|found| found.is_some());
+    let whole = connect(CONNECT_BYTES_MAX);
+    assert_eq!((whole.len(), read(&whole)), (CONNECT_BYTES_MAX, Ok(true)));
+    let refused = Err(codec::ConnectError::Frame(FrameError::TooLarge));
+    assert_eq!(read(&connect(CONNECT_BYTES_MAX + 1)), refused);
+    assert_eq!(read(&connect(CONNECT_BYTES_MAX + 1)[..3]), refused);
+}
+
 #[test]
 fn qos_and_packet_id_are_read_beside_the_codec() {
     let frame = [0x32, 8, 0, 2, b'a', b'b', 0x12, 0x34, 0, b'x'];

@@ -173,3 +173,33 @@ fn take_will(identity: &Identity, name: &str, will: &WillAsked) -> Result<Will, 
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_mqtt_5_client_has_its_keep_alive_shortened_since_it_is_told() {
+        let check = |version, asked, expect| {
+            let connect = Connect {
+                version,
+                keep_alive_s: asked,
+                client_id: String::new(),
+                clean: true,
+                login: None,
+                will: None,
+                asks_session: false,
+                asks_authentication_method: false,
+                receive_maximum: u16::MAX,
+                packet_bytes_max: None,
+            };
+            let config = Config { keep_alive_s_max: 100, ..Config::default() };
+            assert_eq!(keep_alive_s(&config, &connect), expect, "{version:?} {asked}");
+        };
+        check(Version::Five, 100, 100);
+        check(Version::Five, 101, 100);
+        check(Version::Five, 0, 100);
+        check(Version::Three, 101, 101);
+        check(Version::Three, 0, 0);
+    }
+}

@@ -197,3 +197,35 @@ impl Link {
         Some(room)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(bytes: usize) -> Arc<Message> {
+        Arc::new(Message { topic: "t".into(), payload: vec![0; bytes - 1].into() })
+    }
+
+    #[test]
+    fn an_outbox_is_bounded_in_messages_and_takes_one_for_each_that_leaves() {
+        let (mut outbox, small) = (Outbox::default(), message(10));
+        let room =
+            |outbox: &mut Outbox| (0..2 * OUTBOX_MESSAGES_MAX).take_while(|_| outbox.push(&small, 0)).count();
+        assert_eq!(room(&mut outbox), OUTBOX_MESSAGES_MAX);
+        assert!(outbox.pop().is_some());
+        assert_eq!(room(&mut outbox), 1);
+    }
+
+    #[test]
+    fn an_outbox_is_bounded_in_bytes() {
+        let mut outbox = Outbox::default();
+        assert!(!outbox.push(&message(OUTBOX_BYTES_MAX + 1), 0));
+        assert!(outbox.push(&message(OUTBOX_BYTES_MAX - 10), 0));
+        assert!(!outbox.push(&message(11), 0));
+        assert!(outbox.push(&message(10), 0));
+        assert_eq!(outbox.bytes, OUTBOX_BYTES_MAX);
+        outbox.pop();
+        outbox.pop();
+        assert_eq!(outbox.bytes, 0);
+    }
+}

@@ -232,6 +232,7 @@ pub(crate) fn connection_name(identity: &Identity, client_id: &str) -> Arc<str> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::directory::CHANGES_MAX;
     use crate::gateway::tests::{core, link, set_device};
 
     #[test]
@@ -249,5 +250,25 @@ mod tests {
         set_device(&core, "pump", false);
         core.live.close_unwelcome(&core, None);
         assert_eq!(link.close_asked(), Some(CloseReason::Disabled));
+    }
+
+    #[tokio::test]
+    async fn who_was_disabled_among_more_changes_than_are_kept_is_cut_off() {
+        let (core, _dir) = core();
+        set_device(&core, "pump", true);
+        set_device(&core, "fan", true);
+        let (pump, fan) = (link("pump"), link("fan"));
+        core.live.admit(&core, &pump).expect("welcome");
+        core.live.admit(&core, &fan).expect("welcome");
+        tokio::spawn(follow_directory(core.clone()));
+        tokio::task::yield_now().await;
+        // The follower does not run meanwhile: the word about pump is the first to be forgotten.
+        set_device(&core, "pump", false);
+        for at in 0..CHANGES_MAX {
+            set_device(&core, "other", at % 2 == 0);
+        }
+        assert_eq!(pump.close_asked(), None);
+        tokio::task::yield_now().await;
+        assert_eq!((pump.close_asked(), fan.close_asked()), (Some(CloseReason::Disabled), None));
     }
 }

@@ -27,6 +27,8 @@ mod codec;
 mod codec_tests;
 mod connect;
 mod connection;
+#[cfg(test)]
+mod connection_tests;
 mod down;
 mod encode;
 mod fanout;

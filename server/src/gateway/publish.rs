@@ -252,6 +252,7 @@ mod tests {
         newer[1] = 2;
         check(telemetry, &newer, Err(Refusal::UnknownVersion));
         check("muster/acme/pump/up/senml", b"[]", Ok(UpClass::Senml));
+        check("muster/acme/pump/up/senml", &vec![b' '; SENML_BYTES_MAX], Ok(UpClass::Senml));
         check("muster/acme/pump/up/senml", &vec![b' '; SENML_BYTES_MAX + 1], Err(Refusal::BadPayload));
     }
 

@@ -84,14 +84,18 @@ static LINGERING: AtomicUsize = AtomicUsize::new(0);
 
 /// Sends the last bytes and waits a little for the client to read them, in a task of its own.
 pub(crate) fn close_with(stream: Stream, last: Vec<u8>) {
-    if LINGERING.fetch_add(1, Ordering::Relaxed) >= LINGERING_MAX {
-        LINGERING.fetch_sub(1, Ordering::Relaxed);
+    linger(&LINGERING, stream, last);
+}
+
+fn linger(lingering: &'static AtomicUsize, stream: Stream, last: Vec<u8>) {
+    if lingering.fetch_add(1, Ordering::Relaxed) >= LINGERING_MAX {
+        lingering.fetch_sub(1, Ordering::Relaxed);
         return;
     }
     tokio::spawn(async move {
         // Past the time, or with the client gone, there is nobody left to tell.
         let _gone = tokio::time::timeout(LINGER, say_goodbye(stream, &last)).await;
-        LINGERING.fetch_sub(1, Ordering::Relaxed);
+        lingering.fetch_sub(1, Ordering::Relaxed);
     });
 }
 
@@ -106,4 +110,47 @@ async fn say_goodbye(mut stream: Stream, last: &[u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::tests::sockets;
+
+    /// Long enough for a slow machine; a test that passes never waits for it.
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    /// What the client reads until the end.
+    async fn read(mut client: TcpStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        tokio::time::timeout(DEADLINE, client.read_to_end(&mut all))
+            .await
+            .expect("it ends")
+            .expect("readable");
+        all
+    }
+
+    #[tokio::test]
+    async fn over_their_bound_clients_are_closed_without_a_last_packet() {
+        static NEARLY_FULL: AtomicUsize = AtomicUsize::new(LINGERING_MAX - 1);
+        let ((one, one_client), (two, two_client)) = (sockets().await, sockets().await);
+        linger(&NEARLY_FULL, Stream::Plain(one), b"bye".to_vec());
+        linger(&NEARLY_FULL, Stream::Plain(two), b"bye".to_vec());
+        assert_eq!(NEARLY_FULL.load(Ordering::Relaxed), LINGERING_MAX);
+        assert_eq!(read(two_client).await, b"");
+        assert_eq!(read(one_client).await, b"bye");
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_on_sending_is_not_read_for_ever() {
+        let (server, mut client) = sockets().await;
+        let flood = async {
+            let bytes = vec![0; 64 * 1024];
+            // Until the server resets the connection.
+            while client.write_all(&bytes).await.is_ok() {}
+        };
+        let goodbye = say_goodbye(Stream::Plain(server), b"bye");
+        let both = async { tokio::join!(flood, goodbye).1 };
+        tokio::time::timeout(DEADLINE, both).await.expect("it ends").expect("said");
+    }
 }

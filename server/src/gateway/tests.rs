@@ -8,6 +8,7 @@ use crate::platform::clock::ManualClock;
 use crate::platform::event_log::{EventLog, NewRecord, Options, Pin};
 use muster_wire::{DeviceId, TenantId};
 use std::sync::Arc;
+use tokio::net::{TcpListener, TcpStream};
 
 /// Time at the start.
 pub(crate) const NOW_US: i64 = 1_700_000_000_000_000;
@@ -43,6 +44,13 @@ pub(crate) fn tenant() -> TenantId {
 pub(crate) fn set_device(core: &Core, device: &str, enabled: bool) {
     let auth = DeviceAuth { enabled, token_sha256: Some(token_hash("secret")) };
     core.directory.set_device(&tenant(), &DeviceId::parse(device).expect("an id"), auth);
+}
+
+/// The server's end of a TCP connection, and the client's.
+pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
+    (listener.accept().await.expect("accepted").0, client)
 }
 
 /// Fills the log until not even a record without a body fits.

@@ -160,6 +160,7 @@ fn a_connect_is_answered_by_who_asks() {
     }
     let mut client = Client::open(rig.plain(), 4);
     assert_eq!(client.try_hello(&Hello { client_id: "", clean: false, ..pump }), 2);
+    Client::open(rig.plain(), 5).hello(&Hello { client_id: &long[1..], ..pump });
     let mut client = Client::open(rig.plain(), 5);
     let method = Hello { properties: &[0x15, 0, 1, b'x'], ..pump };
     assert_eq!(client.try_hello(&method), 0x8C);
