@@ -239,7 +239,7 @@ pub fn parse_email(text: &str) -> Result<String, TextError> {
     if shape && plain && email.len() <= TEXT_BYTES_MAX {
         return Ok(email);
     }
-    Err(TextError { field: "email", why: "must be an address: local@domain" })
+    Err(TextError { field: "email", why: "must be an address: local@domain, of at most 254 bytes" })
 }
 
 /// Checks a new password.
@@ -272,5 +272,33 @@ pub fn decision_code(decision: Decision) -> Option<ErrorCode> {
         Decision::Allow => None,
         Decision::NotFound => Some(ErrorCode::NotFound),
         Decision::Denied | Decision::PasswordPending => Some(ErrorCode::PermissionDenied),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn refused<T: std::fmt::Debug>(checked: Result<T, TextError>, field: &str, why: &str) {
+        let error = checked.unwrap_err();
+        assert_eq!(error.field, field);
+        assert!(error.why.contains(why), "{error}");
+    }
+
+    #[test]
+    fn texts_of_people_are_bounded() {
+        let email = |bytes: usize| format!("{}@b.c", "a".repeat(bytes - 4));
+        assert_eq!(parse_email(&email(TEXT_BYTES_MAX)), Ok(email(TEXT_BYTES_MAX)));
+        refused(parse_email(&email(TEXT_BYTES_MAX + 1)), "email", "at most 254 bytes");
+        // A capital letter of two bytes whose small one has three.
+        refused(parse_email(&format!("\u{23a}{}", email(TEXT_BYTES_MAX - 2))), "email", "at most 254 bytes");
+        let text = |bytes: usize| "x".repeat(bytes);
+        assert!(check_password(&text(PASSWORD_CHARS_MIN)).is_ok());
+        assert!(check_password(&text(TEXT_BYTES_MAX)).is_ok());
+        refused(check_password(&text(PASSWORD_CHARS_MIN - 1)), "new_password", "12 characters or more");
+        refused(check_password(&text(TEXT_BYTES_MAX + 1)), "new_password", "at most 254 bytes");
+        assert!(check_name(&text(128)).is_ok());
+        refused(check_name(&text(129)), "name", "1 to 128 bytes");
     }
 }

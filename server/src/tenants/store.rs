@@ -241,7 +241,8 @@ pub fn owner_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
     count(tx, "SELECT count(*) FROM memberships WHERE tenant = $1 AND role = 'owner'", scope.tenant()?)
 }
 
-/// Adds a session and drops the account's expired and oldest ones beyond `keep`.
+/// Adds a session and drops the account's expired and oldest ones beyond `keep`; the new one stays, though the clock
+/// was set back since the others were opened.
 pub fn session_insert(
     tx: &mut Tx<'_>,
     scope: &Scope,
@@ -258,8 +259,9 @@ pub fn session_insert(
     )?;
     tx.execute(
         "DELETE FROM sessions WHERE user_id = $1 AND (expires_at_us <= $2 OR session_sha256 NOT IN
-           (SELECT session_sha256 FROM sessions WHERE user_id = $1 ORDER BY created_at_us DESC LIMIT $3))",
-        &[&user_id, &now_us, &keep],
+           (SELECT session_sha256 FROM sessions WHERE user_id = $1
+            ORDER BY session_sha256 = $4 DESC, created_at_us DESC LIMIT $3))",
+        &[&user_id, &now_us, &keep, session],
     )?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 use super::audit::{self, AuditEntry, first_break};
 use super::model::{Decision, Permission, Principal, Role, authorise, may_change_role};
+use super::service::SESSIONS_MAX;
+use super::store::{self, UserRow};
 use crate::platform::db::{DbError, Scope, SqlValue};
 use muster_wire::TenantId;
 
@@ -107,6 +109,45 @@ async fn the_audit_chain_shows_where_it_was_altered() {
     assert_eq!(first_break(&rows), Some(4));
 }
 
+#[tokio::test]
+async fn an_accounts_sessions_are_bounded_and_the_newest_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("r.db");
+    let db = crate::platform::db::Db::open(&path, crate::platform::schema::registry(), 1).unwrap();
+    let user = UserRow {
+        user_id: "u-1".into(),
+        email: "a@b".into(),
+        password_hash: String::new(),
+        password_pending: false,
+        system_admin: false,
+        created_at_us: 0,
+    };
+    const SCOPE: Scope = Scope::System("session");
+    db.write(move |tx| store::user_insert(tx, &SCOPE, &user)).await.unwrap();
+    // Opens a session at a time; gives the numbers of those that are there then.
+    let open = async |number: u8, at_us: i64| {
+        db.write(move |tx| {
+            let life = (at_us, 1_000_000);
+            store::session_insert(tx, &SCOPE, &[number; 32], "u-1", life, SESSIONS_MAX)?;
+            let mut found = Vec::new();
+            for number in 0..=u8::MAX {
+                if store::user_by_session(tx, &SCOPE, &[number; 32], at_us)?.is_some() {
+                    found.push(number);
+                }
+            }
+            Ok::<_, DbError>(found)
+        })
+        .await
+        .unwrap()
+    };
+    let max = u8::try_from(SESSIONS_MAX).unwrap();
+    for number in 0..max {
+        assert_eq!(open(number, 100 + i64::from(number)).await, (0..=number).collect::<Vec<_>>());
+    }
+    assert_eq!(open(max, 200).await, (1..=max).collect::<Vec<_>>(), "the oldest ended");
+    assert_eq!(open(255, 50).await, (2..=max).chain([255]).collect::<Vec<_>>(), "the clock was set back");
+}
+
 mod http {
     use crate::tenants::{Permission, Role};
     use crate::testing::{As, ORIGIN, TestApp, owner, raw};
@@ -208,6 +249,45 @@ mod http {
         assert_ne!(id, other);
         app.call(As::Token(&maker), "DELETE", &format!("{tokens}/{other}"), None).await.expect(204);
         app.call(As::Token(secret), "GET", devices, None).await.refused("unauthenticated", None);
+    }
+
+    #[tokio::test]
+    async fn a_tenants_members_and_tokens_are_bounded() {
+        let app = TestApp::start_with(|config| {
+            config.quota.users_max = 2;
+            config.quota.api_tokens_max = 2;
+        })
+        .await;
+        let acme = app.tenant("acme").await;
+        let maker = app.token(&acme, &[Permission::TokensWrite, Permission::UsersWrite]).await;
+        let make = |path: &'static str, body| {
+            let path = format!("/api/v1/tenants/acme/{path}");
+            let (app, maker) = (&app, &maker);
+            async move { app.call(As::Token(maker), "POST", &path, Some(body)).await }
+        };
+        let token = json!({ "name": "x", "scopes": [], "days": 1 });
+        make("api-tokens", token.clone()).await.expect(201);
+        let refused = make("api-tokens", token.clone()).await;
+        refused.refused("rate_limited", None);
+        assert!(refused.text.contains("quota of 2 API tokens"), "{}", refused.text);
+        app.clock.advance_us(86_400_000_000);
+        make("api-tokens", token).await.expect(201);
+        let user = |email| json!({ "email": email, "role": "viewer" });
+        make("users", user("a@acme")).await.expect(201);
+        let refused = make("users", user("b@acme")).await;
+        refused.refused("rate_limited", None);
+        assert!(refused.text.contains("quota of 2 members"), "{}", refused.text);
+    }
+
+    #[tokio::test]
+    async fn a_new_tenants_owner_is_refused_by_its_own_field() {
+        let app = TestApp::start().await;
+        let acme = app.tenant("acme").await;
+        let admin = app.token(&acme, &[Permission::PlatformAdmin]).await;
+        let body = json!({ "id": "new", "name": "New", "owner_email": format!("{}@b", "a".repeat(254)) });
+        let refused = app.call(As::Token(&admin), "POST", "/api/v1/tenants", Some(body)).await;
+        refused.refused("invalid_argument", Some("owner_email"));
+        assert!(refused.text.contains("at most 254 bytes"), "{}", refused.text);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use super::{ACCOUNTS, Tenants, TenantsError, taken};
 use crate::platform::db::{Scope, Tx};
 use crate::platform::http_kit::Page;
 use crate::tenants::audit::{self, AuditEntry, AuditRow};
-use crate::tenants::model::{self, Principal, Role};
+use crate::tenants::model::{self, Principal, Role, TextError};
 use crate::tenants::store::{self, TenantRow};
 use muster_wire::TenantId;
 
@@ -22,7 +22,8 @@ impl Tenants {
     ) -> Result<TenantRow, TenantsError> {
         model::check_name(&name)?;
         let owner = match (owner_email, who) {
-            (Some(email), _) => model::parse_email(&email)?,
+            (Some(email), _) => model::parse_email(&email)
+                .map_err(|error| TenantsError::from(TextError { field: "owner_email", ..error }))?,
             (None, Principal::User { email, .. }) => email.clone(),
             (None, Principal::Token { .. }) => {
                 return Err(TenantsError::Invalid {
