@@ -1,8 +1,6 @@
 //! What rules and people do to alerts.
 
-use super::model::{
-    Alert, AlertFilter, AlertState, Illegal, NOTE_CHARS_MAX, NewAlert, PLATFORM, SkippedRange, Step,
-};
+use super::model::{Alert, AlertFilter, AlertState, Illegal, NOTE_CHARS_MAX, NewAlert, SkippedRange, Step};
 use super::store;
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
@@ -13,10 +11,7 @@ use muster_wire::TenantId;
 use std::collections::BTreeMap;
 
 /// Rows deleted in one transaction by [`AlertService::prune`].
-const PRUNE_ROWS_MAX: i64 = 1_000;
-
-/// The platform's own alerts that may wait for a person: one a reader of the log.
-const PLATFORM_ALERTS_MAX: i64 = 16;
+pub(super) const PRUNE_ROWS_MAX: i64 = 1_000;
 
 /// Why an alert was not changed or found.
 #[derive(Debug, thiserror::Error)]
@@ -64,15 +59,7 @@ pub fn open_skipped(
     now_us: i64,
 ) -> Result<Option<Alert>, DbError> {
     let (scope, new) = (Scope::Tenant(tenant.clone()), range.alert(tenant, now_us));
-    for state in [AlertState::Open, AlertState::Acked] {
-        let filter =
-            AlertFilter { state: Some(state), device: Some(PLATFORM.into()), ..AlertFilter::default() };
-        let waiting = store::list(tx, &scope, &filter, None, PLATFORM_ALERTS_MAX)?;
-        if waiting.iter().any(|alert| alert.subject == new.subject) {
-            return Ok(None);
-        }
-    }
-    open(tx, &new)
+    if store::is_waiting(tx, &scope, &new.device, &new.subject)? { Ok(None) } else { open(tx, &new) }
 }
 
 /// Clears an alert inside a rule's commit; `None` where it is gone or has cleared before.

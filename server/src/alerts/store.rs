@@ -99,6 +99,21 @@ pub(super) fn list(
     tx.query(&sql, &args, alert)
 }
 
+/// Whether an alert about this subject of a device waits for a person.
+pub(super) fn is_waiting(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    device: &str,
+    subject: &str,
+) -> Result<bool, DbError> {
+    let found = tx.query_opt(
+        "SELECT 1 FROM alerts WHERE tenant = $1 AND device = $2 AND subject = $3 AND state IN ('open', 'acked') LIMIT 1",
+        &[&tenant(scope)?, &device, &subject],
+        |row| row.get::<i64>(0),
+    )?;
+    Ok(found.is_some())
+}
+
 /// How many alerts are in each state.
 pub(super) fn counts(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, i64)>, DbError> {
     tx.query(

@@ -1,5 +1,5 @@
 use super::model::*;
-use super::service::{self, AlertError, AlertService};
+use super::service::{self, AlertError, AlertService, PRUNE_ROWS_MAX};
 use crate::platform::clock::ManualClock;
 use crate::platform::db::{Db, DbError};
 use crate::platform::live::{Filter, LiveBus};
@@ -134,8 +134,6 @@ async fn people_answer_once_and_watchers_are_told() {
     assert!(watcher.next().await.unwrap().json.contains("\"state\":\"acked\""));
     assert!(matches!(service.ack(&me, &acme, &id, None).await, Err(AlertError::Illegal(_))));
     assert!(matches!(service.ack(&me, &tenant("other"), &id, None).await, Err(AlertError::NotFound)));
-    let long = "x".repeat(NOTE_CHARS_MAX + 1);
-    assert!(matches!(service.resolve(&me, &acme, &id, note(&long)).await, Err(AlertError::NoteTooLong)));
     let resolved = service.resolve(&me, &acme, &id, None).await.unwrap();
     assert_eq!((resolved.state, resolved.note.as_deref()), (AlertState::Resolved, Some("on my way")));
     let cleared = {
@@ -162,4 +160,60 @@ async fn pruning_keeps_what_is_open_or_young() {
     assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 1);
     assert_eq!(service.prune(&acme, 3_500).await.unwrap(), 0);
     assert_eq!(service.list(&acme, AlertFilter::default(), None, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_persons_note_is_bounded_in_characters() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    let service = AlertService::new(db.clone(), ManualClock::at(7), LiveBus::new());
+    open_all(&db, vec![alert("acme", 1, Severity::Info)]).await;
+    let (acme, id) = (tenant("acme"), format!("{:032x}", 1));
+    let me = crate::testing::owner(&acme);
+    let text = |chars: usize| note(&"é".repeat(chars));
+    let refused = service.ack(&me, &acme, &id, text(NOTE_CHARS_MAX + 1)).await.unwrap_err();
+    assert!(matches!(refused, AlertError::NoteTooLong));
+    assert_eq!(refused.to_string(), "note must be at most 1000 characters");
+    let acked = service.ack(&me, &acme, &id, text(NOTE_CHARS_MAX)).await.unwrap();
+    assert_eq!(acked.note, text(NOTE_CHARS_MAX));
+}
+
+#[tokio::test]
+async fn more_than_one_transactions_rows_are_pruned_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    let service = AlertService::new(db.clone(), ManualClock::at(3_000), LiveBus::new());
+    let count = PRUNE_ROWS_MAX + 1;
+    open_all(
+        &db,
+        (0..count).map(|n| NewAlert { opened_at_us: 1, ..alert("acme", n, Severity::Info) }).collect(),
+    )
+    .await;
+    let cleared = db.write(|tx| tx.execute("UPDATE alerts SET state = 'cleared', cleared_at_us = 2", &[]));
+    assert_eq!(cleared.await.unwrap() as i64, count);
+    assert_eq!(service.prune(&tenant("acme"), 3_000).await.unwrap() as i64, count);
+}
+
+#[tokio::test]
+async fn the_platform_has_one_alert_a_reader_waiting_however_many_readers_and_ranges() {
+    const READERS: [&str; 18] =
+        ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p", "q", "r"];
+    let dir = tempfile::tempdir().unwrap();
+    let service = AlertService::new(registry(dir.path()), ManualClock::at(7), LiveBus::new());
+    let acme = tenant("acme");
+    let tell = async |first: u64| {
+        let mut opened = 0;
+        for reader in READERS {
+            let range = SkippedRange { reader, log_epoch: 1, first, next: first + 1, why: "are gone".into() };
+            opened += usize::from(service.tell_skipped(&acme, &range).await.unwrap());
+        }
+        opened
+    };
+    assert_eq!(tell(1).await, READERS.len());
+    let all = service.list(&acme, AlertFilter::default(), None, 100).await.unwrap();
+    let me = crate::testing::owner(&acme);
+    service.ack(&me, &acme, &all[0].id, None).await.unwrap();
+    assert_eq!(tell(2).await, 0, "open or acknowledged");
+    service.resolve(&me, &acme, &all[0].id, None).await.unwrap();
+    assert_eq!((tell(3).await, tell(4).await), (1, 0), "a person closed one");
 }
