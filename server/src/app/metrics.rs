@@ -90,7 +90,7 @@ pub(super) fn of_rules(
         let live = live.clone();
         Box::new(move || number(read(&live)))
     };
-    let all: [(&str, &str, Read); 10] = [
+    let all: [(&str, &str, Read); 11] = [
         ("rules_position", "The next log position that rules read", rule(|progress| progress.now().position)),
         ("rules_evaluations", "Conditions evaluated", rule(|progress| progress.now().evaluations)),
         ("rules_errors", "Evaluations that failed", rule(|progress| progress.now().errors)),
@@ -113,6 +113,11 @@ pub(super) fn of_rules(
         ),
         ("live_subscribers", "Open live streams", bus(|live| live.stats().subscribers)),
         ("live_cut_slow", "Live streams cut since they read too slowly", bus(|live| live.stats().cut_slow)),
+        (
+            "live_left_out",
+            "Events of tenants beyond the live stream's bound",
+            bus(|live| live.stats().left_out),
+        ),
     ];
     all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
 }

@@ -93,7 +93,10 @@ pub struct LiveQuery {
 
 impl LiveQuery {
     fn filter(&self) -> Result<Filter, ApiError> {
-        let bad = || ApiError::invalid("kinds", "must be of: reading, event, alert, presence, ledger");
+        let bad = || {
+            let why = format!("must be at most {KINDS_MAX} of: reading, event, alert, presence, ledger");
+            ApiError::invalid("kinds", why)
+        };
         let texts = self.kinds.iter().flat_map(|kinds| kinds.split(','));
         let kinds = texts.map(|text| LiveKind::parse(text).ok_or_else(bad)).collect::<Result<Vec<_>, _>>()?;
         if kinds.len() > KINDS_MAX {

@@ -4,7 +4,7 @@
 //! and returns. A task of its own publishes every [`FLUSH_EVERY`], so a metric shows at most five times a second
 //! whatever a device sends. Values are kept for watched tenants only.
 //!
-//! Bounds: [`DEVICES_MAX`] devices with something to show and [`VALUES_PER_DEVICE_MAX`] values of each (more are
+//! Bounds, a tenant: [`DEVICES_MAX`] devices with something to show and [`VALUES_PER_DEVICE_MAX`] values of each (more are
 //! counted in [`Feed::left_out`] and shown next time they come); [`DEVICES_PER_FLUSH`] devices of a tenant a flush,
 //! the longest waiting first.
 
@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 /// Between two flushes.
 pub const FLUSH_EVERY: Duration = Duration::from_millis(200);
-/// Devices that may wait to be shown.
+/// Devices of one tenant that may wait to be shown.
 pub const DEVICES_MAX: usize = 10_000;
 /// Values (metrics and pipelines) of one device that may wait.
 pub const VALUES_PER_DEVICE_MAX: usize = 200;

@@ -1,4 +1,4 @@
-use super::feed::{DEVICES_PER_FLUSH, Feed, VALUES_PER_DEVICE_MAX};
+use super::feed::{DEVICES_MAX, DEVICES_PER_FLUSH, Feed, VALUES_PER_DEVICE_MAX};
 use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
 use crate::platform::telemetry::{StoredBatch, StoredItem, StoredWhat};
 use crate::tenants::Permission;
@@ -77,7 +77,7 @@ async fn presence_is_told_at_once_and_not_from_before_the_start() {
 }
 
 #[tokio::test]
-async fn much_news_is_spread_over_flushes_and_bounded() {
+async fn much_news_is_spread_over_flushes() {
     let (feed, mut watcher) = watched();
     for device in 0..=DEVICES_PER_FLUSH {
         stored(&feed, vec![reading(&format!("d{device}"), "a", 1.0)]);
@@ -88,10 +88,45 @@ async fn much_news_is_spread_over_flushes_and_bounded() {
     }
     feed.flush();
     assert_eq!(next(&mut watcher).await.1["device"], format!("d{DEVICES_PER_FLUSH}"));
-    for metric in 0..VALUES_PER_DEVICE_MAX + 3 {
+}
+
+fn result(device: &str, pipeline: &str) -> StoredItem {
+    let kind = muster_wire::EventKind::Anomaly;
+    let (pipeline, label) = (pipeline.to_owned(), "normal".to_owned());
+    item(device, StoredWhat::Event { measured_at_us: 6, pipeline, kind, label, score: 0.25 })
+}
+
+#[tokio::test]
+async fn a_devices_waiting_values_are_bounded_and_known_ones_follow() {
+    let (feed, mut watcher) = watched();
+    stored(&feed, vec![result("d1", "vib")]);
+    for metric in 1..VALUES_PER_DEVICE_MAX {
         stored(&feed, vec![reading("d1", &format!("m{metric}"), 1.0)]);
     }
-    assert_eq!(feed.left_out(), 3);
+    stored(&feed, vec![reading("d1", "m1", 2.0), result("d1", "vib")]);
+    assert_eq!(feed.left_out(), 0);
+    stored(&feed, vec![reading("d1", "one more", 1.0), result("d1", "one more")]);
+    assert_eq!(feed.left_out(), 2);
+    feed.flush();
+    let values = next(&mut watcher).await.1["values"].clone();
+    let shown = values.as_object().unwrap();
+    assert_eq!((shown.len(), &shown["m1"]["value"]), (VALUES_PER_DEVICE_MAX - 1, &json!(2.0)));
+    assert_eq!(next(&mut watcher).await.1["results"].as_object().unwrap().len(), 1);
+}
+
+#[test]
+fn waiting_devices_are_bounded_and_left_out_ones_come_next_time() {
+    let (feed, _watcher) = watched();
+    let all = |from: usize, count: usize| {
+        (from..from + count).map(|device| reading(&format!("d{device}"), "a", 1.0)).collect::<Vec<_>>()
+    };
+    stored(&feed, all(0, DEVICES_MAX));
+    assert_eq!(feed.left_out(), 0);
+    stored(&feed, all(DEVICES_MAX - 1, 3));
+    assert_eq!(feed.left_out(), 2, "one was waiting");
+    feed.flush();
+    stored(&feed, all(DEVICES_MAX, 2));
+    assert_eq!(feed.left_out(), 2, "a flush makes room");
 }
 
 #[test]
@@ -145,9 +180,13 @@ async fn the_stream_has_ids_and_resumes() {
         let reset = frames(&app, &token, path, Some(unknown), 1).await;
         assert!(reset[0].contains("event: reset"), "{reset:?}");
     }
-    app.call(As::Token(&token), "GET", &format!("{path}?kinds=nope"), None)
-        .await
-        .refused("invalid_argument", Some("kinds"));
+    let kinds = "reading,event,alert,presence,ledger";
+    frames(&app, &token, &format!("{path}?kinds={kinds}"), None, 1).await;
+    for kinds in ["nope", &format!("{kinds},alert")] {
+        let refused = app.call(As::Token(&token), "GET", &format!("{path}?kinds={kinds}"), None).await;
+        refused.refused("invalid_argument", Some("kinds"));
+        assert!(refused.text.contains("at most 5 of: reading"), "{}", refused.text);
+    }
 }
 
 #[tokio::test]

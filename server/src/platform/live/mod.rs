@@ -159,8 +159,14 @@ pub enum Cut {
 
 /// Why a subscription was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the tenant has {SUBSCRIBERS_PER_TENANT_MAX} live streams open")]
-pub struct TooManySubscribers;
+pub enum SubscribeError {
+    /// The tenant's bound is reached.
+    #[error("the tenant has {SUBSCRIBERS_PER_TENANT_MAX} live streams open, which is the most")]
+    Subscribers,
+    /// The server's bound is reached.
+    #[error("the server shows {TENANTS_MAX} other tenants live, which is the most")]
+    Tenants,
+}
 
 /// Counters since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -169,6 +175,8 @@ pub struct LiveStats {
     pub published: u64,
     /// Subscribers cut since their queue was full.
     pub cut_slow: u64,
+    /// Events of tenants beyond [`TENANTS_MAX`]: nobody sees them.
+    pub left_out: u64,
     /// Subscribers now.
     pub subscribers: u64,
 }
@@ -184,6 +192,7 @@ struct Inner {
     tenants: Mutex<HashMap<Arc<str>, Channel>>,
     seq: AtomicU64,
     cut_slow: AtomicU64,
+    left_out: AtomicU64,
     subscribers: AtomicU64,
     is_closed: AtomicBool,
 }
@@ -215,9 +224,9 @@ impl LiveBus {
     #[must_use]
     pub fn new() -> Self {
         let epoch = u32::from_le_bytes(super::secret::random_bytes());
-        let (seq, cut_slow, subscribers) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        let (tenants, is_closed) = (Mutex::default(), AtomicBool::new(false));
-        Self { inner: Arc::new(Inner { epoch, tenants, seq, cut_slow, subscribers, is_closed }) }
+        let (seq, cut_slow, left_out) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        let (tenants, subscribers, is_closed) = (Mutex::default(), AtomicU64::new(0), AtomicBool::new(false));
+        Self { inner: Arc::new(Inner { epoch, tenants, seq, cut_slow, left_out, subscribers, is_closed }) }
     }
 
     /// Puts an event into the tenant's ring and every fitting subscriber's queue. Never waits.
@@ -225,7 +234,10 @@ impl LiveBus {
         let mut tenants = self.lock();
         let seq = self.inner.seq.fetch_add(1, Ordering::Relaxed) + 1;
         let id = EventId { epoch: self.inner.epoch, seq };
-        let Some((name, channel)) = channel(&mut tenants, tenant) else { return id };
+        let Some((name, channel)) = channel(&mut tenants, tenant) else {
+            self.inner.left_out.fetch_add(1, Ordering::Relaxed);
+            return id;
+        };
         let event =
             Arc::new(LiveEvent { id, tenant: name, kind, device: device.map(Into::into), json: json.into() });
         channel.subscribers.retain(|subscriber| self.deliver(subscriber, &event));
@@ -246,18 +258,18 @@ impl LiveBus {
     /// Joins a tenant's events; those after `last` come first where the ring still holds them.
     ///
     /// # Errors
-    /// The tenant has [`SUBSCRIBERS_PER_TENANT_MAX`] already.
+    /// The tenant has [`SUBSCRIBERS_PER_TENANT_MAX`] already, or the server [`TENANTS_MAX`] others.
     pub fn subscribe(
         &self,
         tenant: &str,
         filter: Filter,
         last: Option<EventId>,
-    ) -> Result<Subscription, TooManySubscribers> {
+    ) -> Result<Subscription, SubscribeError> {
         let mut tenants = self.lock();
-        let Some((_, channel)) = channel(&mut tenants, tenant) else { return Err(TooManySubscribers) };
+        let (_, channel) = channel(&mut tenants, tenant).ok_or(SubscribeError::Tenants)?;
         channel.subscribers.retain(|subscriber| !subscriber.queue.is_closed());
         if channel.subscribers.len() >= SUBSCRIBERS_PER_TENANT_MAX {
-            return Err(TooManySubscribers);
+            return Err(SubscribeError::Subscribers);
         }
         let (resume, replay) = channel.replay(self.inner.epoch, last, &filter);
         let (sender, queue) = mpsc::channel(QUEUE_EVENTS_MAX);
@@ -288,6 +300,7 @@ impl LiveBus {
         LiveStats {
             published: self.inner.seq.load(Ordering::Relaxed),
             cut_slow: self.inner.cut_slow.load(Ordering::Relaxed),
+            left_out: self.inner.left_out.load(Ordering::Relaxed),
             subscribers: self.inner.subscribers.load(Ordering::Relaxed),
         }
     }

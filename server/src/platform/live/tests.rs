@@ -92,7 +92,8 @@ fn subscribers_are_bounded_and_their_places_come_free() {
     let mut all: Vec<_> = (0..SUBSCRIBERS_PER_TENANT_MAX)
         .map(|_| bus.subscribe("acme", Filter::default(), None).unwrap())
         .collect();
-    assert!(bus.subscribe("acme", Filter::default(), None).is_err());
+    let refused = bus.subscribe("acme", Filter::default(), None).err().unwrap();
+    assert_eq!(refused.to_string(), "the tenant has 64 live streams open, which is the most");
     assert!(bus.subscribe("other", Filter::default(), None).is_ok());
     all.pop();
     assert!(bus.subscribe("acme", Filter::default(), None).is_ok());
@@ -110,4 +111,23 @@ async fn closing_ends_streams_that_are_open_and_that_come_later() {
     assert_eq!(drain(&mut open, 1).await, ["last"]);
     assert_eq!(open.next().await, Err(Cut::Closed));
     assert_eq!(bus.subscribe("acme", Filter::default(), None).unwrap().next().await, Err(Cut::Closed));
+}
+
+#[test]
+fn tenants_are_bounded_and_what_is_left_out_is_counted() {
+    let bus = LiveBus::new();
+    let publish = |number: usize| bus.publish(&format!("t{number}"), LiveKind::Alert, None, "alert");
+    let first = publish(0);
+    for number in 1..TENANTS_MAX {
+        publish(number);
+    }
+    assert_eq!((bus.lock().len(), bus.stats().left_out), (TENANTS_MAX, 0));
+    publish(TENANTS_MAX);
+    assert_eq!((bus.lock().len(), bus.stats().left_out), (TENANTS_MAX, 1));
+    let one_more = format!("t{TENANTS_MAX}");
+    let refused = bus.subscribe(&one_more, Filter::default(), None).err().unwrap();
+    assert_eq!(refused.to_string(), "the server shows 4096 other tenants live, which is the most");
+    assert!(!bus.is_watched(&one_more));
+    publish(0);
+    assert_eq!(bus.subscribe("t0", Filter::default(), Some(first)).unwrap().resume(), Resume::Replayed(1));
 }
