@@ -172,6 +172,7 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::sync::broadcast::error::TryRecvError;
 
     #[test]
     fn a_change_is_seen_by_lookup_and_follower() {
@@ -192,6 +193,18 @@ mod tests {
             assert_eq!(changes.try_recv().unwrap(), expect);
         }
         assert!(changes.try_recv().is_err(), "an unchanged write and a second removal tell nothing");
+    }
+
+    #[test]
+    fn a_follower_that_left_more_changes_unread_than_are_kept_is_told() {
+        let directory = Directory::new();
+        let mut changes = directory.subscribe_changes();
+        let change = |number: usize| directory.revoke_cert(&number.to_le_bytes());
+        (0..CHANGES_MAX).for_each(change);
+        assert_eq!(changes.try_recv(), Ok(Change::Everything), "as many are kept");
+        (0..2).for_each(|more| change(CHANGES_MAX + more));
+        assert_eq!(changes.try_recv(), Err(TryRecvError::Lagged(1)));
+        assert_eq!(changes.len(), CHANGES_MAX);
     }
 
     #[test]

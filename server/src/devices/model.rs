@@ -184,14 +184,44 @@ mod tests {
         check(Some("pump"), 0, Some("valve"), 0, ClaimUse::OtherDevice);
     }
 
+    #[track_caller]
+    fn refused(checked: Result<(), FieldError>, field: &str, why: &str) {
+        let error = checked.unwrap_err();
+        assert_eq!(error.field, field);
+        assert!(error.why.contains(why), "{error}");
+    }
+
     #[test]
     fn labels_are_bounded() {
-        let many: Labels = (0..=LABELS_MAX).map(|at| (format!("k{at}"), String::new())).collect();
-        assert_eq!(check_labels(&many).unwrap_err().field, "labels");
+        let many =
+            |count: usize| -> Labels { (0..count).map(|at| (format!("k{at}"), String::new())).collect() };
+        assert!(check_labels(&many(LABELS_MAX)).is_ok());
+        refused(check_labels(&many(LABELS_MAX + 1)), "labels", "at most 32");
         let one = |key: &str, value: &str| Labels::from([(key.to_owned(), value.to_owned())]);
+        let text = |length: usize| "x".repeat(length);
         assert!(check_labels(&one("site/floor", "3")).is_ok());
-        assert_eq!(check_labels(&one("Site", "3")).unwrap_err().field, "labels.Site");
-        assert_eq!(check_labels(&one("site", &"x".repeat(257))).unwrap_err().field, "labels.site");
+        assert!(check_labels(&one(&text(LABEL_KEY_BYTES_MAX), &text(LABEL_VALUE_BYTES_MAX))).is_ok());
+        refused(check_labels(&one("Site", "3")), "labels.Site", "1 to 63 of a-z");
+        refused(check_labels(&one("", "3")), "labels.", "1 to 63 of a-z");
+        let long = text(LABEL_KEY_BYTES_MAX + 1);
+        refused(check_labels(&one(&long, "3")), &format!("labels.{long}"), "1 to 63 of a-z");
+        refused(
+            check_labels(&one("site", &text(LABEL_VALUE_BYTES_MAX + 1))),
+            "labels.site",
+            "at most 256 bytes",
+        );
+    }
+
+    #[test]
+    fn a_claims_uses_and_life_are_bounded() {
+        let check =
+            |uses_max, life_s| ClaimRequest { device: None, uses_max, life_s, labels: Labels::new() }.check();
+        assert!(check(1, 60).is_ok());
+        assert!(check(CLAIM_USES_MAX, CLAIM_LIFE_S_MAX).is_ok());
+        refused(check(0, 60), "uses_max", "1 to 10000");
+        refused(check(CLAIM_USES_MAX + 1, 60), "uses_max", "1 to 10000");
+        refused(check(1, 59), "life_s", "60 to 7776000");
+        refused(check(1, CLAIM_LIFE_S_MAX + 1), "life_s", "60 to 7776000");
     }
 
     #[test]

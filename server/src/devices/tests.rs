@@ -203,13 +203,35 @@ async fn a_tenant_has_quotas() {
     fleet.call("POST", DEVICES, json!({ "id": "two" })).await.refused("rate_limited", None);
 }
 
+#[tokio::test]
+async fn a_claim_takes_as_many_keys_as_it_says() {
+    let fleet = Fleet::start().await;
+    let claim = fleet.claim(json!({ "uses_max": 2 })).await;
+    for name in ["one", "two"] {
+        fleet.enroll(&claim, &csr(), Some(name)).await.expect(201);
+    }
+    fleet.enroll(&claim, &csr(), Some("three")).await.refused("claim_spent", None);
+    assert_eq!(fleet.enabled("three"), None);
+}
+
 mod pki {
-    use crate::devices::pki::{Pki, PkiError};
+    use crate::devices::model::CSR_BYTES_MAX;
+    use crate::devices::pki::{CsrError, Pki, PkiError, check_csr};
     use crate::testing::START_US;
     use std::os::unix::fs::PermissionsExt as _;
 
     fn hosts(names: &[&str]) -> Vec<String> {
         names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_request_of_the_bound_is_read_and_one_byte_more_is_not() {
+        let pem = super::csr();
+        let padded = |bytes: usize| format!("{pem}{}", "\n".repeat(bytes - pem.len()));
+        assert!(check_csr(&padded(CSR_BYTES_MAX)).is_ok());
+        let refused = check_csr(&padded(CSR_BYTES_MAX + 1)).err().unwrap();
+        assert!(matches!(refused, CsrError::TooLarge), "{refused}");
+        assert_eq!(refused.to_string(), "is larger than 8192 bytes");
     }
 
     #[test]

@@ -207,7 +207,27 @@ async fn an_unknown_path_method_or_type_is_a_problem_too() {
     login(json!({ "email": "a@b", "password": "x", "nme": 1 }))
         .await
         .refused("invalid_argument", Some("nme"));
-    login(json!({ "email": "x".repeat(300_000), "password": "x" })).await.refused("too_large", None);
+}
+
+#[tokio::test]
+async fn a_body_of_the_bound_is_read_and_one_byte_more_is_not() {
+    let app = TestApp::start_with(|config| config.http.body_bytes_max = 4_096).await;
+    for (router, path, token) in
+        [(&app.admin, "/api/v1/auth/login", "password"), (&app.enroll, "/api/v1/enroll", "claim_token")]
+    {
+        let ask = async |bytes: usize| {
+            let begin = format!("{{\"{token}\":\"");
+            let body = format!("{begin}{}\"}}", "x".repeat(bytes - begin.len() - 2));
+            assert_eq!(body.len(), bytes);
+            let request = Request::post(path).header("content-type", "application/json");
+            raw(router, request.body(Body::from(body)).unwrap()).await
+        };
+        let missing = ask(4_096).await;
+        assert_eq!(missing.json["code"], "invalid_argument", "it was read: {}", missing.text);
+        let refused = ask(4_097).await;
+        refused.refused("too_large", None);
+        assert!(refused.text.contains("http.body_bytes_max"), "{}", refused.text);
+    }
 }
 
 #[tokio::test]

@@ -218,6 +218,19 @@ mod tests {
     }
 
     #[test]
+    fn an_answers_points_are_bounded() {
+        let range = |limit: usize| {
+            let metric = "m".to_owned();
+            ReadingsParams { metric, from: None, to: None, step: None, agg: None, limit: Some(limit) }.range()
+        };
+        assert_eq!(range(POINTS_MAX).unwrap().limit, POINTS_MAX);
+        for limit in [0, POINTS_MAX + 1] {
+            let refused = range(limit).unwrap_err();
+            assert_eq!((refused.field.as_deref(), &*refused.message), (Some("limit"), "must be 1 to 10000"));
+        }
+    }
+
+    #[test]
     fn a_step_has_a_unit_and_bounds() {
         check("10", Some(10));
         check("10s", Some(10));

@@ -15,7 +15,7 @@ pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Pause after a commit that was not full. Commits share the disk with the log's fsync, which PUBACKs wait for.
 pub const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
 /// Ticks that may be read without a commit of the cursor: they have no effect but time.
-const TICKS_HELD_MAX: usize = 60;
+pub(super) const TICKS_HELD_MAX: usize = 60;
 const WAIT: Duration = Duration::from_millis(500);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);

@@ -160,6 +160,32 @@ fn check_steps(query: &ReadingsQuery) -> Result<(), FieldError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::model::Labels;
+    use crate::devices::service::NewDevice;
+    use crate::testing::{TestApp, owner};
+    use std::pin::pin;
+
+    #[tokio::test]
+    async fn queries_of_readings_wait_for_a_place_and_others_do_not() {
+        let app = TestApp::start().await;
+        let acme = app.tenant("acme").await;
+        let (queries, slices) = (&app.parts.slices.queries, &app.parts.slices);
+        let device = DeviceId::parse("pump").unwrap();
+        let new = NewDevice { device: device.clone(), name: String::new(), labels: Labels::new() };
+        slices.devices.create(&owner(&acme), &acme, new).await.unwrap();
+        let places = queries.series_reads.acquire_many(SERIES_READS_MAX as u32).await.unwrap();
+        let range = Range { metric: "m".into(), from_us: None, to_us: None, step: None, limit: 1 };
+        let mut third = pin!(queries.readings(&acme, &device, range));
+        for _ in 0..20 {
+            tokio::select! {
+                biased;
+                _ = &mut third => panic!("every place is taken"),
+                last = queries.last(&acme, &device) => assert!(last.unwrap().is_empty()),
+            }
+        }
+        drop(places);
+        assert!(third.await.unwrap().points.is_empty());
+    }
 
     #[test]
     fn a_range_has_a_bound_of_steps() {

@@ -1,5 +1,6 @@
 //! The consumers as threads, on a real directory; each test waits on what can be observed.
 
+use super::consumer::TICKS_HELD_MAX;
 use super::*;
 use crate::platform::clock::{Clock as _, SystemClock};
 use crate::platform::db::{DbError, Scope, Sync, Tx};
@@ -187,4 +188,54 @@ fn an_idle_log_ticks_and_ticks_alone_commit_nothing() {
     assert!(server.stored.try_recv().is_err());
     send(&server.log, 1..2);
     assert_eq!(server.wait_stored(1)[0].from, 1, "the batch begins at the cursor, before the ticks");
+}
+
+/// A consumer that is stepped by hand, on a log of its own.
+fn by_hand(dir: &Path) -> (EventLog, Consumer) {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let log = EventLog::open(&LogOptions::at(&dir.join("log")), clock.clone()).unwrap();
+    let options = telemetry::Options { sync: Sync::OffForTrials, ..telemetry::Options::default() };
+    let store = TelemetryStore::open(&dir.join("telemetry.db"), options).unwrap();
+    let consumer = Consumer::begin(log.clone(), store, clock, Vec::new()).unwrap();
+    (log, consumer)
+}
+
+#[test]
+fn a_commit_takes_no_more_of_the_log_than_its_bound_and_one_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut consumer) = by_hand(dir.path());
+    let body = vec![0; 128 * 1024];
+    let record = NewRecord { kind: Kind::Rejected { reason: 0x99 }, body: &body, ..NewRecord::tick() };
+    let record = NewRecord { tenant: "acme", device: "cam", ..record };
+    let count = 3 * BATCH_BYTES_MAX / body.len();
+    for _ in 0..count {
+        log.append(&record).unwrap();
+    }
+    log.commit().unwrap();
+    let (mut next, mut steps) = (log.first(), 0);
+    while let Step::Stored { batch, .. } = consumer.step().unwrap() {
+        assert_eq!(batch.from, next, "nothing is passed over");
+        assert!((batch.next - batch.from) as usize <= BATCH_BYTES_MAX / body.len() + 1);
+        (next, steps) = (batch.next, steps + 1);
+    }
+    assert_eq!((next, steps), (log.durable_next(), 3));
+}
+
+#[test]
+fn the_cursor_stays_behind_ticks_to_their_bound_and_no_further() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, mut consumer) = by_hand(dir.path());
+    let mut tick = |count: usize| {
+        for _ in 0..count {
+            log.append(&NewRecord::tick()).unwrap();
+        }
+        log.commit().unwrap();
+        consumer.step().unwrap()
+    };
+    assert!(matches!(tick(TICKS_HELD_MAX - 1), Step::Ticks));
+    assert!(matches!(tick(1), Step::Ticks));
+    assert!(
+        matches!(tick(1), Step::Stored { batch, .. } if batch.next - batch.from == TICKS_HELD_MAX as u64 + 1)
+    );
+    assert!(matches!(tick(TICKS_HELD_MAX), Step::Ticks), "it counts anew");
 }

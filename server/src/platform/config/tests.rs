@@ -120,3 +120,51 @@ fn a_reload_takes_what_it_may_and_names_the_rest() {
     assert!(live.reload(&sources).is_err());
     assert_eq!(live.get().log.filter, "debug");
 }
+
+#[test]
+fn a_file_of_the_bound_is_read_and_one_byte_more_is_not() {
+    let file = |bytes: usize| format!("#{}", " ".repeat(bytes - 1));
+    assert!(load(&file(1 << 20), &[], &[]).is_ok());
+    refused(&file((1 << 20) + 1), &[], &[], &["muster-server.toml", "is larger than 1048576 bytes"]);
+}
+
+#[test]
+fn every_number_is_taken_to_its_bounds_and_no_further() {
+    let table = [
+        ("http.body_bytes_max", 4_096, 64 << 20),
+        ("http.timeout_s", 1, 600),
+        ("enroll.attempts_per_minute", 1, 100_000),
+        ("mqtt.connections_max", 1, 10_000_000),
+        ("mqtt.worker_threads", 1, 256),
+        ("pki.device_days", 1, 825),
+        ("pki.server_days", 1, 825),
+        ("auth.session_hours", 1, 24 * 31),
+        ("auth.login_failures_max", 1, 1_000),
+        ("auth.lockout_minutes", 1, 24 * 60),
+        ("auth.token_days_max", 1, 3_660),
+        ("event_log.segment_bytes", 1 << 20, 1 << 30),
+        ("event_log.bytes_max", 4 * (64 << 20), 1_u64 << 50),
+        ("event_log.disk_reserve_bytes", 0, 1 << 40),
+        ("quota.devices_max", 1, 10_000_000),
+        ("quota.claims_max", 1, 1_000_000),
+        ("quota.api_tokens_max", 1, 100_000),
+        ("quota.users_max", 1, 100_000),
+        ("limits.device_messages_per_s", 1, 1_000_000),
+        ("limits.device_messages_burst", 1, 10_000_000),
+        ("retention.telemetry_days", 1, 36_500),
+        ("retention.alerts_days", 1, 36_500),
+    ];
+    for (key, least, most) in table {
+        for good in [least, most] {
+            assert_eq!(load("", &[], &[(key, &good.to_string())]).err(), None, "{key} = {good}");
+        }
+        let told = format!("must be {least} to {most}");
+        let below = least.checked_sub(1);
+        for bad in below.into_iter().chain([most + 1]) {
+            refused("", &[], &[(key, &bad.to_string())], &[key, &told]);
+        }
+    }
+    let hosts = |count: usize| format!("{:?}", vec!["a.example"; count]);
+    assert!(load("", &[], &[("pki.hosts", &hosts(64))]).is_ok());
+    refused("", &[], &[("pki.hosts", &hosts(65))], &["pki.hosts", "1 to 64"]);
+}

@@ -147,3 +147,93 @@ async fn a_read_that_nobody_waits_for_ends_or_never_begins() {
     assert_eq!(answers(&db).await, 1);
     assert!(was_late.try_recv().is_err(), "its caller had gone before it could begin");
 }
+
+/// Holds the writer in a closure until told.
+struct Held {
+    holder: tokio::task::JoinHandle<Result<(), DbError>>,
+    go_on: std::sync::mpsc::Sender<()>,
+}
+
+async fn hold(db: &Db) -> Held {
+    let (begun, has_begun) = oneshot::channel();
+    let (go_on, told) = std::sync::mpsc::channel();
+    let db = db.clone();
+    let holder = tokio::spawn(async move {
+        db.write(move |_| {
+            let _ = begun.send(());
+            told.recv().map_err(|_| DbError::Closed)
+        })
+        .await
+    });
+    has_begun.await.unwrap();
+    Held { holder, go_on }
+}
+
+/// Lets every other task run as far as it can.
+async fn settle() {
+    for _ in 0..200 {
+        tokio::task::yield_now().await;
+    }
+}
+
+impl Held {
+    async fn release(self) {
+        self.go_on.send(()).unwrap();
+        self.holder.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn more_closures_than_the_lane_holds_make_their_callers_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    let held = hold(&db).await;
+    let insert = || {
+        let db = db.clone();
+        tokio::spawn(async move { db.write(|tx| tx.execute("INSERT INTO t (b) VALUES ('x')", &[])).await })
+    };
+    let mut writes: Vec<_> = (0..QUEUE_MAX - 1).map(|_| insert()).collect();
+    settle().await;
+    assert_eq!(db.inner.writes.capacity(), 1);
+    writes.extend([insert(), insert(), insert()]);
+    settle().await;
+    assert_eq!(db.inner.writes.capacity(), 0);
+    let further = db.inner.writes.try_reserve();
+    assert!(matches!(further, Err(mpsc::error::TrySendError::Full(()))));
+    held.release().await;
+    for write in writes {
+        write.await.unwrap().unwrap();
+    }
+    assert_eq!(db.read(count).await.unwrap() as usize, QUEUE_MAX + 2, "they waited, and none was lost");
+}
+
+#[tokio::test]
+async fn as_many_closures_as_the_bound_share_a_commit_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = open(dir.path());
+    let held = hold(&db).await;
+    // What another connection sees is what earlier groups committed.
+    let writes: Vec<_> = (0..GROUP_MAX + 1)
+        .map(|_| {
+            let (db, path) = (db.clone(), dir.path().join("t.db"));
+            tokio::spawn(async move {
+                db.write(move |tx| {
+                    tx.execute("INSERT INTO t (b) VALUES ('x')", &[])?;
+                    let other = Connection::open(path)?;
+                    Ok::<i64, DbError>(other.query_row("SELECT count(*) FROM t", [], |row| row.get(0))?)
+                })
+                .await
+            })
+        })
+        .collect();
+    settle().await;
+    held.release().await;
+    let mut seen = Vec::new();
+    for write in writes {
+        seen.push(write.await.unwrap().unwrap() as usize);
+    }
+    // The one that held the writer was of the first group.
+    let mut expect = vec![0; GROUP_MAX - 1];
+    expect.extend([GROUP_MAX - 1; 2]);
+    assert_eq!(seen, expect);
+}

@@ -123,5 +123,7 @@ fn a_record_over_the_limit_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let log = EventLog::open(&Options::at(dir.path()), ManualClock::at(1)).unwrap();
     let body = vec![0; RECORD_BYTES_MAX];
-    assert_eq!(log.append(&message(1, &body)), Err(AppendError::TooLarge));
+    let largest = RECORD_BYTES_MAX - message(1, b"").encoded_len();
+    assert_eq!(log.append(&message(1, &body[..=largest])), Err(AppendError::TooLarge));
+    assert_eq!(log.append(&message(1, &body[..largest])), Ok(1));
 }

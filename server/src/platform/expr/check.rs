@@ -63,8 +63,13 @@ fn fault(node: &Ast, message: impl Into<String>) -> Fault {
 impl Walk<'_> {
     fn node(&mut self, node: &Ast, depth: usize) -> Result<(), Fault> {
         self.found.nodes += 1;
-        if depth > AST_DEPTH_MAX || self.found.nodes > AST_NODES_MAX {
-            return Err(fault(node, "is too complex: split the rule"));
+        if depth > AST_DEPTH_MAX {
+            let why = format!("must be at most {AST_DEPTH_MAX} operations deep: split the rule");
+            return Err(fault(node, why));
+        }
+        if self.found.nodes > AST_NODES_MAX {
+            let why = format!("must have at most {AST_NODES_MAX} operations and values: split the rule");
+            return Err(fault(node, why));
         }
         match &node.expr {
             Expr::Literal(_) => Ok(()),

@@ -96,6 +96,16 @@ fn errors_are_told_apart() {
 }
 
 #[test]
+fn what_is_kept_of_an_error_is_bounded() {
+    let missing = |chars: usize| answer(&format!("labels[\"{}\"] == 'x'", "é".repeat(chars)));
+    let kept = Err(EvalError::MissingKey("é".repeat(MESSAGE_CHARS_MAX)));
+    assert_eq!((missing(MESSAGE_CHARS_MAX), missing(MESSAGE_CHARS_MAX + 1)), (kept.clone(), kept));
+    let why = refused(&format!("value > {}", "é".repeat(400)));
+    let place = why.split_once(": ").unwrap().0.chars().count() + 2;
+    assert!(why.chars().count() - place <= MESSAGE_CHARS_MAX, "{why}");
+}
+
+#[test]
 fn refusals_name_the_place() {
     let refusals = [
         "",
@@ -133,8 +143,21 @@ fn sizes_are_bounded() {
     let deep = |n: usize| format!("{}true{}", "(".repeat(n), ")".repeat(n));
     assert!(compile(&deep(NESTING_MAX), &VARIABLES).is_ok());
     assert!(refused(&deep(NESTING_MAX + 1)).contains("nest"));
-    assert!(refused(&format!("value == {}", vec!["1"; 60].join(" + "))).contains("complex"));
-    assert!(refused(&format!("value > 1{}", " ".repeat(SOURCE_BYTES_MAX))).contains("bytes"));
+    // The comparison is the root, and of a sum of n the deepest is the n-th below it.
+    let sum = |n: usize| format!("value == {}", vec!["1"; n].join("+"));
+    assert!(compile(&sum(AST_DEPTH_MAX - 1), &VARIABLES).is_ok());
+    assert!(refused(&sum(AST_DEPTH_MAX)).contains("at most 48 operations deep"));
+    // A list of lists compared with an empty one: three, and each list with its items.
+    let lists = |last: usize| {
+        let list = |n: usize| format!("[{}]", vec!["1"; n].join(","));
+        format!("[{},{}]==[]", vec![list(64); 6].join(","), list(last))
+    };
+    let last = AST_NODES_MAX - 3 - 6 * 65 - 1;
+    assert!(compile(&lists(last), &VARIABLES).is_ok());
+    assert!(refused(&lists(last + 1)).contains("at most 400 operations and values"));
+    let spaces = |bytes: usize| format!("value > 1{}", " ".repeat(bytes - 9));
+    assert!(compile(&spaces(SOURCE_BYTES_MAX), &VARIABLES).is_ok());
+    assert!(refused(&spaces(SOURCE_BYTES_MAX + 1)).contains("at most 1024 bytes"));
     let keys = |n: usize| (0..n).map(|k| format!("last.m{k} > 1.0")).collect::<Vec<_>>().join("||");
     let expression = compile(&keys(KEYS_MAX), &VARIABLES).unwrap();
     assert_eq!(expression.keys().count(), KEYS_MAX);

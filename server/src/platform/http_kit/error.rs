@@ -94,7 +94,10 @@ impl ApiError {
             StatusCode::METHOD_NOT_ALLOWED => {
                 (ErrorCode::MethodNotAllowed, "the path does not take this method")
             }
-            StatusCode::PAYLOAD_TOO_LARGE => (ErrorCode::TooLarge, "the body is over the limit"),
+            StatusCode::PAYLOAD_TOO_LARGE => (
+                ErrorCode::TooLarge,
+                "the body is over the server's limit, http.body_bytes_max of its configuration",
+            ),
             StatusCode::UNSUPPORTED_MEDIA_TYPE => {
                 (ErrorCode::UnsupportedMediaType, "the body must be application/json")
             }

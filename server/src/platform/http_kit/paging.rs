@@ -106,9 +106,15 @@ mod tests {
     #[test]
     fn a_page_has_bounds_and_a_cursor_comes_back() {
         let query = |limit, cursor: Option<&str>| PageQuery { limit, cursor: cursor.map(str::to_owned) };
-        assert_eq!(query(Some(501), None).page().unwrap_err().field.as_deref(), Some("limit"));
+        assert_eq!(query(Some(LIMIT_MAX), None).page().unwrap().fetch(), 501);
+        let refused = query(Some(LIMIT_MAX + 1), None).page().unwrap_err();
+        assert_eq!((refused.field.as_deref(), &*refused.message), (Some("limit"), "must be 1 to 500"));
         assert_eq!(query(Some(0), None).page().unwrap_err().field.as_deref(), Some("limit"));
         assert_eq!(query(None, Some("%%")).page().unwrap_err().field.as_deref(), Some("cursor"));
+        // 513 characters are no base64.
+        let cursor = |characters: usize| query(None, Some(&"A".repeat(characters))).page();
+        assert!(cursor(CURSOR_BYTES_MAX).is_ok());
+        assert_eq!(cursor(CURSOR_BYTES_MAX + 2).unwrap_err().field.as_deref(), Some("cursor"));
         let page = query(Some(2), None).page().unwrap();
         let items = page.items(vec!["a", "b", "c"], |row| (*row).to_owned(), |row| row.to_owned());
         assert_eq!(items.items, ["a", "b"]);

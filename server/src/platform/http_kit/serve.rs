@@ -31,9 +31,19 @@ pub async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
+    stop: watch::Receiver<bool>,
+) {
+    serve_at_once(CONNECTIONS_MAX, listener, tls, router, stop).await;
+}
+
+async fn serve_at_once(
+    connections_max: usize,
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    router: Router,
     mut stop: watch::Receiver<bool>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(connections_max));
     let stops = stop.clone();
     loop {
         let place = match places.clone().acquire_owned().await {
@@ -60,7 +70,7 @@ pub async fn serve(
         });
     }
     drop(listener);
-    let all = u32::try_from(CONNECTIONS_MAX).unwrap_or(u32::MAX);
+    let all = u32::try_from(connections_max).unwrap_or(u32::MAX);
     if tokio::time::timeout(DRAIN_TIME_MAX, places.acquire_many(all)).await.is_err() {
         tracing::warn!("connections are still open, closing them");
     }
@@ -113,5 +123,42 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 fn log_end(outcome: Result<(), hyper::Error>, peer: SocketAddr) {
     if let Err(error) = outcome {
         tracing::debug!(%peer, %error, "connection ended early");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    /// Turns of the runtime in which everything that can move has moved.
+    const TURNS: usize = 500;
+
+    async fn settle() {
+        for _ in 0..TURNS {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn over_the_bound_a_connection_waits_until_another_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let router = Router::new().route("/", axum::routing::get(|| async { "here" }));
+        let server = tokio::spawn(serve_at_once(2, listener, None, router, stopped));
+        let silent = [TcpStream::connect(address).await.unwrap(), TcpStream::connect(address).await.unwrap()];
+        settle().await;
+        let mut third = TcpStream::connect(address).await.unwrap();
+        third.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
+        settle().await;
+        let unanswered = third.try_read(&mut [0; 1]).unwrap_err();
+        assert_eq!(unanswered.kind(), std::io::ErrorKind::WouldBlock);
+        drop(silent);
+        let mut answer = String::new();
+        third.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("here"), "{answer}");
+        stop.send(true).unwrap();
+        server.await.unwrap();
     }
 }

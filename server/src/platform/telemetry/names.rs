@@ -61,8 +61,11 @@ pub(super) enum Series {
 }
 
 impl Names {
-    pub(super) fn is_over_bounds(&self) -> bool {
-        self.devices.len() > DEVICES_CACHED_MAX || self.series > SERIES_CACHED_MAX
+    /// Empties the cache where it is over its bounds. Called before each batch.
+    pub(super) fn trim(&mut self) {
+        if self.devices.len() > DEVICES_CACHED_MAX || self.series > SERIES_CACHED_MAX {
+            *self = Self::default();
+        }
     }
 
     pub(super) fn days(&self) -> u64 {
@@ -168,4 +171,36 @@ fn device_id(tx: &mut Tx<'_>, tenant_id: i64, name: &str) -> Result<i64, DbError
     }
     const INSERT: &str = "INSERT INTO device (tenant_id, name) VALUES ($1, $2) RETURNING id";
     tx.query_one(INSERT, &[&tenant_id, &name], |row| row.get(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(devices: usize, series: usize) -> Names {
+        let (tenant, name) = (Arc::<str>::from("acme"), Arc::<str>::from("cam"));
+        let device = |id: usize| Device {
+            id: id as i64,
+            tenant_id: 1,
+            tenant: tenant.clone(),
+            name: name.clone(),
+            series: HashMap::new(),
+            series_names: Vec::new(),
+            day: None,
+        };
+        Names { devices: (0..devices).map(device).collect(), series, ..Names::default() }
+    }
+
+    #[test]
+    fn the_cache_is_emptied_over_its_bounds_only() {
+        let left = |devices, series| {
+            let mut names = names(devices, series);
+            names.trim();
+            (names.devices.len(), names.series)
+        };
+        let whole = (DEVICES_CACHED_MAX, SERIES_CACHED_MAX);
+        assert_eq!(left(DEVICES_CACHED_MAX, SERIES_CACHED_MAX), whole);
+        assert_eq!(left(DEVICES_CACHED_MAX + 1, 0), (0, 0));
+        assert_eq!(left(1, SERIES_CACHED_MAX + 1), (0, 0));
+    }
 }

@@ -31,9 +31,7 @@ pub(super) struct WriterState {
 
 impl WriterState {
     fn trim(&mut self) {
-        if self.names.is_over_bounds() {
-            self.names = Names::default();
-        }
+        self.names.trim();
         self.ledger.trim();
     }
 }

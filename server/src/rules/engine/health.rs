@@ -105,3 +105,56 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::validate::{Written, compile};
+    use muster_wire::TenantId;
+
+    fn slot() -> Slot {
+        let spec = serde_json::json!({"on": {"telemetry": {}}, "condition": "true", "severity": "info"});
+        let spec = serde_json::from_value(spec).unwrap();
+        let tenant = TenantId::parse("acme").unwrap();
+        let rule =
+            compile(&Written { tenant: &tenant, id: "r", version: 1, name: "slow", spec: &spec }).unwrap();
+        Slot::new(Arc::new(rule))
+    }
+
+    /// Whether it still runs after a window of these costs.
+    fn runs_after(slot: &mut Slot, one: Duration, others: Duration) -> bool {
+        slot.charge(one);
+        (1..COST_WINDOW).for_each(|_| slot.charge(others));
+        slot.runs()
+    }
+
+    #[test]
+    fn a_mean_cost_over_the_bound_quarantines_once_its_window_is_full() {
+        let (mut slot, over) = (slot(), COST_MEAN_MAX + Duration::from_nanos(1));
+        assert!(runs_after(&mut slot, COST_MEAN_MAX, COST_MEAN_MAX));
+        (1..COST_WINDOW).for_each(|_| slot.charge(over));
+        assert!(slot.runs());
+        slot.charge(over);
+        assert_eq!(slot.fresh.as_deref(), Some("256 evaluations took over 1 ms each"));
+        assert!(!slot.runs());
+    }
+
+    #[test]
+    fn one_evaluation_is_charged_with_no_more_than_its_bound() {
+        let hour = Duration::from_secs(3_600);
+        assert!(runs_after(&mut slot(), hour, Duration::ZERO));
+        let left = (COST_MEAN_MAX * COST_WINDOW - COST_ONCE_MAX) / (COST_WINDOW - 1);
+        assert!(runs_after(&mut slot(), hour, left));
+        assert!(!runs_after(&mut slot(), hour, left + Duration::from_micros(1)));
+    }
+
+    #[test]
+    fn failures_in_a_row_quarantine_at_their_bound() {
+        let mut slot = slot();
+        let error = EvalError::Failed("no".into());
+        (1..FAILURES_MAX).for_each(|_| slot.failed(&error));
+        assert!(slot.runs());
+        slot.failed(&error);
+        assert!(!slot.runs());
+    }
+}

@@ -356,3 +356,42 @@ impl Sink {
         self.instances += 1;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::validate::{Written, compile};
+    use muster_wire::TenantId;
+
+    #[test]
+    fn subjects_beyond_the_bound_are_counted_and_tracked_once_there_is_room() {
+        let spec =
+            serde_json::json!({"on": {"telemetry": {}}, "condition": "value > 30.0", "severity": "info"});
+        let spec = serde_json::from_value(spec).unwrap();
+        let tenant = TenantId::parse("acme").unwrap();
+        let rule =
+            compile(&Written { tenant: &tenant, id: "r", version: 1, name: "hot", spec: &spec }).unwrap();
+        let mut engine = Engine::new(7, Arc::new(|_: &str, _: &str| BTreeMap::new()));
+        engine.set_rules(vec![Arc::new(rule)]);
+        // As if others had taken all places but two.
+        engine.sink.instances = INSTANCES_MAX - 2;
+        let mut opened_by = |device: &str, value: f64| {
+            let readings = [Reading { metric: "t".into(), value: Value::Number(value), offset_us: None }];
+            engine.observe(&Observation {
+                position: 1,
+                received_at_us: 1,
+                tenant: "acme",
+                device,
+                origin: None,
+                measured_at_us: 1,
+                body: Body::Readings(&readings),
+            });
+            (engine.take_effects().opened.len(), engine.stats().instances_refused)
+        };
+        assert_eq!((opened_by("a", 31.0), opened_by("b", 31.0)), ((1, 0), (1, 0)));
+        assert_eq!((opened_by("c", 31.0), opened_by("c", 31.0)), ((0, 1), (0, 2)));
+        assert_eq!(opened_by("a", 31.0), (0, 2), "it has its place");
+        assert_eq!(opened_by("a", 20.0), (0, 2));
+        assert_eq!(opened_by("c", 31.0), (1, 2));
+    }
+}

@@ -1,5 +1,8 @@
 use super::*;
 use crate::rules::engine::{GAP_US, HISTORICAL_IDLE_US};
+use crate::rules::model::{
+    FOR_S_MAX, SELECTOR_DEVICES_MAX, SELECTOR_LABELS_MAX, TEMPLATE_CHARS_MAX, TRIGGER_NAMES_MAX,
+};
 use serde_json::json;
 
 #[test]
@@ -307,4 +310,35 @@ fn validation_names_field_and_place() {
     ]
     .join("\n");
     insta::assert_snapshot!(errors);
+}
+
+#[test]
+fn every_list_and_number_of_a_rule_is_taken_to_its_bound_and_no_further() {
+    let names = |prefix: &str, count: usize| (0..count).map(|at| format!("{prefix}{at}")).collect::<Vec<_>>();
+    let labels = |count: usize| -> serde_json::Map<_, _> {
+        names("k", count).into_iter().map(|key| (key, json!("v"))).collect()
+    };
+    let check = |field: &str, at: &str, most: &str, give: &dyn Fn(usize) -> serde_json::Value, max: usize| {
+        let with = |count: usize| {
+            let mut json = json!({"on": {"telemetry": {}}, "condition": "true", "severity": "info"});
+            json[field] = give(count);
+            try_rule("r", 1, json)
+        };
+        assert!(with(max).is_ok(), "{at}: {:?}", with(max).err());
+        let error = with(max + 1).unwrap_err();
+        assert_eq!((error.field.as_str(), error.message.as_str()), (at, most));
+    };
+    let devices = |count: usize| json!({"devices": names("d", count)});
+    check("selector", "selector.devices", "must hold at most 1000", &devices, SELECTOR_DEVICES_MAX);
+    let carried = |count: usize| json!({"labels": labels(count)});
+    check("selector", "selector.labels", "must hold at most 16", &carried, SELECTOR_LABELS_MAX);
+    let metrics = |count: usize| json!({"telemetry": {"metrics": names("m", count)}});
+    check("on", "on.telemetry.metrics", "must hold at most 64", &metrics, TRIGGER_NAMES_MAX);
+    check("for_s", "for_s", "must be at most 604800 (a week)", &|seconds| json!(seconds), FOR_S_MAX as usize);
+    let text = |chars: usize| json!("é".repeat(chars));
+    check("message", "message", "must be at most 300 characters", &text, TEMPLATE_CHARS_MAX);
+    let pipelines = |count: usize| json!({"event": {"pipelines": names("p", count)}});
+    check("on", "on.event.pipelines", "must hold at most 64", &pipelines, TRIGGER_NAMES_MAX);
+    let kinds = |count: usize| json!({"event": {"kinds": vec!["anomaly"; count]}});
+    check("on", "on.event.kinds", "must hold at most 64", &kinds, TRIGGER_NAMES_MAX);
 }

@@ -1,7 +1,7 @@
 use super::*;
 use crate::alerts::tests::registry;
 use crate::platform::clock::ManualClock;
-use crate::rules::model::RULES_PER_TENANT_MAX;
+use crate::rules::model::{NAME_CHARS_MAX, RULES_PER_TENANT_MAX};
 use crate::rules::service::{RuleBoard, RuleDraft, RuleError, RuleService};
 use serde_json::json;
 
@@ -64,7 +64,8 @@ async fn a_wrong_rule_is_not_stored() {
     };
     assert_eq!((error.field.as_str(), error.position.unwrap().column), ("condition", 9));
     assert_eq!(service.validate(&acme(), wrong).unwrap_err().field, "condition");
-    for name in ["", " x", "a\nb", &"x".repeat(101)] {
+    assert!(service.validate(&acme(), draft(&"é".repeat(NAME_CHARS_MAX))).is_ok());
+    for name in ["", " x", "a\nb", &"é".repeat(NAME_CHARS_MAX + 1)] {
         assert_eq!(service.validate(&acme(), draft(name)).unwrap_err().field, "name", "{name:?}");
     }
     let unknown =
@@ -79,7 +80,9 @@ async fn a_tenants_rules_are_bounded_and_paged() {
     for n in 0..RULES_PER_TENANT_MAX {
         service.create(&me(), &acme(), draft(&format!("rule {n}"))).await.unwrap();
     }
-    assert!(matches!(service.create(&me(), &acme(), draft("one more")).await, Err(RuleError::TooMany)));
+    let refused = service.create(&me(), &acme(), draft("one more")).await.unwrap_err();
+    assert!(matches!(refused, RuleError::TooMany));
+    assert_eq!(refused.to_string(), "the tenant has 1000 rules, which is the most");
     let first = service.list(&acme(), "", 600).await.unwrap();
     let rest = service.list(&acme(), &first[599].id, 600).await.unwrap();
     assert_eq!((first.len(), rest.len()), (600, 400));

@@ -8,6 +8,7 @@ use muster_wire::{
     TenantId, UpClass,
 };
 
+mod bounds;
 mod queries;
 mod retention;
 
