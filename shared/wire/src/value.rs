@@ -88,7 +88,9 @@ impl<'b, C> minicbor::Decode<'b, C> for Value {
             }
             _ => return Err(decode::Error::message("value: expected a number, a bool or a text")),
         };
-        value.check().map_err(|_| decode::Error::message("value: not finite, or text too long"))?;
+        value
+            .check()
+            .map_err(|_| decode::Error::message("value: must be finite, or text of at most 256 bytes"))?;
         Ok(value)
     }
 }
