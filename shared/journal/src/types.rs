@@ -1,5 +1,6 @@
 //! What the journal takes and gives: options, records, ranges, errors.
 
+use crate::control::SLOT_BYTES;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -349,7 +350,7 @@ pub enum JournalError {
         known: u16,
     },
     /// So much is damaged that the drop records do not fit.
-    #[error("journal has too many damaged ranges")]
+    #[error("journal has more damaged ranges than the {SLOT_BYTES} bytes of its control state hold")]
     TooCorrupt,
     /// The journal stopped.
     #[error("journal stopped: {0}")]
@@ -358,13 +359,15 @@ pub enum JournalError {
     #[error("journal's disk is full")]
     DiskFull,
     /// [`DROPS_MAX`] drop records wait to be confirmed.
-    #[error("journal has too many unconfirmed drop records")]
+    #[error("journal has too many unconfirmed drop records: expected at most {DROPS_MAX}")]
     DropsFull,
     /// No reader has this name.
     #[error("journal has no reader {0}")]
     UnknownReader(String),
     /// [`READERS_MAX`] reached, or the name is empty or longer than [`READER_NAME_BYTES_MAX`].
-    #[error("journal refuses the reader {0}")]
+    #[error(
+        "journal refuses the reader {0:?}: expected a name of 1 to {READER_NAME_BYTES_MAX} bytes, at most {READERS_MAX} readers"
+    )]
     Reader(String),
     /// The reader's position was never given out: the log's end is lost. See [`Options::next_seq_min`].
     #[error("journal ends at {next}, before the reader's position {from}")]
