@@ -277,9 +277,7 @@ fn with_messages(
 }
 
 fn connected(mode: &'static str, common: &Common) -> Result<(Engine, Outcome)> {
-    if !(1..=DEVICES_MAX).contains(&common.devices) {
-        bail!("--devices must be 1 to {DEVICES_MAX}");
-    }
+    check_devices(common.devices)?;
     let files = timer::raise_open_files().context("cannot read the limit of open files")?;
     if u64::from(common.devices) + OTHER_FILES > files {
         bail!("{} devices need more than the {files} files that this process may open", common.devices);
@@ -318,6 +316,13 @@ fn connected(mode: &'static str, common: &Common) -> Result<(Engine, Outcome)> {
     };
     eprintln!("{mode}: {} devices online, {:.0} connects/s", common.devices, outcome.connects_per_s);
     Ok((engine, outcome))
+}
+
+fn check_devices(devices: u32) -> Result<()> {
+    if !(1..=DEVICES_MAX).contains(&devices) {
+        bail!("--devices must be 1 to {DEVICES_MAX}, not {devices}");
+    }
+    Ok(())
 }
 
 fn identities(common: &Common) -> Result<Identities> {
@@ -367,4 +372,35 @@ fn close(engine: &mut Engine, outcome: &mut Outcome) {
     outcome.reconnects = engine.tally.reconnects;
     outcome.closed = engine.tally.closed.clone();
     engine.disconnect_all();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(subcommand)]
+        command: Command,
+    }
+
+    #[track_caller]
+    fn refused(line: &str, expect: &str) {
+        let error = run(&Line::parse_from(line.split(' ')).command).unwrap_err().to_string();
+        assert!(error.contains(expect), "{error}");
+    }
+
+    #[test]
+    fn more_devices_or_messages_than_a_run_can_tell_apart_are_refused() {
+        assert!(check_devices(1).is_ok() && check_devices(DEVICES_MAX).is_ok());
+        refused(
+            "loadtest idle --addr 127.0.0.1:1 --devices 131073",
+            "--devices must be 1 to 131072, not 131073",
+        );
+        refused("loadtest idle --addr 127.0.0.1:1 --devices 0", "--devices must be 1 to 131072, not 0");
+        let rate = |rate| format!("loadtest bench-rate --addr 127.0.0.1:1 --devices 1 --rate {rate}");
+        refused(&rate("1000001"), "--rate must be above 0 and at most 1,000,000");
+        refused(&rate("0"), "--rate must be above 0 and at most 1,000,000");
+    }
 }

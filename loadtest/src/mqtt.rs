@@ -53,7 +53,7 @@ pub enum MqttError {
     #[error("malformed packet of type {0}")]
     Malformed(u8),
     /// More bytes than a client needs to accept.
-    #[error("packet of {0} bytes")]
+    #[error("packet of {0} bytes, more than {INCOMING_BYTES_MAX}")]
     TooLarge(usize),
 }
 
@@ -255,5 +255,12 @@ mod tests {
         assert_eq!(decode(Version::V5, b"\x30\x00"), Err(MqttError::Type(3)));
         assert_eq!(decode(Version::V5, b"\x20\xff\xff\x7f"), Err(MqttError::TooLarge(2_097_151)));
         assert_eq!(decode(Version::V5, b"\x20\x04\x00\x00\x01\x21"), Err(MqttError::Malformed(2)));
+    }
+
+    #[test]
+    fn a_packet_of_the_largest_size_is_waited_for_and_a_larger_one_is_not() {
+        assert_eq!(decode(Version::V5, b"\x20\x80\x80\x04"), Ok(None));
+        let error = decode(Version::V5, b"\x20\x81\x80\x04").unwrap_err();
+        assert_eq!(error.to_string(), "packet of 65537 bytes, more than 65536");
     }
 }

@@ -134,3 +134,18 @@ impl Tally {
         self.from_sent.saturating_record((now_ns - message.sent_ns) / 1_000);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_beyond_the_longest_counts_as_the_longest() {
+        let mut tally = Tally::new();
+        for sent_ns in [LATENCY_US_MAX * 1_000, u64::MAX] {
+            tally.sent(&InFlight { packet_id: 1, seq: 1, intended_ns: 0, sent_ns });
+        }
+        assert_eq!((tally.published, tally.send_late.len()), (2, 2));
+        assert!((LATENCY_US_MAX..LATENCY_US_MAX * 2).contains(&tally.send_late.max()));
+    }
+}

@@ -16,6 +16,7 @@ const WAITING_MAX: usize = 4_096;
 /// How long a connection may take to its CONNACK.
 const CONNECT_TIMEOUT_NS: u64 = 30_000_000_000;
 const RETRY_DELAY_NS: u64 = 100_000_000;
+/// The longest wait before a device connects again.
 const RETRY_DELAY_NS_MAX: u64 = 5_000_000_000;
 /// Bytes of publishes that are handed to the socket at once.
 const BATCH_BYTES: usize = 48 * 1024;
@@ -207,7 +208,7 @@ impl Engine {
         }
         device.close();
         device.attempts = device.attempts.saturating_add(1);
-        let delay = (RETRY_DELAY_NS << device.attempts.min(6)).min(RETRY_DELAY_NS_MAX);
+        let delay = retry_delay_ns(device.attempts);
         let generation = device.generation;
         let due = self.now_ns() + self.random.random_range(delay / 2..delay);
         self.wheel.set(due, Alarmed { device: number, generation, alarm: Alarm::Reconnect });
@@ -323,10 +324,48 @@ impl Engine {
     }
 }
 
+/// The wait after so many failures in a row, before jitter.
+fn retry_delay_ns(attempts: u16) -> u64 {
+    (RETRY_DELAY_NS << attempts.min(6)).min(RETRY_DELAY_NS_MAX)
+}
+
 /// The system's short name of an error, or a protocol's own text.
 fn describe(error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::InvalidData | io::ErrorKind::Other => error.to_string(),
         kind => kind.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Options;
+    use crate::identity::{Identities, Tokens};
+    use crate::mqtt::Version;
+
+    #[test]
+    fn messages_that_find_a_devices_waiting_list_full_are_counted_as_unsent() {
+        let identities = Identities::new("bench", 2, &Tokens::None).unwrap();
+        let address = ([127, 0, 0, 1], 1).into();
+        let options = Options { address, version: Version::V5, keep_alive_s: 0, concurrency: 1, seed: 1 };
+        // Nothing connects, so nothing leaves.
+        let mut engine = Engine::new(options, identities).unwrap();
+        for at in 0..WAITING_MAX as u64 {
+            engine.publish(0, at);
+        }
+        assert_eq!(engine.tally.unsent, 0);
+        engine.publish(0, 0);
+        engine.publish(0, 0);
+        engine.publish(1, 0);
+        assert_eq!(engine.tally.unsent, 2);
+        assert_eq!(engine.devices[0].waiting.len(), WAITING_MAX);
+        assert_eq!(engine.unanswered(), WAITING_MAX as u64 + 1, "another device has a list of its own");
+    }
+
+    #[test]
+    fn retries_wait_twice_as_long_each_time_up_to_a_bound() {
+        let waits_ms = [1, 2, 3, 4, 5, 6, 7, u16::MAX].map(|attempts| retry_delay_ns(attempts) / 1_000_000);
+        assert_eq!(waits_ms, [200, 400, 800, 1_600, 3_200, 5_000, 5_000, 5_000]);
     }
 }
