@@ -392,6 +392,41 @@ mod tests {
     }
 
     #[test]
+    fn subgraphs_nested_deeper_than_the_bound_are_refused() {
+        let nested = |depth: usize| {
+            let mut graph = GraphProto::default();
+            for _ in 0..depth {
+                let attribute =
+                    AttributeProto { name: "body".into(), g: Some(graph), ..AttributeProto::default() };
+                let outer = NodeProto { attribute: vec![attribute], ..node("Loop", &["x"], "y") };
+                graph = GraphProto { node: vec![outer], ..GraphProto::default() };
+            }
+            check_model(&ModelProto { graph: Some(graph), ..ModelProto::default() })
+        };
+        assert_eq!(nested(DEPTH_MAX), Ok(()));
+        let refused = nested(DEPTH_MAX + 1).unwrap_err();
+        assert_eq!(refused, Refusal::TooDeep);
+        assert_eq!(refused.to_string(), "subgraphs are nested deeper than 8");
+    }
+
+    #[test]
+    fn a_chain_is_looked_through_up_to_a_bound_and_a_circle_ends() {
+        // The chain's DequantizeLinear is the last node that is looked at.
+        let softmax = |others: usize| {
+            let middle: Vec<_> = std::iter::once("Softmax").chain(vec!["Relu"; others]).collect();
+            refusal(chain("i8", &middle, "i8"))
+        };
+        assert!(softmax(CHAIN_MAX - 2).is_some_and(|text| text.contains("`v0`: Softmax between")));
+        assert_eq!(softmax(CHAIN_MAX - 1), None, "the golden samples are what catches such a graph");
+        let circle = vec![
+            node("Relu", &["b"], "a"),
+            node("Relu", &["a"], "b"),
+            node("QuantizeLinear", &["b", "s", "i8"], "y"),
+        ];
+        check(circle, None);
+    }
+
+    #[test]
     fn external_weights_and_missing_graphs_are_refused() {
         let tensor = TensorProto { data_location: Some(EXTERNAL), ..constant("w", I8) };
         let graph = GraphProto { initializer: vec![tensor], ..GraphProto::default() };

@@ -34,9 +34,9 @@ pub use inference::{
 };
 pub use manifest::{
     AnomalyScore, AnomalySpec, ChannelOrder, ClassificationSpec, DetectionDecode, DetectionSpec, ElementType,
-    Golden, GoldenExpected, GoldenInput, ImageLayout, ImageSpec, InputSpec, Manifest, OutputSpec,
-    Postprocess, Preprocess, Quantization, QuantizationForm, Resize, ScoreForm, SeriesLayout, SeriesSpec,
-    TaskKind,
+    Golden, GoldenExpected, GoldenInput, ImageLayout, ImageSpec, InputSpec, Manifest, NAME_BYTES_MAX,
+    OutputSpec, Postprocess, Preprocess, Quantization, QuantizationForm, Resize, ScoreForm, SeriesLayout,
+    SeriesSpec, TaskKind,
 };
 pub use model::{LoadError, Model, SelfTestReport};
 pub use postprocess::{AnomalyState, BoundingBox, Transition};

@@ -16,6 +16,8 @@ pub const GOLDENS_MAX: usize = 64;
 pub const WINDOW_ROWS_MAX: usize = 100_000;
 /// Longest text field, in bytes.
 pub const TEXT_BYTES_MAX: usize = 4_096;
+/// Longest version and longest label, in bytes: every event carries them, and the wire takes no longer ones.
+pub const NAME_BYTES_MAX: usize = 128;
 
 /// What a model answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

@@ -1,18 +1,24 @@
 //! Text of `model.toml` to a checked [`Manifest`]. Pure; `bundle` calls it and adds the file's name to errors.
 
+#[cfg(test)]
+mod bounds_tests;
 mod checks;
 
 use serde::Deserialize;
 
 use checks::{
-    Checked, check_image, check_postprocess, check_quantization, check_series, check_shape, ensure,
+    Checked, check_image, check_postprocess, check_quantization, check_series, check_shape, check_text,
+    ensure,
 };
 
 use crate::manifest::{
     AnomalySpec, ClassificationSpec, DetectionSpec, FORMAT, GOLDENS_MAX, Golden, GoldenExpected, GoldenInput,
-    ImageSpec, InputSpec, Manifest, OutputSpec, Postprocess, Preprocess, Quantization, SeriesSpec,
-    TEXT_BYTES_MAX, TaskKind,
+    ImageSpec, InputSpec, Manifest, NAME_BYTES_MAX, OutputSpec, Postprocess, Preprocess, Quantization,
+    SeriesSpec, TEXT_BYTES_MAX, TaskKind,
 };
+
+/// Longest path of a golden sample's file, in bytes.
+const PATH_BYTES_MAX: usize = 256;
 
 /// Why `model.toml` is refused.
 #[derive(Debug, thiserror::Error)]
@@ -114,16 +120,17 @@ fn check_texts(raw: &RawManifest) -> Checked {
         && raw.name.len() <= 64
         && raw.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     ensure(name_ok, "name", "1 to 64 of a-z, 0-9 and -", format!("{:?}", raw.name))?;
-    for (field, text) in [
-        ("version", &raw.version),
-        ("licence", &raw.licence),
-        ("input.name", &raw.input.name),
-        ("output.name", &raw.output.name),
+    for (field, text, bytes_max) in [
+        ("version", &raw.version, NAME_BYTES_MAX),
+        ("licence", &raw.licence, TEXT_BYTES_MAX),
+        ("input.name", &raw.input.name, TEXT_BYTES_MAX),
+        ("output.name", &raw.output.name, TEXT_BYTES_MAX),
     ] {
         ensure(!text.trim().is_empty(), field, "a text", "nothing")?;
-        ensure(text.len() <= TEXT_BYTES_MAX, field, format!("at most {TEXT_BYTES_MAX} bytes"), text.len())?;
+        check_text(field, text, bytes_max)?;
     }
-    Ok(())
+    check_text("description", &raw.description, TEXT_BYTES_MAX)?;
+    check_text("source", &raw.source, TEXT_BYTES_MAX)
 }
 
 fn take_preprocess(
@@ -184,6 +191,7 @@ fn take_golden(
 ) -> Result<Golden, ParseError> {
     let at = |field: &str| format!("golden[{index}].{field}");
     ensure(!raw.name.is_empty(), at("name"), "a name", "nothing")?;
+    check_text(at("name"), &raw.name, TEXT_BYTES_MAX)?;
     ensure(
         raw.tolerance.is_finite() && raw.tolerance >= 0.0,
         at("tolerance"),
@@ -240,11 +248,12 @@ fn take_golden(
 /// A path that stays inside the bundle.
 fn inner_path(field: &str, path: String) -> Result<String, ParseError> {
     let inside = !path.is_empty()
-        && path.len() <= 256
+        && path.len() <= PATH_BYTES_MAX
         && std::path::Path::new(&path)
             .components()
             .all(|part| matches!(part, std::path::Component::Normal(_)));
-    ensure(inside, field, "a relative path inside the bundle", format!("{path:?}"))?;
+    let expected = format!("a relative path of at most {PATH_BYTES_MAX} bytes inside the bundle");
+    ensure(inside, field, expected, format!("{path:?}"))?;
     Ok(path)
 }
 
@@ -252,7 +261,7 @@ fn inner_path(field: &str, path: String) -> Result<String, ParseError> {
 mod tests {
     use super::*;
 
-    const SERIES: &str = r#"
+    pub(super) const SERIES: &str = r#"
 format = 1
 name = "demo-1"
 version = "1.0.0"

@@ -17,11 +17,31 @@ pub const PICTURE_DECODE_BYTES_MAX: u64 = 256 << 20;
 /// Why a picture is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
-    /// Not a JPEG, PNG or BMP, broken, or over the bounds.
+    /// Not a JPEG, PNG or BMP, or broken.
     #[error("the picture cannot be decoded: {detail}")]
     Decode {
         /// The decoder's text.
         detail: String,
+    },
+    /// Over the bounds of a picture file.
+    #[error(
+        "expected a picture of at most {side_max} x {side_max} pixels that takes at most {decode_bytes_max} bytes: {detail}"
+    )]
+    TooLarge {
+        /// Pixels a side.
+        side_max: u32,
+        /// Bytes that its pixels may take.
+        decode_bytes_max: u64,
+        /// The decoder's text.
+        detail: String,
+    },
+    /// A side of the given pixels is out of bounds.
+    #[error("expected sides of 1 to {PICTURE_SIDE_MAX} pixels, found {width} x {height}")]
+    Side {
+        /// Given width.
+        width: usize,
+        /// Given height.
+        height: usize,
     },
     /// The pixels do not fill the given size.
     #[error("expected {expected} bytes of RGB for {width} x {height} pixels, found {found}")]
@@ -64,8 +84,11 @@ impl Picture {
     /// When the length is not width x height x 3, or a side is 0 or over [`PICTURE_SIDE_MAX`].
     pub fn from_rgb(width: usize, height: usize, rgb: Vec<u8>) -> Result<Self, ImageError> {
         let side = 1..=PICTURE_SIDE_MAX as usize;
-        let expected = width.saturating_mul(height).saturating_mul(3);
-        if rgb.len() != expected || !side.contains(&width) || !side.contains(&height) {
+        if !side.contains(&width) || !side.contains(&height) {
+            return Err(ImageError::Side { width, height });
+        }
+        let expected = width * height * 3;
+        if rgb.len() != expected {
             return Err(ImageError::Size { width, height, expected, found: rgb.len() });
         }
         Ok(Self { width, height, rgb })
@@ -89,16 +112,25 @@ impl Picture {
 /// # Errors
 /// When the format is another, the file is broken, or the picture is over the bounds.
 pub fn decode_picture(bytes: &[u8]) -> Result<Picture, ImageError> {
-    let decode_error = |detail: String| ImageError::Decode { detail };
+    decode_within(bytes, PICTURE_SIDE_MAX, PICTURE_DECODE_BYTES_MAX)
+}
+
+fn decode_within(bytes: &[u8], side_max: u32, decode_bytes_max: u64) -> Result<Picture, ImageError> {
     let mut reader = ImageReader::new(Cursor::new(bytes))
         .with_guessed_format()
-        .map_err(|error| decode_error(error.to_string()))?;
+        .map_err(|error| ImageError::Decode { detail: error.to_string() })?;
     let mut limits = Limits::default();
-    limits.max_image_width = Some(PICTURE_SIDE_MAX);
-    limits.max_image_height = Some(PICTURE_SIDE_MAX);
-    limits.max_alloc = Some(PICTURE_DECODE_BYTES_MAX);
+    limits.max_image_width = Some(side_max);
+    limits.max_image_height = Some(side_max);
+    limits.max_alloc = Some(decode_bytes_max);
     reader.limits(limits);
-    let rgb = reader.decode().map_err(|error| decode_error(error.to_string()))?.into_rgb8();
+    let refused = |error: image::ImageError| match error {
+        image::ImageError::Limits(error) => {
+            ImageError::TooLarge { side_max, decode_bytes_max, detail: error.to_string() }
+        }
+        error => ImageError::Decode { detail: error.to_string() },
+    };
+    let rgb = reader.decode().map_err(refused)?.into_rgb8();
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
     Picture::from_rgb(width, height, rgb.into_raw())
 }
@@ -371,6 +403,51 @@ mod tests {
     fn broken_pictures_are_errors() {
         for bytes in [&b""[..], b"GIF89a", b"\x89PNG\r\n\x1a\n garbage", b"\xff\xd8\xff\xe0 no jpeg", b"BM"] {
             assert!(decode_picture(bytes).is_err());
+        }
+    }
+
+    fn encoded(width: u32, height: u32, format: image::ImageFormat) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        image::RgbImage::new(width, height).write_to(&mut bytes, format).unwrap();
+        bytes.into_inner()
+    }
+
+    const FORMATS: [image::ImageFormat; 3] =
+        [image::ImageFormat::Png, image::ImageFormat::Jpeg, image::ImageFormat::Bmp];
+
+    #[test]
+    fn a_picture_with_a_side_over_the_bound_is_refused() {
+        let (max, over) = (PICTURE_SIDE_MAX, PICTURE_SIDE_MAX + 1);
+        for format in FORMATS {
+            for (width, height) in [(max, 1), (1, max)] {
+                assert!(decode_picture(&encoded(width, height, format)).is_ok(), "{format:?}");
+            }
+            for (width, height) in [(over, 1), (1, over)] {
+                let error = decode_picture(&encoded(width, height, format)).unwrap_err();
+                assert!(matches!(error, ImageError::TooLarge { .. }), "{format:?}: {error}");
+                assert!(error.to_string().contains("at most 8192 x 8192 pixels"), "{error}");
+            }
+        }
+        let raw = |width: usize, height: usize| Picture::from_rgb(width, height, vec![0; width * height * 3]);
+        assert!(raw(max as usize, 1).is_ok() && raw(1, max as usize).is_ok());
+        for (width, height) in [(over as usize, 1), (1, over as usize), (0, 1), (1, 0)] {
+            let error = raw(width, height).unwrap_err().to_string();
+            assert_eq!(error, format!("expected sides of 1 to 8192 pixels, found {width} x {height}"));
+        }
+    }
+
+    #[test]
+    fn a_picture_that_decodes_into_more_bytes_than_the_bound_is_refused() {
+        // A picture header of a few bytes can promise any size: the bound is a small one here.
+        let decoded = 16 * 16 * 3;
+        for format in FORMATS {
+            let bytes = encoded(16, 16, format);
+            let error = decode_within(&bytes, 16, decoded - 1).unwrap_err();
+            assert!(matches!(error, ImageError::TooLarge { .. }), "{format:?}: {error}");
+            assert!(error.to_string().contains("takes at most 767 bytes"), "{error}");
+        }
+        for format in [image::ImageFormat::Jpeg, image::ImageFormat::Bmp] {
+            assert!(decode_within(&encoded(16, 16, format), 16, decoded).is_ok(), "{format:?}");
         }
     }
 

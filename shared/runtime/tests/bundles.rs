@@ -8,8 +8,8 @@ use std::fs;
 use std::path::Path;
 
 use muster_runtime::{
-    Bundle, BundleError, ImagePipeline, LABEL_ANOMALOUS, LABEL_NORMAL, LoadError, Model, PipelineError,
-    SeriesPipeline, TaskKind, Transition,
+    Bundle, BundleError, ImagePipeline, LABEL_ANOMALOUS, LABEL_NORMAL, LoadError, MANIFEST_BYTES_MAX,
+    MODEL_BYTES_MAX, Model, PICTURE_BYTES_MAX, PipelineError, SeriesPipeline, TaskKind, Transition,
 };
 use support::{committed, copy_bundle};
 
@@ -299,6 +299,54 @@ fn shape_and_names_must_be_those_of_the_graph() {
     }
 }
 
+/// Bytes behind a file's end that no decoder looks at.
+fn pad(file: &Path, bytes: u64) {
+    fs::File::options().append(true).open(file).unwrap().set_len(bytes).unwrap();
+}
+
+#[test]
+fn a_picture_file_of_the_largest_size_is_scored_and_a_larger_one_is_not_read() {
+    let mut pipeline = ImagePipeline::new(load(&committed("meter-digits")).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("a.png");
+    fs::copy(committed("meter-digits/demo/00-digit-3.png"), &file).unwrap();
+    pad(&file, PICTURE_BYTES_MAX);
+    assert_eq!(pipeline.score_file(&file).unwrap().label, "3");
+    pad(&file, PICTURE_BYTES_MAX + 1);
+    let error = pipeline.score_file(&file).unwrap_err();
+    let PipelineError::File { source, .. } = error else { panic!("{error}") };
+    assert!(source.to_string().ends_with("a.png: expected at most 33554432 bytes"), "{source}");
+}
+
+#[test]
+fn a_golden_file_of_the_largest_size_is_taken_and_a_larger_one_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_bundle(&committed("meter-digits"), dir.path());
+    let file = dir.path().join("golden/digit-0-42.png");
+    pad(&file, 64 << 20);
+    assert_eq!(load(dir.path()).unwrap().self_test().samples, 4);
+    pad(&file, (64 << 20) + 1);
+    let error = load(dir.path()).unwrap_err();
+    let LoadError::GoldenFile { sample, source, .. } = error else { panic!("{error}") };
+    assert_eq!(sample, "digit 0");
+    assert!(source.to_string().ends_with("digit-0-42.png: expected at most 67108864 bytes"), "{source}");
+}
+
+#[test]
+fn a_manifest_of_the_largest_size_is_taken_and_a_larger_one_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_bundle(&committed("meter-digits"), dir.path());
+    let file = dir.path().join("model.toml");
+    let mut text = fs::read_to_string(&file).unwrap() + "\n#";
+    let missing = usize::try_from(MANIFEST_BYTES_MAX).unwrap() - text.len();
+    text.push_str(&"x".repeat(missing));
+    fs::write(&file, &text).unwrap();
+    Bundle::open(dir.path()).unwrap();
+    fs::write(&file, text + "x").unwrap();
+    let error = Bundle::open(dir.path()).unwrap_err().to_string();
+    assert!(error.ends_with("model.toml: expected at most 4194304 bytes"), "{error}");
+}
+
 #[test]
 fn missing_and_oversized_files_are_named() {
     let dir = tempfile::tempdir().unwrap();
@@ -311,8 +359,10 @@ fn missing_and_oversized_files_are_named() {
     fs::remove_file(dir.path().join("model.onnx")).unwrap();
     assert!(Bundle::open(dir.path()).unwrap_err().to_string().contains("model.onnx"));
     let large = fs::File::create(dir.path().join("model.onnx")).unwrap();
-    large.set_len(muster_runtime::MODEL_BYTES_MAX + 1).unwrap();
-    assert!(matches!(Bundle::open(dir.path()), Err(BundleError::TooLarge { .. })));
+    large.set_len(MODEL_BYTES_MAX + 1).unwrap();
+    let error = Bundle::open(dir.path()).unwrap_err();
+    assert!(matches!(error, BundleError::TooLarge { .. }), "{error}");
+    assert!(error.to_string().ends_with("model.onnx: expected at most 268435456 bytes"), "{error}");
     fs::write(dir.path().join("model.toml"), [0xff, 0xfe]).unwrap();
     assert!(matches!(Bundle::open(dir.path()), Err(BundleError::NotText { .. })));
     fs::write(dir.path().join("model.toml"), "format = 1\nname = 3").unwrap();

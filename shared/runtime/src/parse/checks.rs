@@ -4,18 +4,20 @@ use std::fmt::Display;
 
 use super::ParseError;
 use crate::manifest::{
-    AnomalyScore, AnomalySpec, ELEMENTS_MAX, ImageLayout, ImageSpec, InputSpec, LABELS_MAX, OutputSpec,
-    Postprocess, Quantization, SeriesSpec, WINDOW_ROWS_MAX,
+    AnomalyScore, AnomalySpec, ELEMENTS_MAX, ImageLayout, ImageSpec, InputSpec, LABELS_MAX, NAME_BYTES_MAX,
+    OutputSpec, Postprocess, Quantization, SeriesSpec, TEXT_BYTES_MAX, WINDOW_ROWS_MAX,
 };
 
 /// Most columns of a series.
 const COLUMNS_MAX: usize = 1_000;
-/// Longest label, in bytes.
-const LABEL_BYTES_MAX: usize = 128;
 /// Most boxes that a detector may keep.
 const BOXES_MAX: usize = 1_000;
 /// Most consecutive windows of a hysteresis.
 const CONSECUTIVE_MAX: u32 = 100_000;
+/// Widest and highest tensor of a picture, in pixels.
+const TENSOR_SIDE_MAX: usize = 4_096;
+/// Most dimensions of a tensor.
+const DIMENSIONS_MAX: usize = 6;
 
 pub(super) type Checked = Result<(), ParseError>;
 
@@ -35,8 +37,19 @@ pub(super) fn ensure(
     })
 }
 
+/// A text may be empty but not endless.
+pub(super) fn check_text(field: impl Display, text: &str, bytes_max: usize) -> Checked {
+    ensure(text.len() <= bytes_max, field, format!("at most {bytes_max} bytes"), text.len())
+}
+
 pub(super) fn check_shape(field: &str, shape: &[usize]) -> Checked {
-    ensure((1..=6).contains(&shape.len()), field, "1 to 6 dimensions", shape.len())?;
+    let dimensions = 1..=DIMENSIONS_MAX;
+    ensure(
+        dimensions.contains(&shape.len()),
+        field,
+        format!("1 to {DIMENSIONS_MAX} dimensions"),
+        shape.len(),
+    )?;
     let elements =
         shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim)).unwrap_or(usize::MAX);
     ensure(elements >= 1, field, "dimensions of at least 1", format!("{shape:?}"))?;
@@ -70,6 +83,10 @@ pub(super) fn check_series(series: &SeriesSpec, input: &InputSpec) -> Checked {
             format!("{columns} entries, as many as columns"),
             len,
         )?;
+    }
+    for (at, name) in series.columns.iter().enumerate() {
+        check_text(format!("series.columns[{at}]"), name, TEXT_BYTES_MAX)?;
+        check_text(format!("series.units[{at}]"), &series.units[at], TEXT_BYTES_MAX)?;
     }
     ensure(
         series.mean.iter().all(|m| m.is_finite()),
@@ -110,7 +127,8 @@ pub(super) fn check_series(series: &SeriesSpec, input: &InputSpec) -> Checked {
 pub(super) fn check_image(image: &ImageSpec, input: &InputSpec) -> Checked {
     let channels = image.channels.count();
     for (field, value) in [("width", image.width), ("height", image.height)] {
-        ensure((1..=4_096).contains(&value), format!("image.{field}"), "1 to 4096", value)?;
+        let expected = format!("1 to {TENSOR_SIDE_MAX}");
+        ensure((1..=TENSOR_SIDE_MAX).contains(&value), format!("image.{field}"), expected, value)?;
     }
     for (field, values) in [("mean", &image.mean), ("std", &image.std)] {
         ensure(
@@ -186,9 +204,9 @@ fn check_labels(field: &str, labels: &[String]) -> Checked {
     )?;
     for label in labels {
         ensure(
-            !label.is_empty() && label.len() <= LABEL_BYTES_MAX,
+            !label.is_empty() && label.len() <= NAME_BYTES_MAX,
             field,
-            format!("labels of 1 to {LABEL_BYTES_MAX} bytes"),
+            format!("labels of 1 to {NAME_BYTES_MAX} bytes"),
             format!("{label:?}"),
         )?;
     }
