@@ -6,6 +6,7 @@
 
 mod join;
 
+use join::SECRET_BYTES_MAX;
 pub use join::enroll;
 
 use crate::clock::{AgentClock, SharedClock};
@@ -14,7 +15,7 @@ use crate::identity::{self, EnrollError, StoreError};
 use crate::metrics::{self, Listen, Metrics};
 use crate::pipeline::{self, Feed, Inbox, MetricNames, ModelError, Pipeline, Scorer};
 use crate::queue::{Bounds, Queue, QueueError, QueueWatch};
-use crate::source::{self, SAMPLES_WAITING_MAX, SourceContext};
+use crate::source::{self, SourceContext};
 use crate::supervisor::{Exit, Notifier, RestartDelay, Stop, StopSender, Supervisor, stop_pair};
 use crate::tls;
 use std::collections::HashMap;
@@ -57,6 +58,12 @@ pub enum AppError {
         /// Why.
         #[source]
         source: std::io::Error,
+    },
+    /// The claim's file or the token's file is over its bound.
+    #[error("{}: expected at most {SECRET_BYTES_MAX} bytes", path.display())]
+    SecretTooLarge {
+        /// The file.
+        path: PathBuf,
     },
     /// The claim is malformed.
     #[error("claim")]
@@ -293,7 +300,7 @@ impl Feeding<'_> {
         let mut sinks: HashMap<&str, Vec<mpsc::Sender<source::Sample>>> = HashMap::new();
         let mut tasks = Vec::new();
         for (settings, scorer) in config.pipelines.iter().zip(scorers) {
-            let (sender, receiver) = mpsc::channel(SAMPLES_WAITING_MAX);
+            let (sender, receiver) = source::sample_channel();
             sinks.entry(&settings.source).or_default().push(sender);
             let (metrics, names, stop) = (self.metrics.clone(), Arc::clone(&names), self.stop.clone());
             let pipeline = Pipeline::new(settings.clone(), scorer, queue.clone(), metrics, names, stop);

@@ -31,6 +31,10 @@ fn ca() -> Ca {
 enum Mood {
     LoseReply,
     Refuse(u16),
+    /// With so many bytes.
+    RefuseAtLength(u16, usize),
+    /// The identity, padded to so many bytes.
+    IssueAtLength(usize),
     OtherKey,
 }
 
@@ -100,12 +104,17 @@ async fn answer(
     let csr = CertificateSigningRequestParams::from_pem(body["csr_pem"].as_str().unwrap()).unwrap();
     seen.lock().unwrap().push(body);
     let mut certificate = csr.signed_by(&ca).unwrap();
+    let mut length = 0;
     match moods.lock().unwrap().pop() {
         Some(Mood::LoseReply) => return Err(std::io::Error::other("the reply is lost")),
         Some(Mood::Refuse(status)) => {
             let text = Full::from(Bytes::from_static(b"{\"code\":\"claim_spent\"}"));
             return Ok(Response::builder().status(status).body(text).unwrap());
         }
+        Some(Mood::RefuseAtLength(status, bytes)) => {
+            return Ok(Response::builder().status(status).body(Full::from(vec![b'r'; bytes])).unwrap());
+        }
+        Some(Mood::IssueAtLength(bytes)) => length = bytes,
         Some(Mood::OtherKey) => {
             let other = KeyPair::generate().unwrap();
             certificate = CertificateParams::default().signed_by(&other, &*ca).unwrap();
@@ -116,7 +125,9 @@ async fn answer(
         "tenant": "acme", "device": "press-7", "certificate_pem": certificate.pem(), "ca_pem": ca.pem(),
         "mqtt_host": "localhost", "mqtt_port": 8883,
     });
-    Ok(Response::builder().status(StatusCode::CREATED).body(Full::from(body.to_string())).unwrap())
+    let mut body = body.to_string();
+    body.push_str(&" ".repeat(length.saturating_sub(body.len())));
+    Ok(Response::builder().status(StatusCode::CREATED).body(Full::from(body)).unwrap())
 }
 
 #[tokio::test]
@@ -189,4 +200,34 @@ async fn refusals_say_whether_another_try_helps() {
     let error = server.enroll(dir.path()).await.unwrap_err();
     assert!(error.to_string().contains("another key"), "{error}");
     assert_eq!(identity::load(dir.path()).unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_answer_of_the_largest_size_is_taken_and_a_larger_one_is_not() {
+    const ANSWER_BYTES_MAX: usize = 64 * 1024;
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    server.mood(Mood::IssueAtLength(ANSWER_BYTES_MAX + 1));
+    let error = server.enroll(dir.path()).await.unwrap_err();
+    assert!(error.to_string().contains("an answer of at most 65536 bytes"), "{error}");
+    assert!(!error.is_passing(), "the same answer would come again");
+    assert_eq!(identity::load(dir.path()).unwrap(), None);
+    server.mood(Mood::RefuseAtLength(503, ANSWER_BYTES_MAX + 1));
+    let error = server.enroll(dir.path()).await.unwrap_err();
+    assert!(error.to_string().contains("(503): expected an answer of at most 65536 bytes"), "{error}");
+    assert!(error.is_passing(), "what the status says stands");
+    server.mood(Mood::IssueAtLength(ANSWER_BYTES_MAX));
+    server.enroll(dir.path()).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_a_long_refusal_the_first_words_are_shown() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (bytes, shown) in [(300, 300), (301, 300), (64 * 1024, 300)] {
+        server.mood(Mood::RefuseAtLength(410, bytes));
+        let error = server.enroll(dir.path()).await.unwrap_err();
+        let EnrollError::Refused { status: 410, reason } = error else { panic!("{error}") };
+        assert_eq!(reason, "r".repeat(shown));
+    }
 }

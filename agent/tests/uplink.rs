@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 struct Bench {
     _dir: tempfile::TempDir,
     queue: Queue,
+    metrics: Metrics,
     broker: Broker,
     stop: StopSender,
     task: Option<JoinHandle<()>>,
@@ -45,14 +46,14 @@ impl Bench {
         let bounds = Bounds::from_config(&config::Queue::default());
         let queue = Queue::open_dir(dir.path(), bounds, Arc::new(AgentClock::default())).unwrap();
         let (stop, _) = stop_pair();
-        Self { _dir: dir, queue, broker: Broker::start().await, stop, task: None }
+        Self { _dir: dir, queue, metrics: Metrics::new(), broker: Broker::start().await, stop, task: None }
     }
 
     fn start(&mut self) {
         let (sender, stop) = stop_pair();
         let settings = Arc::new(settings(self.broker.port));
-        let uplink =
-            Uplink::new(self.queue.clone(), Arc::new(AgentClock::default()), Metrics::new(), stop, settings);
+        let (clock, metrics) = (Arc::new(AgentClock::default()), self.metrics.clone());
+        let uplink = Uplink::new(self.queue.clone(), clock, metrics, stop, settings);
         self.stop = sender;
         self.task = Some(tokio::spawn(async move { uplink.run().await.unwrap() }));
     }
@@ -188,4 +189,35 @@ async fn the_window_holds_with_a_silent_server() {
         tokio::time::timeout(Duration::from_millis(300), bench.broker.next_of(UpClass::Telemetry)).await;
     assert!(more.is_err(), "a thirty-first record came");
     assert_eq!(bench.queue.released(), [1, 1]);
+}
+
+/// A message of QoS 0 that takes so many bytes as a packet.
+fn message(bytes: usize) -> Vec<u8> {
+    let rest = bytes - 4;
+    let length = |at: usize| u8::try_from((rest >> (7 * at)) & 0x7f).unwrap();
+    let mut packet = vec![0x30, length(0) | 0x80, length(1) | 0x80, length(2), 0, 1, b't', 0];
+    packet.resize(bytes, b'x');
+    packet
+}
+
+#[tokio::test]
+async fn a_message_of_the_largest_size_is_taken_and_a_larger_one_ends_the_connection() {
+    const INCOMING_BYTES_MAX: usize = 256 * 1024;
+    let mut bench = Bench::new().await;
+    let after = [message(INCOMING_BYTES_MAX + 1), message(INCOMING_BYTES_MAX)];
+    bench.broker.after_suback.lock().unwrap().extend(after);
+    bench.start();
+    // The client says that the packet is too large, and ends the connection.
+    while bench.broker.next().await != Seen::Disconnect {}
+    assert_eq!(bench.metrics.received.get(), 0);
+    while !matches!(bench.broker.next().await, Seen::Subscribe { .. }) {}
+    let seq = bench.put(QueueClass::Telemetry, 1).await;
+    bench.released([seq + 1, 1]).await;
+    let received = async {
+        while bench.metrics.received.get() == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), received).await.expect("the message is not taken");
+    assert_eq!((bench.metrics.disconnects.get(), bench.metrics.received.get()), (1, 1));
 }

@@ -11,14 +11,16 @@ use crate::queue::Queue;
 use crate::supervisor::{Exit, Stop, Supervisor, chain};
 use crate::tls;
 use crate::uplink::{Backoff, Settings, Uplink, random_u64};
-use muster_wire::{Birth, DeviceId, TenantId};
+use muster_wire::{Birth, DeviceId, NAME_BYTES_MAX, TenantId};
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// The longest short text on the wire, in bytes.
-const NAME_BYTES_MAX: usize = 128;
+/// The largest file of a claim, a token or a CA.
+pub(super) const SECRET_BYTES_MAX: u64 = 1024 * 1024;
 /// The first and the longest wait between two tries to enrol.
 const ENROLL_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -29,8 +31,12 @@ pub(super) enum Who {
 }
 
 fn read_secret(path: &PathBuf) -> Result<String, AppError> {
-    let text =
-        std::fs::read_to_string(path).map_err(|source| AppError::Secret { path: path.clone(), source })?;
+    let fail = |source| AppError::Secret { path: path.clone(), source };
+    let mut text = String::new();
+    File::open(path).map_err(fail)?.take(SECRET_BYTES_MAX + 1).read_to_string(&mut text).map_err(fail)?;
+    if text.len() as u64 > SECRET_BYTES_MAX {
+        return Err(AppError::SecretTooLarge { path: path.clone() });
+    }
     Ok(text.trim().to_owned())
 }
 
@@ -148,6 +154,14 @@ async fn uplink_settings(config: &Config, clock: &Arc<AgentClock>) -> Result<Set
     Ok(settings(config, (host, port), (identity.tenant, identity.device), None, tls))
 }
 
+/// What of a text the wire takes.
+fn short(mut text: String) -> String {
+    while text.len() > NAME_BYTES_MAX {
+        text.pop();
+    }
+    text
+}
+
 fn settings(
     config: &Config,
     (host, port): (String, u16),
@@ -157,12 +171,6 @@ fn settings(
 ) -> Settings {
     let ms = |ms: u32| Duration::from_millis(ms.into());
     let uplink = &config.uplink;
-    let short = |mut text: String| {
-        while text.len() > NAME_BYTES_MAX {
-            text.pop();
-        }
-        text
-    };
     let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     Settings {
         host,
@@ -189,6 +197,29 @@ fn settings(
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_secrets_file_of_the_largest_size_is_read_and_a_larger_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let max = usize::try_from(SECRET_BYTES_MAX).unwrap();
+        std::fs::write(&path, "t".repeat(max)).unwrap();
+        assert_eq!(read_secret(&path).unwrap().len(), max);
+        std::fs::write(&path, "t".repeat(max + 1)).unwrap();
+        let error = read_secret(&path).unwrap_err().to_string();
+        assert!(error.ends_with("token: expected at most 1048576 bytes"), "{error}");
+    }
+
+    #[test]
+    fn a_text_is_cut_to_what_the_wire_takes() {
+        assert_eq!(short("x".repeat(NAME_BYTES_MAX)), "x".repeat(NAME_BYTES_MAX));
+        assert_eq!(short("x".repeat(NAME_BYTES_MAX + 1)), "x".repeat(NAME_BYTES_MAX));
+        assert_eq!(
+            short(format!("x{}", "é".repeat(64))),
+            format!("x{}", "é".repeat(63)),
+            "between characters"
+        );
+    }
 
     #[test]
     fn devices_switched_on_together_do_not_enrol_in_step() {

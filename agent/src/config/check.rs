@@ -160,7 +160,7 @@ fn check_source(source: &SourceConfig) -> Checked {
 
 fn check_csv(csv: &CsvSource, field: impl Fn(&str) -> String) -> Checked {
     if !(csv.speed.is_finite() && csv.speed > 0.0 && csv.speed <= 1e9) {
-        return Err(problem(field("speed"), "above 0 and up to 1e9", csv.speed));
+        return Err(problem(field("speed"), "above 0 and up to 1000000000", csv.speed));
     }
     if let Some(rate) = csv.rate_hz.filter(|rate| !(rate.is_finite() && *rate > 0.0 && *rate <= 100_000.0)) {
         return Err(problem(field("rate_hz"), "above 0 and up to 100000", rate));
@@ -199,6 +199,11 @@ fn check_pipeline(pipeline: &Pipeline, sources: &[SourceConfig]) -> Checked {
     for (key, name) in [("serial", pipeline.serial.as_deref()), ("prefix", Some(pipeline.prefix.as_str()))] {
         let Some(name) = name.filter(|name| key == "serial" || !name.is_empty()) else { continue };
         check_metric_name(name).map_err(|expected| problem(field(key), expected, format!("{name:?}")))?;
+    }
+    if pipeline.model.is_some() && pipeline.scores {
+        let metric = format!("{}{}.score", pipeline.prefix, pipeline.name);
+        let expected = "false, or a prefix and a name that make a metric of at most 64 bytes";
+        check_metric_name(&metric).map_err(|_| problem(field("scores"), expected, format!("{metric:?}")))?;
     }
     if let Some(Selection::Columns(columns)) = &pipeline.telemetry {
         within(field("telemetry"), columns.len(), 0, muster_wire::METRICS_PER_DEVICE_MAX)?;

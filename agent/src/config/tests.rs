@@ -69,3 +69,102 @@ fn an_oversized_file_is_refused() {
     std::fs::write(&file, vec![b'#'; usize::try_from(CONFIG_BYTES_MAX).unwrap() + 1]).unwrap();
     assert!(matches!(Config::load(&file), Err(ConfigError::NotText { .. })));
 }
+
+/// A value at either end is taken, one beyond is refused by its field and its range.
+#[track_caller]
+fn bounded(field: &str, min: u64, max: u64, text: impl Fn(u64) -> String) {
+    for value in [min, max] {
+        load(&format!("{BASE}{}", text(value))).unwrap_or_else(|error| panic!("{error}"));
+    }
+    let expected = format!("{field}: expected ");
+    refused(&text(max + 1), &[&expected, &max.to_string(), &format!("found {}", max + 1)]);
+    if let Some(below) = min.checked_sub(1) {
+        refused(&text(below), &[&expected, &format!("found {below}")]);
+    }
+}
+
+fn list(item: impl Fn(u64) -> String, count: u64) -> String {
+    (0..count).map(item).collect()
+}
+
+#[test]
+fn lists_are_bounded() {
+    let host = |at| format!("[[source]]\nkind = \"host\"\nname = \"h{at}\"\n");
+    bounded("source", 0, SOURCES_MAX as u64, |count| list(host, count));
+    let pipeline = |at| format!("[[pipeline]]\nname = \"p{at}\"\nsource = \"h0\"\n");
+    bounded("pipeline", 0, PIPELINES_MAX as u64, |count| format!("{}{}", host(0), list(pipeline, count)));
+    let columns = |count| list(|at| format!("\"c{at}\", "), count);
+    bounded("source \"c\".columns", 0, 1_000, |count| {
+        let csv = "[[source]]\nkind = \"csv\"\nname = \"c\"\npath = \"x\"\nrate_hz = 1.0\n";
+        format!("{csv}columns = [{}]", columns(count))
+    });
+    bounded("pipeline \"p0\".telemetry", 0, 1_000, |count| {
+        format!("{}{}telemetry = [{}]", host(0), pipeline(0), columns(count))
+    });
+}
+
+#[test]
+fn numbers_are_bounded() {
+    let uplink = |key: &'static str| move |value| format!("[uplink]\n{key} = {value}");
+    bounded("uplink.keep_alive_s", 10, 3_600, uplink("keep_alive_s"));
+    bounded("uplink.reconnect_delay_ms_min", 10, 60_000, uplink("reconnect_delay_ms_min"));
+    bounded("uplink.reconnect_delay_ms_max", 500, 3_600_000, uplink("reconnect_delay_ms_max"));
+    bounded("uplink.state_interval_s", 1, 3_600, uplink("state_interval_s"));
+    let queue = |key: &'static str| move |value| format!("[queue]\nsegment_bytes = 131072\n{key} = {value}");
+    bounded("queue.telemetry_bytes_max", 1 << 20, 1 << 40, queue("telemetry_bytes_max"));
+    bounded("queue.event_bytes_max", 1 << 20, 1 << 40, queue("event_bytes_max"));
+    bounded("queue.telemetry_age_s_max", 60, 3_162_240_000, queue("telemetry_age_s_max"));
+    bounded("queue.event_age_s_max", 60, 3_162_240_000, queue("event_age_s_max"));
+    let classes = "telemetry_bytes_max = 1073741824\nevent_bytes_max = 1073741824";
+    bounded("queue.segment_bytes", 128 << 10, 64 << 20, |value| {
+        format!("[queue]\n{classes}\nsegment_bytes = {value}")
+    });
+    let small = "telemetry_bytes_max = 4194304\nevent_bytes_max = 8388608";
+    bounded("queue.segment_bytes", 128 << 10, 1 << 20, |value| {
+        format!("[queue]\n{small}\nsegment_bytes = {value}")
+    });
+    let source =
+        |kind: &str, value| format!("[[source]]\nkind = {kind}\nname = \"s\"\ninterval_ms = {value}");
+    bounded("source \"s\".interval_ms", 200, 86_400_000, |value| source("\"host\"", value));
+    bounded("source \"s\".interval_ms", 1, 86_400_000, |value| source("\"images\"\nfolder = \"f\"", value));
+    let csv = |key: &'static str| {
+        move |value| format!("[[source]]\nkind = \"csv\"\nname = \"c\"\npath = \"x\"\n{key} = {value}.0")
+    };
+    bounded("source \"c\".rate_hz", 1, 100_000, csv("rate_hz"));
+    let speed = |value| csv("rate_hz = 1.0\nspeed")(value);
+    bounded("source \"c\".speed", 1, 1_000_000_000, speed);
+}
+
+#[test]
+fn names_are_bounded() {
+    let long = |bytes| "n".repeat(bytes);
+    let host = |bytes| format!("[uplink]\nhost = {:?}", long(bytes));
+    assert!(load(&format!("{BASE}{}", host(253))).is_ok());
+    refused(&host(254), &["uplink.host", "1 to 253 bytes"]);
+    let source = |bytes| format!("[[source]]\nkind = \"host\"\nname = {:?}\n", long(bytes));
+    assert!(load(&format!("{BASE}{}", source(64))).is_ok());
+    refused(&source(65), &["source.name", "1 to 64"]);
+    // The readings of a model are named after its pipeline.
+    let scored = |bytes, more: &str| {
+        let images = "[[source]]\nkind = \"images\"\nname = \"i\"\nfolder = \"f\"\n";
+        format!("{images}[[pipeline]]\nname = {:?}\nsource = \"i\"\nmodel = \"m\"\n{more}", long(bytes))
+    };
+    for fits in [scored(58, ""), scored(54, "prefix = \"p/a.\""), scored(64, "scores = false")] {
+        assert!(load(&format!("{BASE}{fits}")).is_ok(), "{fits}");
+    }
+    for over in [scored(59, ""), scored(55, "prefix = \"p/a.\"")] {
+        refused(&over, &[".scores: expected false, or a prefix and a name", "at most 64 bytes", ".score\""]);
+    }
+}
+
+#[test]
+fn a_file_of_the_largest_size_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("big.toml");
+    let missing = usize::try_from(CONFIG_BYTES_MAX).unwrap() - BASE.len();
+    std::fs::write(&file, format!("{BASE}{}", "#".repeat(missing))).unwrap();
+    assert!(Config::load(&file).is_ok());
+    std::fs::write(&file, format!("{BASE}{}", "#".repeat(missing + 1))).unwrap();
+    let error = Config::load(&file).unwrap_err().to_string();
+    assert!(error.ends_with("big.toml: expected UTF-8 text of at most 1048576 bytes"), "{error}");
+}

@@ -40,7 +40,7 @@ impl Claim {
         let part = |part| ClaimError { part };
         let text = text.trim();
         if text.len() > CLAIM_BYTES_MAX {
-            return Err(part("length"));
+            return Err(part("length (at most 1024 bytes)"));
         }
         let rest = text.strip_prefix("muster-claim:").ok_or(part("prefix muster-claim:"))?;
         let mut parts = rest.rsplitn(4, ':');
@@ -87,6 +87,21 @@ mod tests {
             let error = Claim::parse(&bad).unwrap_err().to_string();
             assert!(error.contains(part), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_claim_and_its_host_have_a_longest() {
+        let claim = |host: usize, token: usize| {
+            let text =
+                format!("muster-claim:{}:1:{}:{}", "h".repeat(host), "t".repeat(token), "ab".repeat(32));
+            (text.len(), Claim::parse(&text).map_err(|error| error.to_string()))
+        };
+        let (bytes, parsed) = claim(1, 942);
+        assert!(bytes == CLAIM_BYTES_MAX && parsed.is_ok(), "{bytes}: {parsed:?}");
+        let error = claim(1, 943).1.unwrap_err();
+        assert!(error.contains("length (at most 1024 bytes)"), "{error}");
+        assert!(claim(253, 1).1.is_ok());
+        assert!(claim(254, 1).1.unwrap_err().contains("host"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::store::{self, Identity, StoreError};
 use crate::clock::SharedClock;
 use crate::tls::{self, TlsError};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
 use muster_wire::{DeviceId, TenantId};
@@ -125,7 +125,7 @@ pub async fn enroll(
     let exchange = exchange(claim, body, clock);
     let (status, body) =
         tokio::time::timeout(ENROLL_TIMEOUT, exchange).await.map_err(|_| EnrollError::Timeout)??;
-    if status != 200 && status != 201 {
+    if !is_success(status) {
         let reason = String::from_utf8_lossy(&body).chars().take(REASON_CHARS_MAX).collect();
         return Err(EnrollError::Refused { status, reason });
     }
@@ -133,6 +133,16 @@ pub async fn enroll(
     let identity = check(answer, claim, &key_pem)?;
     store::save(dir, &identity)?;
     Ok(identity)
+}
+
+fn is_success(status: u16) -> bool {
+    status == 200 || status == 201
+}
+
+/// An answer over the bound is not looked at, its status is.
+fn too_long(status: u16) -> EnrollError {
+    let reason = format!("expected an answer of at most {ANSWER_BYTES_MAX} bytes, found more");
+    if is_success(status) { EnrollError::Answer(reason) } else { EnrollError::Refused { status, reason } }
 }
 
 fn check(answer: Answer, claim: &Claim, key_pem: &str) -> Result<Identity, EnrollError> {
@@ -179,8 +189,11 @@ async fn exchange(claim: &Claim, body: Vec<u8>, clock: SharedClock) -> Result<(u
         .map_err(|error| EnrollError::Http(error.into()))?;
     let response = sender.send_request(request).await.map_err(http)?;
     let status = response.status().as_u16();
-    let body =
-        Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await.map_err(EnrollError::Http)?;
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     driver.abort();
-    Ok((status, body.to_bytes()))
+    match body {
+        Ok(body) => Ok((status, body.to_bytes())),
+        Err(error) if error.is::<LengthLimitError>() => Err(too_long(status)),
+        Err(error) => Err(EnrollError::Http(error)),
+    }
 }

@@ -135,4 +135,41 @@ mod tests {
         assert!(ask("POST /metrics HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 405"));
         assert!(ask("GET /x HTTP/1.1\r\n\r\n").await.starts_with("HTTP/1.1 404"));
     }
+
+    #[tokio::test]
+    async fn a_head_of_the_largest_size_is_answered_and_a_longer_one_is_not() {
+        let head = |bytes: usize| {
+            let text = "GET /healthz HTTP/1.1\r\nX: ";
+            format!("{text}{}\r\n\r\n", "x".repeat(bytes - text.len() - 4))
+        };
+        assert!(ask(&head(HEAD_BYTES_MAX)).await.starts_with("HTTP/1.1 200"));
+        assert_eq!(ask(&head(HEAD_BYTES_MAX + 1)).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_fifth_scraper_is_turned_away_until_another_is_done() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.sock");
+        let task = tokio::spawn(serve(Listen::Unix(path.clone()), Metrics::new()));
+        while !path.exists() {
+            tokio::task::yield_now().await;
+        }
+        let connect = || tokio::net::UnixStream::connect(&path);
+        let mut held = Vec::new();
+        for _ in 0..CONNECTIONS_MAX {
+            held.push(connect().await.unwrap());
+        }
+        let mut text = String::new();
+        connect().await.unwrap().read_to_string(&mut text).await.unwrap();
+        assert_eq!(text, "", "closed without an answer");
+        for _ in 0..3 {
+            let mut done = held.remove(0);
+            done.write_all(b"GET /healthz HTTP/1.1\r\n\r\n").await.unwrap();
+            let mut text = String::new();
+            done.read_to_string(&mut text).await.unwrap();
+            assert!(text.starts_with("HTTP/1.1 200"), "{text:?}");
+            held.push(connect().await.unwrap());
+        }
+        task.abort();
+    }
 }

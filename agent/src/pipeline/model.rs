@@ -7,13 +7,13 @@ use muster_runtime::{
     Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError,
 };
 use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
-use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind};
+use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX};
 use std::path::{Path, PathBuf};
 
-/// The longest subject on the wire, in bytes.
-const SUBJECT_BYTES_MAX: usize = 256;
 /// What the wire calls a raised anomaly.
 const LABEL_ANOMALY: &str = "anomaly";
+
+const _: () = assert!(muster_runtime::NAME_BYTES_MAX <= NAME_BYTES_MAX, "labels and versions fit an event");
 
 /// Why a pipeline's model is of no use.
 #[derive(Debug, thiserror::Error)]
@@ -181,14 +181,6 @@ impl Scorer {
             TaskKind::Detection => EventKind::Detection,
         };
         let anomalous = kind == EventKind::Anomaly && inference.label != LABEL_NORMAL;
-        let boxes = inference.boxes.into_iter().take(BOXES_MAX).map(|found| BoundingBox {
-            label: found.label,
-            score: found.score,
-            x: found.x0,
-            y: found.y0,
-            width: found.x1 - found.x0,
-            height: found.y1 - found.y0,
-        });
         Event {
             pipeline: String::new(),
             model: self.name.clone(),
@@ -198,9 +190,22 @@ impl Scorer {
             score: f64::from(inference.score),
             subject: Some(subject),
             latency_us: u32::try_from(inference.latency_us).unwrap_or(u32::MAX),
-            boxes: boxes.collect(),
+            boxes: boxes(inference.boxes),
         }
     }
+}
+
+/// The best boxes, as many as an event carries.
+fn boxes(found: Vec<muster_runtime::BoundingBox>) -> Vec<BoundingBox> {
+    let boxes = found.into_iter().take(BOXES_MAX).map(|found| BoundingBox {
+        label: found.label,
+        score: found.score,
+        x: found.x0,
+        y: found.y0,
+        width: found.x1 - found.x0,
+        height: found.y1 - found.y0,
+    });
+    boxes.collect()
 }
 
 fn refusal(error: &PipelineError) -> (Refusal, String) {
@@ -219,4 +224,39 @@ fn subject(path: &Path) -> String {
         name.pop();
     }
     name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    #[test]
+    fn an_event_carries_the_best_boxes() {
+        let found = |count: u8| {
+            let (x0, y0, x1, y1) = (0.0, 0.0, 1.0, 1.0);
+            let found = |at: u8| muster_runtime::BoundingBox {
+                x0,
+                y0,
+                x1,
+                y1,
+                label: "l".into(),
+                score: 1.0 / f32::from(at + 1),
+            };
+            boxes((0..count).map(found).collect())
+        };
+        assert_eq!(found(100).len(), BOXES_MAX);
+        assert_eq!(found(101), found(100), "the last and weakest one is left out");
+    }
+
+    #[test]
+    fn a_subject_is_cut_to_what_the_wire_takes() {
+        // A file's name of 255 bytes that are no text takes three times as many.
+        let name = subject(Path::new(OsStr::from_bytes(&[0xff; 255])));
+        assert_eq!(name, "\u{fffd}".repeat(SUBJECT_BYTES_MAX / 3));
+        let longest = "x".repeat(SUBJECT_BYTES_MAX);
+        assert_eq!(subject(Path::new(&longest)), longest);
+        assert_eq!(subject(Path::new(&format!("{longest}x"))), longest);
+    }
 }

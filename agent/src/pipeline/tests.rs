@@ -102,3 +102,58 @@ fn a_row_without_readings_makes_no_record() {
     bench.pipeline.take(row(&[("a", Value::Number(1.0))])).unwrap();
     assert_eq!(bench.queue.next_seq(QueueClass::Telemetry), 1);
 }
+
+#[test]
+fn more_readings_than_a_record_may_hold_make_two() {
+    let mut bench = bench("serial = \"serial\"");
+    let names: Vec<_> = (0..READINGS_MAX).map(|n| format!("m{n}")).collect();
+    let values: Vec<_> = names.iter().map(|name| (name.as_str(), Value::Bool(true))).collect();
+    bench.pipeline.take(row(&values[1..])).unwrap();
+    bench.pipeline.take(row(&values)).unwrap();
+    let sizes: Vec<_> = stored(&bench).iter().map(|telemetry| telemetry.readings.len()).collect();
+    assert_eq!(sizes, [READINGS_MAX, READINGS_MAX, 1], "the serial is one reading more");
+}
+
+#[test]
+fn the_thousand_and_first_metric_is_counted_and_the_others_go_on() {
+    let mut bench = bench("");
+    let names: Vec<_> = (0..1_001).map(|n| format!("m{n}")).collect();
+    let values: Vec<_> = names.iter().map(|name| (name.as_str(), Value::Bool(true))).collect();
+    bench.pipeline.take(row(&values)).unwrap();
+    assert_eq!(stored(&bench)[0].readings.len(), 1_000);
+    assert_eq!(bench.metrics.refusals(Refusal::TooManyMetrics), 1);
+}
+
+#[test]
+fn an_event_that_the_wire_would_refuse_is_counted_and_not_kept() {
+    let bench = bench("");
+    let event = |label: usize, boxes: usize| {
+        let label = "l".repeat(label);
+        let found = muster_wire::BoundingBox {
+            label: "b".into(),
+            score: 0.5,
+            x: 0.1,
+            y: 0.1,
+            width: 0.1,
+            height: 0.1,
+        };
+        Event {
+            pipeline: "p".into(),
+            model: "m".into(),
+            model_version: "1".into(),
+            kind: muster_wire::EventKind::Detection,
+            label,
+            score: 0.5,
+            subject: None,
+            latency_us: 1,
+            boxes: vec![found; boxes],
+        }
+    };
+    bench.pipeline.append_event(7, &event(128, 100)).unwrap();
+    assert_eq!((bench.queue.next_seq(QueueClass::Event), bench.metrics.events.get()), (2, 1));
+    for over in [event(129, 100), event(128, 101)] {
+        bench.pipeline.append_event(7, &over).unwrap();
+    }
+    assert_eq!((bench.queue.next_seq(QueueClass::Event), bench.metrics.events.get()), (2, 1));
+    assert_eq!(bench.metrics.refusals(Refusal::TooLarge), 2);
+}

@@ -1,6 +1,8 @@
 use super::*;
 use crate::clock::ManualClock;
 use crate::supervisor::stop_pair;
+use muster_journal::sim::SimFs;
+use muster_journal::{FullOf, WriterMode};
 
 fn open(dir: &Path) -> Queue {
     let bounds = Bounds::from_config(&config::Queue::default());
@@ -149,4 +151,89 @@ fn more_openings_than_a_report_holds_settle_in_several() {
     assert!(!report.more);
     queue.confirm(&report).unwrap();
     assert_eq!(queue.report().queues.len(), 2);
+}
+
+#[test]
+fn the_largest_record_is_taken_and_one_byte_more_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let queue = open(dir.path());
+    for class in QueueClass::ALL {
+        let largest = vec![0; muster_wire::TELEMETRY_BYTES_MAX];
+        assert_eq!(queue.append(class, 5, &largest), Ok(1));
+        let refused = queue.append(class, 5, &[largest, vec![0]].concat()).unwrap_err();
+        assert_eq!(refused, AppendError::TooLarge { bytes: RECORD_BYTES_MAX + 1, max: RECORD_BYTES_MAX });
+    }
+}
+
+/// A queue whose memory is written only when somebody waits for it, on a simulated disk.
+fn open_idle() -> Queue<SimFs> {
+    let mut bounds = Bounds::from_config(&config::Queue::default());
+    for options in &mut bounds.classes {
+        options.writer = WriterMode::Caller;
+    }
+    Queue::open(SimFs::new(1), Path::new("/queue"), bounds, Arc::new(ManualClock::at(1))).unwrap()
+}
+
+#[test]
+fn memory_that_waits_for_the_disk_is_bounded_per_class_and_whoever_appends_waits() {
+    let queue = open_idle();
+    let (telemetry, event) = (QueueClass::Telemetry, QueueClass::Event);
+    let body = [0; 1000 - 32 - record::HEAD_BYTES];
+    let fits = BATCH_BYTES_MAX as u64 / 1000;
+    for seq in 1..=fits {
+        assert_eq!(queue.append(telemetry, 5, &body), Ok(seq));
+    }
+    let full = AppendError::Full { of: FullOf::Memory };
+    assert_eq!(queue.append(telemetry, 5, &body), Err(full));
+    assert_eq!(queue.append(event, 5, &body), Ok(1), "the other class has memory of its own");
+    let waits = std::cell::Cell::new(0);
+    let on_wait = || {
+        waits.set(waits.get() + 1);
+        queue.wait_accepted(telemetry, fits).unwrap();
+    };
+    let (sender, stop) = stop_pair();
+    assert_eq!(queue.append_waiting(telemetry, 5, &body, &stop, on_wait).unwrap(), fits + 1);
+    assert_eq!(waits.get(), 1);
+    while queue.append(telemetry, 5, &body).is_ok() {}
+    sender.stop();
+    let stopped = queue.append_waiting(telemetry, 5, &body, &stop, || panic!("nobody waits any more"));
+    assert!(matches!(stopped, Err(QueueError::Stopped)), "{stopped:?}");
+}
+
+#[test]
+fn more_drops_than_a_report_holds_are_told_in_several_and_the_mark_waits_for_them() {
+    let queue = open_idle();
+    let class = QueueClass::Telemetry;
+    let (room, last) = (muster_wire::DROPS_MAX as u64 / 2, 400);
+    (0..last).for_each(|_| assert!(queue.append(class, 5, b"x").is_ok()));
+    queue.wait_accepted(class, last).unwrap();
+    for at in 1..=room + 2 {
+        queue.record_drop(class, queue.queue_id(class), 2 * at, DropReason::RefusedPayload, 9).unwrap();
+    }
+    queue.release(class, last + 1).unwrap();
+    let report = queue.report();
+    let told = |report: &Report| (report.drops.len() as u64, report.queues[0].released, report.more);
+    assert_eq!(told(&report), (room, 2 * (room + 1), true), "nothing looks lost before its drop is told");
+    queue.confirm(&report).unwrap();
+    let report = queue.report();
+    assert_eq!(told(&report), (2, last + 1, false));
+    queue.confirm(&report).unwrap();
+    assert!(!queue.has_drops());
+}
+
+#[test]
+fn more_drops_than_the_journal_holds_are_refused_until_the_server_knows_some() {
+    let queue = open_idle();
+    let class = QueueClass::Event;
+    let drop = |at: u64| queue.record_drop(class, queue.queue_id(class), 2 * at, DropReason::RefusedTopic, 9);
+    for at in 1..=muster_journal::DROPS_MAX as u64 {
+        drop(at).unwrap();
+    }
+    let refused = drop(5_000).unwrap_err();
+    assert!(
+        matches!(refused, QueueError::Journal { source: JournalError::DropsFull, .. }),
+        "the session keeps the record then: {refused:?}"
+    );
+    queue.confirm(&queue.report()).unwrap();
+    drop(5_000).unwrap();
 }

@@ -114,8 +114,13 @@ impl CsvReader {
     /// # Errors
     /// A line that is too long, not UTF-8, without closed quotes, or without the timestamp; the file cannot be read.
     pub fn next_row(&mut self) -> Result<Option<Row>, CsvError> {
+        self.next_row_within(u64::MAX)
+    }
+
+    /// As [`Self::next_row`], but None also where `lines_max` lines were read.
+    fn next_row_within(&mut self, lines_max: u64) -> Result<Option<Row>, CsvError> {
         loop {
-            if !self.next_line()? {
+            if self.line >= lines_max || !self.next_line()? {
                 return Ok(None);
             }
             if !self.text.trim().is_empty() {
@@ -231,9 +236,13 @@ impl Schedule {
 /// # Errors
 /// The file's first bad row, or why it cannot be read.
 pub fn check(config: &CsvSource) -> Result<u64, CsvError> {
+    check_lines(config, LINES_CHECKED_MAX)
+}
+
+fn check_lines(config: &CsvSource, lines_max: u64) -> Result<u64, CsvError> {
     let mut rows = CsvReader::open(&config.path, &config.columns, config.timestamp_column.as_deref())?;
     let mut count = 0;
-    while rows.line < LINES_CHECKED_MAX && rows.next_row()?.is_some() {
+    while rows.next_row_within(lines_max)?.is_some() {
         count += 1;
     }
     Ok(count)
@@ -281,12 +290,20 @@ pub(super) async fn run(config: CsvSource, mut context: SourceContext) -> Result
 
 async fn pass_over(config: &CsvSource, error: &CsvError, bad: u64, context: &SourceContext) {
     context.metrics.refuse(Refusal::BadRow);
-    if bad <= BAD_ROWS_TOLD_MAX {
-        let further = if bad == BAD_ROWS_TOLD_MAX { "; further ones are only counted" } else { "" };
+    if let Some(further) = told(bad) {
         tracing::warn!(source = config.name, error = chain(error), "bad row passed over{further}");
     }
     // A file of nothing but bad rows waits for nothing else.
     tokio::task::yield_now().await;
+}
+
+/// What is told with a replay's bad row, by its number; None where nothing is.
+fn told(bad: u64) -> Option<&'static str> {
+    match bad {
+        ..BAD_ROWS_TOLD_MAX => Some(""),
+        BAD_ROWS_TOLD_MAX => Some("; further ones are only counted"),
+        _ => None,
+    }
 }
 
 async fn replay(

@@ -83,6 +83,48 @@ fn a_bad_line_leaves_the_reader_at_the_next() {
 }
 
 #[test]
+fn a_line_of_the_largest_size_is_read_and_a_longer_one_is_not() {
+    let longest = LINE_BYTES_MAX as usize - 1;
+    for (bytes, end, fits) in [(longest, "\n", true), (longest, "", true), (longest + 1, "\n", false)] {
+        let (_dir, path) = file(&format!("a\n{}{end}", "1".repeat(bytes)));
+        let read = CsvReader::open(&path, &[], None).unwrap().next_row();
+        assert_eq!(read.is_ok(), fits, "{bytes} bytes");
+    }
+}
+
+#[test]
+fn a_thousand_columns_are_read_and_more_are_refused() {
+    let header = |columns: usize| (0..columns).map(|at| format!("c{at},")).collect::<String>() + "t\n";
+    let (_dir, path) = file(&header(1_000));
+    CsvReader::open(&path, &[], Some("t")).unwrap();
+    let error = CsvReader::open(&path, &[], None).unwrap_err().to_string();
+    assert!(error.ends_with("rows.csv:1: expected at most 1000 columns"), "{error}");
+    let named = |count: usize| vec!["c1".to_owned(); count];
+    CsvReader::open(&path, &named(1_000), None).unwrap();
+    assert!(CsvReader::open(&path, &named(1_001), None).is_err());
+}
+
+#[test]
+fn a_check_ends_after_its_lines_blank_ones_too() {
+    let (_dir, path) = file("a\n1\n2\n\n\n\"6\n");
+    let config = config(&path, "");
+    assert_eq!(check_lines(&config, 3).unwrap(), 2);
+    assert_eq!(check_lines(&config, 5).unwrap(), 2);
+    assert!(check_lines(&config, 6).is_err(), "the sixth line is bad");
+    let mut rows = CsvReader::open(&path, &[], None).unwrap();
+    while rows.next_row_within(4).unwrap().is_some() {}
+    assert_eq!(rows.line, 4, "nothing behind the bound is read");
+}
+
+#[test]
+fn the_first_bad_rows_are_told_and_the_last_of_them_says_so() {
+    let words: Vec<_> = (1..=1_000).filter_map(told).collect();
+    assert_eq!(words.len(), 10);
+    assert_eq!(words.iter().filter(|words| words.contains("only counted")).count(), 1);
+    assert!(words[9].contains("only counted"));
+}
+
+#[test]
 fn a_check_reads_the_whole_file() {
     let (_dir, path) = file("a\n1\n2\n\"3\n");
     let error = check(&config(&path, "")).unwrap_err().to_string();
@@ -170,4 +212,32 @@ fn numbers(samples: &[Sample]) -> Vec<u64> {
         Content::Image { .. } => 0,
     };
     samples.iter().map(number).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pipeline_that_takes_nothing_makes_its_source_wait() {
+    let (_dir, path) = file("a\n1\n2\n");
+    let (metrics, (_sender, stop)) = (Metrics::new(), stop_pair());
+    let (sink, mut samples) = super::super::sample_channel();
+    let context = SourceContext {
+        clock: Arc::new(ManualClock::default()),
+        metrics: metrics.clone(),
+        stop,
+        sinks: vec![sink],
+    };
+    let task = tokio::spawn(run(config(&path, "pace = \"fastest\"\nwrap = \"loop\""), context));
+    // The paused clock moves on only once nothing else can.
+    let idle = || tokio::time::sleep(Duration::from_secs(1));
+    idle().await;
+    assert_eq!((samples.len(), metrics.samples.get()), (64, 65), "the last one waits for room");
+    let first = samples.recv().await.unwrap();
+    idle().await;
+    assert_eq!((samples.len(), metrics.samples.get()), (64, 66));
+    let mut got = vec![first];
+    while got.len() < 65 {
+        got.push(samples.recv().await.unwrap());
+    }
+    assert_eq!(numbers(&got), (1..=65).collect::<Vec<_>>(), "none is left out");
+    drop(samples);
+    task.await.unwrap().unwrap();
 }

@@ -2,8 +2,7 @@
 //!
 //! Started by [`crate::app`]; each source is handed the senders of the pipelines that read it and calls nothing
 //! else. Promise: values keep their order; a full pipeline makes its source wait, and the beats of the `host` source that
-//! fall due meanwhile are skipped, so nothing is buffered without bound. Limit: [`SAMPLES_WAITING_MAX`] samples per
-//! pipeline.
+//! fall due meanwhile are skipped, so nothing is buffered without bound. Limit: 64 samples per pipeline.
 
 mod csv;
 mod host;
@@ -22,7 +21,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Samples that wait for one pipeline: enough to ride out a slow inference, few enough to stay in memory.
-pub const SAMPLES_WAITING_MAX: usize = 64;
+const SAMPLES_WAITING_MAX: usize = 64;
 
 /// What a source read at one moment.
 #[derive(Clone, Debug, PartialEq)]
@@ -61,6 +60,12 @@ pub struct SourceContext {
     pub stop: Stop,
     /// The pipelines that read it.
     pub sinks: Vec<mpsc::Sender<Sample>>,
+}
+
+/// The way of samples to one pipeline.
+#[must_use]
+pub fn sample_channel() -> (mpsc::Sender<Sample>, mpsc::Receiver<Sample>) {
+    mpsc::channel(SAMPLES_WAITING_MAX)
 }
 
 /// Nobody reads the source any more, or the agent stops.

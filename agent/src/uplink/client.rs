@@ -179,3 +179,43 @@ async fn drive(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn messages_wait_at_the_socket_while_the_uplink_takes_none() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = LinkOptions {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().unwrap().port(),
+            client_id: "acme/press-7".into(),
+            keep_alive_s: 60,
+            tls: None,
+            credentials: None,
+            will_topic: "w".into(),
+            subscription: "s".into(),
+        };
+        let mut link = Link::open(&options, Vec::new());
+        let (mut server, _) = listener.accept().await.unwrap();
+        // CONNACK, then messages of QoS 0 on the topic `t`, without a body.
+        let messages = 5 * EVENTS_WAITING_MAX;
+        let bytes = [vec![0x20, 3, 0, 0, 0], [0x30, 4, 0, 1, b't', 0].repeat(messages)].concat();
+        server.write_all(&bytes).await.unwrap();
+        while link.events.len() < EVENTS_WAITING_MAX {
+            tokio::task::yield_now().await;
+        }
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(link.events.len(), 16, "the others wait");
+        assert!(matches!(link.next().await, LinkEvent::Connected { .. }));
+        for _ in 0..messages {
+            let event = link.next().await;
+            assert!(matches!(&event, LinkEvent::Received { topic, bytes: 0 } if topic == "t"), "{event:?}");
+        }
+    }
+}

@@ -158,3 +158,20 @@ fn a_gap_that_passes_what_is_done_sends_nothing_twice() {
     assert_eq!(core.released(QueueClass::Telemetry), 5);
     assert_eq!(send(&mut core, [6, 1]).unwrap().2, 5);
 }
+
+#[test]
+fn pauses_grow_with_each_refusal_for_now_up_to_a_bound() {
+    let mut core = core([1, 1], [2, 1]);
+    let (mut now, mut pauses) = (NOW, Vec::new());
+    for _ in 0..20 {
+        let want = core.next([2, 1], now).unwrap();
+        assert!(core.found(want, 1));
+        core.keep(QueueClass::Telemetry, 1, now);
+        let until = core.held_until().unwrap();
+        pauses.push(until - now);
+        now = until;
+    }
+    assert!(pauses[0] <= HOLD_MIN);
+    assert!(pauses.iter().all(|pause| *pause <= HOLD_MAX), "{pauses:?}");
+    assert!(pauses[10..].iter().all(|pause| *pause >= HOLD_MAX / 2), "{pauses:?}");
+}

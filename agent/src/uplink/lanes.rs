@@ -1,7 +1,7 @@
 //! Reads records for the core's wants: one reader per class and lane, each with a small buffer.
 //!
 //! Promise: reads only below the fsynced mark (the journal's readers see nothing else). Reads are short (32 KiB,
-//! most often from the page cache) and done in place. Limit: 32 KiB, or one record, buffered per lane.
+//! most often from the page cache) and done in place. Limit: 32 KiB and the rest of one record, buffered per lane.
 
 use super::core::{Lane, Want};
 use crate::queue::{Body, Queue, QueueClass, QueueError, Seq};
@@ -99,5 +99,38 @@ impl<F: Fs> Lanes<F> {
         self.readers[want.class.index()][lane]
             .fetch(want.seq)
             .map_err(|source| QueueError::Journal { class: want.class.up().as_str(), source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use crate::queue::{Bounds, RECORD_BYTES_MAX};
+    use std::sync::Arc;
+
+    #[test]
+    fn a_lane_buffers_what_one_read_gives_and_no_more() {
+        let dir = tempfile::tempdir().unwrap();
+        let bounds = Bounds::from_config(&crate::config::Queue::default());
+        let queue = Queue::open_dir(dir.path(), bounds, Arc::new(ManualClock::at(1))).unwrap();
+        let class = QueueClass::Telemetry;
+        let put = |count: usize, bytes: usize| {
+            let seqs: Vec<_> = (0..count).map(|_| queue.append(class, 7, &vec![0; bytes]).unwrap()).collect();
+            queue.wait_accepted(class, *seqs.last().unwrap()).unwrap();
+        };
+        let mut lanes = Lanes::open(&queue).unwrap();
+        let mut fetch = |seq: Seq| {
+            let fetched = lanes.fetch(Want { class, lane: Lane::Backlog, seq }).unwrap();
+            assert!(matches!(fetched, Fetch::Record(record) if record.seq == seq));
+            lanes.readers[class.index()][1].buffer.len()
+        };
+        put(2_000, 0);
+        // Each takes 41 bytes with its two heads: 800 are the first that reach 32 KiB.
+        assert_eq!(fetch(1), 799);
+        assert_eq!(fetch(500), 300);
+        put(3, RECORD_BYTES_MAX - 9);
+        assert_eq!(fetch(2_001), 0, "the largest record is read alone");
+        assert_eq!(fetch(2_002), 0);
     }
 }

@@ -36,6 +36,8 @@ pub struct Broker {
     pub answers: Arc<Mutex<VecDeque<Answer>>>,
     /// One permit is used for each answer to a record.
     pub gate: Arc<Semaphore>,
+    /// What follows the next SUBACKs.
+    pub after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
 }
 
 /// Permits that no test uses up.
@@ -48,10 +50,13 @@ impl Broker {
         let (sender, seen) = mpsc::unbounded_channel();
         let answers: Arc<Mutex<VecDeque<Answer>>> = Arc::default();
         let (plan, gate) = (Arc::clone(&answers), Arc::new(Semaphore::new(OPEN)));
-        let broker = Self { port, seen, answers, gate: Arc::clone(&gate) };
+        let after_suback: Arc<Mutex<VecDeque<_>>> = Arc::default();
+        let broker =
+            Self { port, seen, answers, gate: Arc::clone(&gate), after_suback: Arc::clone(&after_suback) };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, sender.clone(), Arc::clone(&plan), Arc::clone(&gate)));
+                let (plan, gate, after) = (Arc::clone(&plan), Arc::clone(&gate), Arc::clone(&after_suback));
+                tokio::spawn(serve(stream, sender.clone(), plan, gate, after));
             }
         });
         broker
@@ -112,6 +117,7 @@ async fn serve(
     seen: mpsc::UnboundedSender<Seen>,
     plan: Arc<Mutex<VecDeque<Answer>>>,
     gate: Arc<Semaphore>,
+    after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
 ) {
     let (mut stream, mut out) = stream.into_split();
     // Answers wait for the gate without holding up what is read.
@@ -159,7 +165,8 @@ async fn serve(
             8 => {
                 let (filter, _) = text(&body[3..]);
                 let _ = seen.send(Seen::Subscribe { filter });
-                vec![0x90, 4, body[0], body[1], 0, 1]
+                let after = after_suback.lock().unwrap().pop_front().unwrap_or_default();
+                [vec![0x90, 4, body[0], body[1], 0, 1], after].concat()
             }
             12 => vec![0xd0, 0],
             14 => {
