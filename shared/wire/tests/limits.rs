@@ -223,7 +223,7 @@ fn envelope_seq_and_topic_are_bounded() {
     let topics = UpClass::ALL.map(|class| Topic::up(&tenant, &device, class).to_string().len());
     assert_eq!(topics.into_iter().max(), Some(Topic::BYTES_MAX));
     // Fixed header, topic with its length, packet id, properties.
-    assert!(5 + 2 + Topic::BYTES_MAX + 2 + 1 + ENVELOPE_BYTES_MAX <= PUBLISH_BYTES_MAX);
+    const { assert!(5 + 2 + Topic::BYTES_MAX + 2 + 1 + ENVELOPE_BYTES_MAX <= PUBLISH_BYTES_MAX) };
     let error = TenantId::parse(&text(TenantId::BYTES_MAX + 1)).unwrap_err().to_string();
     assert!(error.contains("tenant id") && error.contains("1 to 36"), "{error}");
     let error = DeviceId::parse(&text(DeviceId::BYTES_MAX + 1)).unwrap_err().to_string();
