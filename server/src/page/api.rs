@@ -214,3 +214,22 @@ fn sent(event: &LiveEvent) -> Event {
     // JSON has no raw line breaks, so this cannot break the frame.
     Event::default().event(event.kind.as_str()).id(event.id.to_string()).data(event.json.as_ref())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_lists_as_many_kinds_as_there_are() {
+        let filter = |kinds: &str| {
+            LiveQuery { kinds: Some(kinds.to_owned()), ..LiveQuery::default() }.filter()
+        };
+        let all = LiveKind::ALL.map(LiveKind::as_str).join(",");
+        assert!(filter(&all).is_ok());
+        for kinds in [format!("{all},alert"), "nope".to_owned()] {
+            let refused = filter(&kinds).unwrap_err();
+            let why = "must be at most 5 of: reading, event, alert, presence, ledger";
+            assert_eq!((refused.field.as_deref(), &*refused.message), (Some("kinds"), why));
+        }
+    }
+}
