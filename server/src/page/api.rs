@@ -221,9 +221,8 @@ mod tests {
 
     #[test]
     fn a_query_lists_as_many_kinds_as_there_are() {
-        let filter = |kinds: &str| {
-            LiveQuery { kinds: Some(kinds.to_owned()), ..LiveQuery::default() }.filter()
-        };
+        let filter =
+            |kinds: &str| LiveQuery { kinds: Some(kinds.to_owned()), ..LiveQuery::default() }.filter();
         let all = LiveKind::ALL.map(LiveKind::as_str).join(",");
         assert!(filter(&all).is_ok());
         for kinds in [format!("{all},alert"), "nope".to_owned()] {
