@@ -59,7 +59,7 @@ pub enum AppError {
         #[source]
         source: std::io::Error,
     },
-    /// The claim's file or the token's file is over its bound.
+    /// A claim's, a token's or a CA's file is over its bound.
     #[error("{}: expected at most {SECRET_BYTES_MAX} bytes", path.display())]
     SecretTooLarge {
         /// The file.

@@ -5,7 +5,8 @@
 //! else is asked each time: the client still proves that it holds the key, the certificate must be in time, and the
 //! registry decides on CONNECT whether its serial number still counts.
 //!
-//! Bounds: [`KNOWN_MAX`] certificates, those not seen for longest go first, half of them at a time.
+//! Bounds: [`KNOWN_MAX`] certificates, those not seen for longest go first, half of them at a time. Nothing is kept over
+//! a restart: then each is verified once more.
 
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
@@ -263,6 +264,22 @@ mod tests {
         let mut forged = known.to_vec();
         *forged.last_mut().unwrap() ^= 1;
         assert!(!room.accepts(&forged.into(), at(2026, 6)));
+    }
+
+    #[test]
+    fn behind_an_intermediate_is_asked_every_time() {
+        let room = room();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let middle =
+            CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &room.authority).unwrap();
+        let certificate = certificate(&middle);
+        for asked in 1..4 {
+            let chain = [middle.der().clone()];
+            assert!(room.known.verify_client_cert(&certificate, &chain, at(2026, 6)).is_ok());
+            assert_eq!(room.asked(), asked);
+        }
+        assert!(!room.accepts(&certificate, at(2026, 6)), "without its chain it is a stranger's");
     }
 
     #[test]
