@@ -14,6 +14,7 @@ mod meter;
 mod modes;
 pub mod mqtt;
 pub mod payload;
+pub mod report;
 mod tally;
 mod timer;
 mod wheel;

@@ -1,0 +1,3 @@
+//! Reports of runs: their JSON, and what is made of it.
+
+pub mod model;
