@@ -1,9 +1,12 @@
 //! One device's connection: socket, TLS, unsent and unparsed bytes, unacknowledged publishes.
 //!
-//! Called by `engine`, which owns all devices and the one read buffer. An idle plain connection owns a socket
+//! Called by `engine`, which owns all devices and the one read buffer. A slow link passes a few bytes each
+//! [`PACE_NS`] in both directions. An idle plain connection owns a socket
 //! and no heap memory: buffers exist only while bytes wait in them.
 
+use crate::lanes::Lanes;
 use crate::mqtt::{self, Incoming, MqttError, Version};
+use crate::record::InFlight;
 use mio::net::TcpStream;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -12,6 +15,8 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
+/// How often a slow link passes some bytes.
+pub(crate) const PACE_NS: u64 = 100_000_000;
 /// Connections that share one source address: well below the ports of one.
 const CONNECTIONS_PER_SOURCE: u32 = 4_000;
 
@@ -32,15 +37,21 @@ pub(crate) enum Phase {
     Online,
 }
 
-/// A publish without its PUBACK.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct InFlight {
-    pub(crate) packet_id: u16,
-    pub(crate) seq: u32,
-    /// When the schedule wanted it sent.
-    pub(crate) intended_ns: u64,
-    /// When it was handed to the socket.
-    pub(crate) sent_ns: u64,
+/// What a fault does to a device.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Quirks {
+    /// Its clock is off by this much.
+    pub(crate) clock_offset_us: i64,
+    /// Bytes that pass in each direction in one pace of the slow link; 0: all.
+    pub(crate) bytes_per_pace: usize,
+    /// Nothing is sent before this time: the server refused for now.
+    pub(crate) held_until_ns: u64,
+    /// Refusals for now in a row.
+    pub(crate) holds: u16,
+    /// Numbers of class telemetry whose bodies were broken on purpose.
+    pub(crate) poisoned: Vec<u32>,
+    /// Numbers of class telemetry and event that the server refused for good.
+    pub(crate) refused: Vec<(u8, u32)>,
 }
 
 /// One simulated device.
@@ -48,7 +59,8 @@ pub(crate) struct Device {
     pub(crate) transport: Option<Transport>,
     pub(crate) phase: Phase,
     pub(crate) queue_id: u64,
-    pub(crate) next_seq: u32,
+    /// The next number of each queue: telemetry, events.
+    pub(crate) next_seq: [u32; 2],
     next_packet_id: u16,
     /// The server's Receive Maximum.
     pub(crate) window_max: u16,
@@ -57,8 +69,17 @@ pub(crate) struct Device {
     /// Which connection this is; timers of earlier ones are ignored.
     pub(crate) generation: u32,
     pub(crate) in_flight: VecDeque<InFlight>,
-    /// Intended times of messages that wait for a connection or for the window.
-    pub(crate) waiting: VecDeque<u64>,
+    pub(crate) lanes: Lanes,
+    /// What is done to it, or special about it; most devices have none.
+    pub(crate) quirks: Option<Box<Quirks>>,
+    /// When its last connection ended; 0 before the first.
+    pub(crate) offline_since_ns: u64,
+    /// No new connection before this time.
+    pub(crate) stays_away_until_ns: u64,
+    /// How the server wants the next reconnect spread.
+    pub(crate) reconnect_spread_ms: u32,
+    /// When it asked for credit.
+    pub(crate) asked_credit_ns: u64,
     outgoing: Vec<u8>,
     incoming: Vec<u8>,
 }
@@ -69,13 +90,18 @@ impl Device {
             transport: None,
             phase: Phase::Offline,
             queue_id,
-            next_seq: 1,
+            next_seq: [1; 2],
             next_packet_id: 1,
             window_max: u16::MAX,
             attempts: 0,
             generation: 0,
             in_flight: VecDeque::new(),
-            waiting: VecDeque::new(),
+            lanes: Lanes::default(),
+            quirks: None,
+            offline_since_ns: 0,
+            stays_away_until_ns: 0,
+            reconnect_spread_ms: 0,
+            asked_credit_ns: 0,
             outgoing: Vec::new(),
             incoming: Vec::new(),
         }
@@ -86,6 +112,33 @@ impl Device {
         let id = self.next_packet_id;
         self.next_packet_id = id.checked_add(1).unwrap_or(1);
         id
+    }
+
+    /// What is special about it, to be changed.
+    pub(crate) fn quirks(&mut self) -> &mut Quirks {
+        self.quirks.get_or_insert_default()
+    }
+
+    /// Bytes that may pass at once; none: as many as go.
+    pub(crate) fn pace_bytes(&self) -> Option<usize> {
+        self.quirks.as_ref().map(|quirks| quirks.bytes_per_pace).filter(|bytes| *bytes > 0)
+    }
+
+    /// How many publishes may be unacknowledged.
+    pub(crate) fn window(&self) -> usize {
+        if self.lanes.is_ordered { 1 } else { usize::from(self.window_max) }
+    }
+
+    /// All below these numbers, by queue, is acknowledged, refused for good or broken on purpose.
+    pub(crate) fn released(&self) -> [u32; 2] {
+        let mut released = self.next_seq;
+        for message in self.in_flight.iter().chain(self.lanes.again()) {
+            if message.what.is_record() {
+                let mark = &mut released[usize::from(message.what.class() == muster_wire::UpClass::Event)];
+                *mark = (*mark).min(message.seq);
+            }
+        }
+        released
     }
 
     /// Starts to connect; the socket becomes writable when it is done.
@@ -108,9 +161,18 @@ impl Device {
         Ok(())
     }
 
-    /// Forgets the connection; unacknowledged publishes stay.
+    /// Lets the end of this connection be a reset, as if the network had lost it.
+    pub(crate) fn reset_on_close(&mut self) {
+        if let Some(stream) = self.stream() {
+            // A socket that cannot be set ends politely, which is an end too.
+            let _ = socket2::SockRef::from(&*stream).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+
+    /// Forgets the connection; unacknowledged publishes wait to be sent again.
     pub(crate) fn close(&mut self) {
         self.transport = None;
+        self.lanes.disconnected(&mut self.in_flight);
         self.phase = Phase::Offline;
         self.outgoing = Vec::new();
         self.incoming = Vec::new();
@@ -138,7 +200,7 @@ impl Device {
 
     /// Sends now what fits, keeps the rest until the socket is writable.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if !self.outgoing.is_empty() {
+        if !self.outgoing.is_empty() || self.pace_bytes().is_some() {
             self.outgoing.extend_from_slice(bytes);
             return Ok(());
         }
@@ -150,7 +212,8 @@ impl Device {
     /// Sends what was kept.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         if !self.outgoing.is_empty() {
-            let sent = write_some(self.transport.as_mut(), &self.outgoing)?;
+            let now = self.pace_bytes().map_or(self.outgoing.len(), |bytes| bytes.min(self.outgoing.len()));
+            let sent = write_some(self.transport.as_mut(), &self.outgoing[..now])?;
             if sent == self.outgoing.len() {
                 self.outgoing = Vec::new();
             } else {
@@ -171,7 +234,7 @@ impl Device {
         &mut self,
         version: Version,
         bytes: &[u8],
-        mut packet: impl FnMut(&mut Self, Incoming),
+        mut packet: impl FnMut(&mut Self, Incoming<'_>),
     ) -> Result<(), MqttError> {
         let joined;
         let mut rest = if self.incoming.is_empty() {

@@ -3,18 +3,19 @@
 //! Called by `modes`. Promise: the schedule is open-loop, so a slow server does not slow it down, and a latency
 //! counts from the time that the schedule intended, not from the time that the generator managed to send.
 //! A message whose connection broke is sent again after the reconnect, with the same identity.
-//! Bounds: `reactor::WAITING_MAX` messages wait a device; more are counted as unsent.
+//! Bounds: `lanes::WAITING_MAX` messages wait a device; more are counted as unsent.
 
 use crate::connection::{Device, Phase};
 use crate::identity::Identities;
 use crate::mqtt::{self, Version};
 use crate::payload::{Payload, queue_id};
+use crate::record::{Due, InFlight, What};
 use crate::tally::Tally;
 use crate::timer::Timer;
 use crate::wheel::Wheel;
 use anyhow::{Context, Result, bail};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token};
+use mio::{Events, Interest, Poll, Token, Waker};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::net::SocketAddr;
@@ -25,8 +26,10 @@ const EVENTS_MAX: usize = 1_024;
 /// One read from a socket.
 const READ_BYTES: usize = 64 * 1024;
 const TIMER: Token = Token(usize::MAX);
+const WAKER: Token = Token(usize::MAX - 1);
 
 mod reactor;
+mod sender;
 
 /// How the devices connect.
 #[derive(Clone, Debug)]
@@ -37,12 +40,42 @@ pub(crate) struct Options {
     /// Connections that are being made at once.
     pub(crate) concurrency: u32,
     pub(crate) seed: u64,
+    /// The first device's number: serials tell devices of several engines apart.
+    pub(crate) first_number: u32,
+    /// Devices subscribe to flow control and keep to it.
+    pub(crate) credits: bool,
+    /// Devices tell on each connect where their queues stand.
+    pub(crate) reports: bool,
 }
 
+impl Options {
+    /// A plain publisher's options: no flow control, no reports.
+    pub(crate) fn new(address: SocketAddr, version: Version, seed: u64) -> Self {
+        Self {
+            address,
+            version,
+            keep_alive_s: 600,
+            concurrency: 256,
+            seed,
+            first_number: 0,
+            credits: false,
+            reports: false,
+        }
+    }
+}
+
+/// Told of every record that is sent for the first time.
+pub(crate) type OnSent = Box<dyn FnMut(u32, &InFlight, Instant) + Send>;
+
+#[derive(Clone, Copy)]
 enum Alarm {
     Reconnect,
     ConnectTimeout,
     KeepAlive,
+    /// Something may be sent again.
+    Resume,
+    /// A slow link passes some bytes.
+    Pace,
 }
 
 struct Alarmed {
@@ -73,6 +106,9 @@ pub(crate) struct Engine {
     online: u32,
     /// Unacknowledged publishes that each device keeps up, while a blast runs.
     blast_window: Option<u16>,
+    /// Devices that are watched, and who watches.
+    watched: Vec<u32>,
+    on_sent: Option<OnSent>,
 }
 
 impl Engine {
@@ -102,6 +138,8 @@ impl Engine {
             connecting: 0,
             online: 0,
             blast_window: None,
+            watched: Vec::new(),
+            on_sent: None,
         })
     }
 
@@ -116,6 +154,48 @@ impl Engine {
 
     pub(crate) fn online(&self) -> u32 {
         self.online
+    }
+
+    /// Wakes the loop from another thread.
+    pub(crate) fn waker(&self) -> Result<Waker> {
+        Waker::new(self.poll.registry(), WAKER).context("cannot make a waker")
+    }
+
+    /// The time that the engine's nanoseconds count from.
+    pub(crate) fn began(&self) -> Instant {
+        self.began
+    }
+
+    pub(crate) fn device(&mut self, number: u32) -> &mut Device {
+        &mut self.devices[number as usize]
+    }
+
+    pub(crate) fn devices(&self) -> &[Device] {
+        &self.devices
+    }
+
+    /// Tells `on_sent` of each record of these devices that goes out for the first time.
+    pub(crate) fn watch(&mut self, devices: Vec<u32>, on_sent: OnSent) {
+        self.watched = devices;
+        self.on_sent = Some(on_sent);
+    }
+
+    fn watch_sent(&mut self, number: u32, message: &InFlight) {
+        if let Some(on_sent) = self.on_sent.as_mut()
+            && self.watched.contains(&number)
+        {
+            on_sent(number, message, self.began + Duration::from_nanos(message.intended_ns));
+        }
+    }
+
+    /// Lets a device's link pass so many bytes each `connection::PACE_NS`; 0: all.
+    pub(crate) fn slow_down(&mut self, number: u32, bytes_per_pace: usize) {
+        let device = &mut self.devices[number as usize];
+        let was_slow = device.pace_bytes().is_some();
+        device.quirks().bytes_per_pace = bytes_per_pace;
+        if !was_slow && bytes_per_pace > 0 && device.phase == Phase::Online {
+            self.set_pace(number);
+        }
     }
 
     /// Connects every device; answers how long it took until the last was online.
@@ -159,7 +239,8 @@ impl Engine {
             let now = self.now_ns();
             while message < messages && intended(message) <= now {
                 let device = message % self.devices.len() as u64;
-                self.publish(device as u32, intended(message));
+                let due = Due { intended_ns: intended(message), what: What::Telemetry };
+                self.make(device as u32, due);
                 message += 1;
             }
             if message < messages {
@@ -200,7 +281,7 @@ impl Engine {
         if outstanding > 0 {
             return outstanding;
         }
-        self.devices.iter().map(|device| device.waiting.len() as u64).sum()
+        self.devices.iter().map(|device| device.lanes.len() as u64).sum()
     }
 
     /// Ends every connection politely; all may connect again.

@@ -4,7 +4,7 @@
 //! here with the device CA's key, one key pair for all devices, so that ten thousand of them cost little.
 
 use anyhow::{Context, Result, bail};
-use muster_wire::{DeviceId, TenantId, Topic, UpClass};
+use muster_wire::{DeviceId, DownClass, TenantId, Topic, UpClass};
 use rcgen::{CertificateParams, Issuer, KeyPair, SanType};
 use rustls::client::Resumption;
 use rustls::pki_types::pem::PemObject;
@@ -20,12 +20,23 @@ pub(crate) struct Identity {
     pub(crate) client_id: String,
     /// User name and token; none where the certificate says who it is.
     pub(crate) login: Option<(String, String)>,
-    device: DeviceId,
+    /// Its place in the list of tenants.
+    pub(crate) tenant: u16,
+    pub(crate) device: DeviceId,
+}
+
+/// A device that is registered at the server.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Member {
+    /// Place in the list of tenants.
+    pub(crate) tenant: u16,
+    pub(crate) name: String,
+    pub(crate) token: Option<String>,
 }
 
 /// All devices' identities.
 pub(crate) struct Identities {
-    tenant: TenantId,
+    tenants: Vec<TenantId>,
     devices: Vec<Identity>,
     tls: Option<Tls>,
 }
@@ -51,7 +62,7 @@ pub(crate) enum Tokens<'a> {
 }
 
 /// Names one device of a generated fleet.
-fn generated_name(number: u32) -> String {
+pub(crate) fn generated_name(number: u32) -> String {
     format!("d{number:05}")
 }
 
@@ -61,7 +72,6 @@ impl Identities {
     /// # Errors
     /// A name is not valid, or the token file holds too few lines.
     pub(crate) fn new(tenant: &str, count: u32, tokens: &Tokens<'_>) -> Result<Self> {
-        let tenant = TenantId::parse(tenant)?;
         let names: Vec<(String, Option<String>)> = match tokens {
             Tokens::None => (0..count).map(|number| (generated_name(number), None)).collect(),
             Tokens::Prefix(prefix) => (0..count)
@@ -86,13 +96,25 @@ impl Identities {
         if names.len() < count as usize {
             bail!("the token file names {} devices, {count} are needed", names.len());
         }
-        let identity = |(name, token): (String, Option<String>)| -> Result<Identity> {
+        let member = |(name, token)| Member { tenant: 0, name, token };
+        Self::fleet(&[tenant.to_owned()], names.into_iter().map(member).collect())
+    }
+
+    /// The identities of registered devices of several tenants.
+    ///
+    /// # Errors
+    /// A name is not valid.
+    pub(crate) fn fleet(tenants: &[String], members: Vec<Member>) -> Result<Self> {
+        let tenants = tenants.iter().map(|tenant| TenantId::parse(tenant)).collect::<Result<Vec<_>, _>>()?;
+        let identity = |member: Member| -> Result<Identity> {
+            let Member { tenant, name, token } = member;
+            let owner = tenants.get(usize::from(tenant)).context("a device of no tenant")?;
             let device = DeviceId::parse(&name)?;
-            let login = token.map(|token| (format!("{tenant}/{name}"), token));
-            Ok(Identity { client_id: name, login, device })
+            let login = token.map(|token| (format!("{owner}/{name}"), token));
+            Ok(Identity { client_id: name, login, tenant, device })
         };
-        let devices = names.into_iter().map(identity).collect::<Result<_>>()?;
-        Ok(Self { tenant, devices, tls: None })
+        let devices = members.into_iter().map(identity).collect::<Result<_>>()?;
+        Ok(Self { tenants, devices, tls: None })
     }
 
     /// Lets the devices speak TLS; with the device CA's key each gets a certificate of its own.
@@ -141,7 +163,8 @@ impl Identities {
         let mut certificates = Vec::with_capacity(self.devices.len());
         for device in &self.devices {
             let mut params = CertificateParams::default();
-            let name = format!("muster://{}/{}", self.tenant, device.device);
+            let tenant = &self.tenants[usize::from(device.tenant)];
+            let name = format!("muster://{tenant}/{}", device.device);
             params.subject_alt_names = vec![SanType::URI(name.try_into()?)];
             params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth];
             params.distinguished_name.push(rcgen::DnType::CommonName, device.device.as_str());
@@ -159,11 +182,27 @@ impl Identities {
         &self.devices[number as usize]
     }
 
-    /// Writes the device's telemetry topic.
-    pub(crate) fn topic(&self, number: u32, out: &mut String) {
+    /// Writes the device's topic of a class.
+    pub(crate) fn topic(&self, number: u32, class: UpClass, out: &mut String) {
         out.clear();
-        let topic = Topic::up(&self.tenant, &self.devices[number as usize].device, UpClass::Telemetry);
+        let device = &self.devices[number as usize];
+        let topic = Topic::up(&self.tenants[usize::from(device.tenant)], &device.device, class);
         write!(out, "{topic}").expect("writing to a String cannot fail");
+    }
+
+    /// Writes the filter of the device's flow control.
+    pub(crate) fn down_filter(&self, number: u32, out: &mut String) {
+        out.clear();
+        let device = &self.devices[number as usize];
+        let topic = Topic::down(&self.tenants[usize::from(device.tenant)], &device.device, DownClass::Credit);
+        write!(out, "{topic}").expect("writing to a String cannot fail");
+    }
+
+    /// Whether a topic is the device's flow control.
+    pub(crate) fn is_credit_of(&self, number: u32, topic: &str) -> bool {
+        let mut own = String::new();
+        self.down_filter(number, &mut own);
+        own == topic
     }
 
     /// The TLS settings of one device; none for plain TCP.
@@ -193,8 +232,10 @@ mod tests {
         let login = identities.device(1).login.as_ref().unwrap();
         assert_eq!((login.0.as_str(), login.1.as_str()), ("bench/d00001", "t-d00001"));
         let mut topic = String::new();
-        identities.topic(1, &mut topic);
+        identities.topic(1, UpClass::Telemetry, &mut topic);
         assert_eq!(topic, "muster/bench/d00001/up/telemetry");
+        assert!(identities.is_credit_of(1, "muster/bench/d00001/dn/credit"));
+        assert!(!identities.is_credit_of(0, "muster/bench/d00001/dn/credit"));
 
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "device,token\nd00000,a\nd00001,b,c\n").unwrap();

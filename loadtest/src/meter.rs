@@ -112,6 +112,11 @@ pub(crate) fn thread_cpu_s(thread: &Path) -> Option<f64> {
     Some(text.split_whitespace().next()?.parse::<f64>().ok()? / 1e9)
 }
 
+/// CPU seconds of this process.
+pub(crate) fn own_cpu_s() -> Result<f64> {
+    cpu_s(std::process::id())
+}
+
 fn rss_bytes(pid: u32) -> Result<u64> {
     let status = read(&format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;

@@ -282,18 +282,12 @@ fn connected(mode: &'static str, common: &Common) -> Result<(Engine, Outcome)> {
     if u64::from(common.devices) + OTHER_FILES > files {
         bail!("{} devices need more than the {files} files that this process may open", common.devices);
     }
-    let version = match common.mqtt {
-        4 => Version::V311,
-        5 => Version::V5,
-        other => bail!("--mqtt must be 4 or 5, not {other}"),
-    };
+    let version = version(common.mqtt)?;
     let seed = common.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
     let options = Options {
-        address: resolve(&common.addr)?,
-        version,
         keep_alive_s: common.keep_alive,
         concurrency: common.concurrency.max(1),
-        seed,
+        ..Options::new(resolve(&common.addr)?, version, seed)
     };
     let mut engine = Engine::new(options, identities(common)?)?;
     let meter = Meter::start(common.server_pid)?;
@@ -318,6 +312,14 @@ fn connected(mode: &'static str, common: &Common) -> Result<(Engine, Outcome)> {
     Ok((engine, outcome))
 }
 
+pub(crate) fn version(mqtt: u8) -> Result<Version> {
+    match mqtt {
+        4 => Ok(Version::V311),
+        5 => Ok(Version::V5),
+        other => bail!("--mqtt must be 4 or 5, not {other}"),
+    }
+}
+
 fn check_devices(devices: u32) -> Result<()> {
     if !(1..=DEVICES_MAX).contains(&devices) {
         bail!("--devices must be 1 to {DEVICES_MAX}, not {devices}");
@@ -338,7 +340,7 @@ fn identities(common: &Common) -> Result<Identities> {
     identities.with_tls(name, ca, common.ca_key.as_deref())
 }
 
-fn resolve(address: &str) -> Result<SocketAddr> {
+pub(crate) fn resolve(address: &str) -> Result<SocketAddr> {
     let mut found = address.to_socket_addrs().with_context(|| format!("{address} is no host:port"))?;
     found.next().with_context(|| format!("{address} has no address"))
 }

@@ -1,5 +1,5 @@
-//! The least of MQTT that a load generator needs: CONNECT, PUBLISH at QoS 1, PINGREQ out; CONNACK, PUBACK,
-//! PINGRESP, DISCONNECT in. Written from the standards, independent of the server's codec on purpose.
+//! The least of MQTT that a load generator needs: CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ out; CONNACK,
+//! PUBLISH, PUBACK, SUBACK, PINGRESP, DISCONNECT in. Written from the standards, independent of the server's codec on purpose.
 //!
 //! Called by `connection` and `engine`. Decoding never panics: a peer's bytes are untrusted.
 
@@ -15,9 +15,9 @@ pub enum Version {
     V5,
 }
 
-/// What a server may send to a publishing client.
+/// What a server may send to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Incoming {
+pub enum Incoming<'a> {
     /// The answer to CONNECT.
     ConnAck {
         /// 0 is success.
@@ -34,6 +34,20 @@ pub enum Incoming {
         /// Below 0x80 is success; always 0 for MQTT 3.1.1.
         reason: u8,
     },
+    /// A message to this client, at QoS 0 or 1.
+    Publish {
+        /// Its topic.
+        topic: &'a str,
+        /// Its bytes.
+        payload: &'a [u8],
+        /// What its PUBACK must say, at QoS 1.
+        packet_id: Option<u16>,
+    },
+    /// The answer to SUBSCRIBE.
+    SubAck {
+        /// The first filter's code; below 0x80 is the granted QoS.
+        code: u8,
+    },
     /// The answer to PINGREQ.
     PingResp,
     /// The server ends the connection (MQTT 5).
@@ -46,7 +60,7 @@ pub enum Incoming {
 /// Why bytes are not a packet of ours.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MqttError {
-    /// A packet type that no publishing client should get.
+    /// A packet type that no device should get.
     #[error("packet of type {0}")]
     Type(u8),
     /// Too short for its type, or a length that is no length.
@@ -100,17 +114,39 @@ impl Connect<'_> {
     }
 }
 
-/// Appends a PUBLISH at QoS 1.
-pub fn publish(version: Version, topic: &str, packet_id: u16, payload: &[u8], out: &mut Vec<u8>) {
+/// Appends a PUBLISH: at QoS 1 with a packet id, at QoS 0 without one.
+pub fn publish(version: Version, topic: &str, packet_id: Option<u16>, payload: &[u8], out: &mut Vec<u8>) {
     let properties = usize::from(version == Version::V5);
-    out.push(0x32);
-    put_length(out, 2 + topic.len() + 2 + properties + payload.len());
+    let id_bytes = if packet_id.is_some() { 2 } else { 0 };
+    out.push(if packet_id.is_some() { 0x32 } else { 0x30 });
+    put_length(out, 2 + topic.len() + id_bytes + properties + payload.len());
     put_text(out, topic);
-    out.extend_from_slice(&packet_id.to_be_bytes());
+    if let Some(packet_id) = packet_id {
+        out.extend_from_slice(&packet_id.to_be_bytes());
+    }
     if version == Version::V5 {
         out.push(0);
     }
     out.extend_from_slice(payload);
+}
+
+/// Appends a PUBACK of success.
+pub fn pub_ack(packet_id: u16, out: &mut Vec<u8>) {
+    out.extend_from_slice(&[0x40, 2]);
+    out.extend_from_slice(&packet_id.to_be_bytes());
+}
+
+/// Appends a SUBSCRIBE of one filter.
+pub fn subscribe(version: Version, filter: &str, qos: u8, packet_id: u16, out: &mut Vec<u8>) {
+    let properties = usize::from(version == Version::V5);
+    out.push(0x82);
+    put_length(out, 2 + properties + 2 + filter.len() + 1);
+    out.extend_from_slice(&packet_id.to_be_bytes());
+    if version == Version::V5 {
+        out.push(0);
+    }
+    put_text(out, filter);
+    out.push(qos);
 }
 
 /// Texts are at most 65,535 bytes: names, tokens and topics of ours are far below.
@@ -146,8 +182,8 @@ fn length(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
 /// Decodes the first packet and tells how many bytes it took; none where bytes are missing.
 ///
 /// # Errors
-/// A packet that no publishing client should get, or one that is malformed.
-pub fn decode(version: Version, bytes: &[u8]) -> Result<Option<(Incoming, usize)>, MqttError> {
+/// A packet that no device should get, or one that is malformed.
+pub fn decode(version: Version, bytes: &[u8]) -> Result<Option<(Incoming<'_>, usize)>, MqttError> {
     let Some(first) = bytes.first() else { return Ok(None) };
     let kind = first >> 4;
     let malformed = MqttError::Malformed(kind);
@@ -161,6 +197,7 @@ pub fn decode(version: Version, bytes: &[u8]) -> Result<Option<(Incoming, usize)
     let Some(body) = bytes.get(1 + own..end) else { return Ok(None) };
     let packet = match kind {
         2 => conn_ack(version, body).ok_or(malformed)?,
+        3 => message(version, *first, body).ok_or(malformed)?,
         4 => {
             let [high, low, rest @ ..] = body else { return Err(malformed) };
             Incoming::PubAck {
@@ -168,6 +205,7 @@ pub fn decode(version: Version, bytes: &[u8]) -> Result<Option<(Incoming, usize)
                 reason: rest.first().copied().unwrap_or(0),
             }
         }
+        9 => Incoming::SubAck { code: *body.last().ok_or(malformed)? },
         13 => Incoming::PingResp,
         14 => Incoming::Disconnect { reason: body.first().copied().unwrap_or(0) },
         _ => return Err(MqttError::Type(kind)),
@@ -175,7 +213,28 @@ pub fn decode(version: Version, bytes: &[u8]) -> Result<Option<(Incoming, usize)
     Ok(Some((packet, end)))
 }
 
-fn conn_ack(version: Version, body: &[u8]) -> Option<Incoming> {
+/// A PUBLISH's topic, packet id and payload; none where it is malformed or of QoS 2.
+fn message(version: Version, first: u8, body: &[u8]) -> Option<Incoming<'_>> {
+    let topic_bytes = usize::from(u16::from_be_bytes([*body.first()?, *body.get(1)?]));
+    let topic = std::str::from_utf8(body.get(2..2 + topic_bytes)?).ok()?;
+    let mut rest = body.get(2 + topic_bytes..)?;
+    let packet_id = match first >> 1 & 3 {
+        0 => None,
+        1 => {
+            let id = u16::from_be_bytes([*rest.first()?, *rest.get(1)?]);
+            rest = rest.get(2..)?;
+            Some(id)
+        }
+        _ => return None,
+    };
+    if version == Version::V5 {
+        let (bytes, own) = length(rest).ok()??;
+        rest = rest.get(own + bytes..)?;
+    }
+    Some(Incoming::Publish { topic, payload: rest, packet_id })
+}
+
+fn conn_ack(version: Version, body: &[u8]) -> Option<Incoming<'static>> {
     let [_flags, reason, rest @ ..] = body else { return None };
     let (mut receive_maximum, mut server_keep_alive_s) = (None, None);
     if version == Version::V5 && !rest.is_empty() {
@@ -225,9 +284,34 @@ mod tests {
         Connect { login: None, ..connect }.encode(Version::V5, &mut out);
         assert_eq!(out, b"\x10\x0e\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x01c");
         out.clear();
-        publish(Version::V5, "t", 7, &[9; 200], &mut out);
+        publish(Version::V5, "t", Some(7), &[9; 200], &mut out);
         assert_eq!(&out[..9], b"\x32\xce\x01\x00\x01t\x00\x07\x00");
         assert_eq!(out.len(), 9 + 200);
+        out.clear();
+        publish(Version::V311, "t", None, &[9], &mut out);
+        assert_eq!(out, b"\x30\x04\x00\x01t\x09");
+        out.clear();
+        subscribe(Version::V5, "a/b", 1, 2, &mut out);
+        assert_eq!(out, b"\x82\x09\x00\x02\x00\x00\x03a/b\x01");
+        out.clear();
+        pub_ack(258, &mut out);
+        assert_eq!(out, b"\x40\x02\x01\x02");
+    }
+
+    #[test]
+    fn a_message_is_decoded_with_its_packet_id() {
+        for (version, qos) in [(Version::V5, 0), (Version::V5, 1), (Version::V311, 0), (Version::V311, 1)] {
+            let packet_id = (qos == 1).then_some(9);
+            let mut out = Vec::new();
+            publish(version, "x/y", packet_id, b"hello", &mut out);
+            let expect = Incoming::Publish { topic: "x/y", payload: b"hello", packet_id };
+            assert_eq!(decode(version, &out), Ok(Some((expect, out.len()))));
+            for cut in 0..out.len() {
+                assert_eq!(decode(version, &out[..cut]), Ok(None), "{cut}");
+            }
+        }
+        let suback = b"\x90\x04\x00\x02\x00\x01";
+        assert_eq!(decode(Version::V5, suback), Ok(Some((Incoming::SubAck { code: 1 }, 6))));
     }
 
     #[test]
@@ -252,7 +336,13 @@ mod tests {
     fn hostile_bytes_are_errors() {
         assert_eq!(decode(Version::V5, b"\x40\x01\x00"), Err(MqttError::Malformed(4)));
         assert_eq!(decode(Version::V5, b"\x40\xff\xff\xff\xff"), Err(MqttError::Malformed(4)));
-        assert_eq!(decode(Version::V5, b"\x30\x00"), Err(MqttError::Type(3)));
+        assert_eq!(decode(Version::V5, b"\x80\x00"), Err(MqttError::Type(8)));
+        // No topic; a topic longer than the packet; QoS 2; no packet id; properties that are missing.
+        for bad in [&b"\x30\x00"[..], b"\x30\x02\x00\x01", b"\x34\x03\x00\x01t", b"\x32\x03\x00\x01t"] {
+            assert_eq!(decode(Version::V5, bad), Err(MqttError::Malformed(3)), "{bad:?}");
+        }
+        assert_eq!(decode(Version::V5, b"\x30\x03\x00\x01t"), Err(MqttError::Malformed(3)));
+        assert_eq!(decode(Version::V5, b"\x90\x00"), Err(MqttError::Malformed(9)));
         assert_eq!(decode(Version::V5, b"\x20\xff\xff\x7f"), Err(MqttError::TooLarge(2_097_151)));
         assert_eq!(decode(Version::V5, b"\x20\x04\x00\x00\x01\x21"), Err(MqttError::Malformed(2)));
     }

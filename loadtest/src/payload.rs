@@ -1,14 +1,24 @@
-//! The measured message: an envelope of 114 bytes with five readings, one of them a serial.
+//! The bytes of messages. The measured one is an envelope of 114 bytes with five readings, one of them a serial.
 //!
 //! Bytes are made once with `muster_wire` and patched for each message, so that making one costs nothing
 //! beside sending it. Sequence numbers are written at full width, which CBOR allows, to keep places fixed.
 
-use muster_wire::{Envelope, QueueId, Reading, Telemetry, UpClass, Value};
+use crate::record::Poison;
+use muster_wire::{
+    BoundingBox, CreditRequest, Envelope, Event, EventKind, QueueId, QueueState, Reading, State, Telemetry,
+    UpClass, Value,
+};
 
 /// The size of every payload, in bytes.
 pub const PAYLOAD_BYTES: usize = 114;
 /// The serial's metric.
 pub const SERIAL_METRIC: &str = "serial";
+/// The metric whose high values open alerts.
+pub const LEVEL_METRIC: &str = "probe_level";
+/// The pipeline of inference results.
+pub const EVENT_PIPELINE: &str = "door";
+/// What a broken body holds instead of CBOR of the right shape.
+const BROKEN_BODY: [u8; 8] = [0xFF; 8];
 
 const OTHER_METRICS: [&str; 4] = ["cpu_ratio", "mem_ratio", "inlet_temp", "line_volts"];
 /// Above every f32's exact range, and odd multiples of one: always eight bytes on the wire.
@@ -91,9 +101,124 @@ impl Payload {
     }
 }
 
+fn sealed(class: UpClass, id: RecordId, measured_at_us: i64, body: &[u8]) -> Vec<u8> {
+    let queue_id = QueueId(if id.seq == 0 { 0 } else { id.queue_id });
+    Envelope { class, queue_id, seq: u64::from(id.seq), measured_at_us, body }.encode()
+}
+
+/// A record with its serial and a level that opens or ends an alert.
+pub(crate) fn level(id: RecordId, level: f64, measured_at_us: i64) -> Vec<u8> {
+    let reading = |metric: &str, value: f64| Reading {
+        metric: metric.to_owned(),
+        value: Value::Number(value),
+        offset_us: None,
+    };
+    let serial = reading(SERIAL_METRIC, serial_value(id.device, id.seq) as f64);
+    let level = reading(LEVEL_METRIC, level);
+    sealed(UpClass::Telemetry, id, measured_at_us, &Telemetry { readings: vec![serial, level] }.encode())
+}
+
+/// An inference result of a camera: what it saw, and where.
+pub(crate) fn event(id: RecordId, measured_at_us: i64) -> Vec<u8> {
+    let share = |salt: u32| f64::from((id.seq.wrapping_mul(2_654_435_761) ^ salt) % 997) / 997.0;
+    let found = |at: u32| BoundingBox {
+        label: if at == 0 { "person" } else { "parcel" }.to_owned(),
+        score: share(at) as f32,
+        x: (share(at + 7) / 2.0) as f32,
+        y: (share(at + 13) / 2.0) as f32,
+        width: 0.25,
+        height: 0.5,
+    };
+    let body = Event {
+        pipeline: EVENT_PIPELINE.to_owned(),
+        model: "person-detector".to_owned(),
+        model_version: "1.2.0".to_owned(),
+        kind: EventKind::Detection,
+        label: "person".to_owned(),
+        score: share(0),
+        subject: Some(format!("serial-{}", serial_value(id.device, id.seq))),
+        latency_us: 1_500,
+        boxes: (0..1 + id.seq % 4).map(found).collect(),
+    };
+    sealed(UpClass::Event, id, measured_at_us, &body.encode())
+}
+
+/// Where a device's two queues stand: for telemetry and events the next number, and all below which is released.
+pub(crate) fn state(queue_id: u64, next: [u32; 2], released: [u32; 2], measured_at_us: i64) -> Vec<u8> {
+    let queue = |class: UpClass, at: usize| QueueState {
+        class: class.number(),
+        queue_id: QueueId(queue_id),
+        first: 1,
+        released: u64::from(released[at]),
+        next: u64::from(next[at]),
+        closed: false,
+    };
+    let queues = vec![queue(UpClass::Telemetry, 0), queue(UpClass::Event, 1)];
+    let body = State { queues, ..State::default() }.encode();
+    sealed(UpClass::State, RecordId { queue_id: 0, device: 0, seq: 0 }, measured_at_us, &body)
+}
+
+/// The request for credit of a device that holds so many records of backlog.
+pub(crate) fn credit_request(backlog: u64, measured_at_us: i64) -> Vec<u8> {
+    let body = CreditRequest { backlog }.encode();
+    sealed(UpClass::Credit, RecordId { queue_id: 0, device: 0, seq: 0 }, measured_at_us, &body)
+}
+
+/// A broken message; one with a broken body carries the record's number.
+pub(crate) fn poison(poison: Poison, id: RecordId, measured_at_us: i64) -> Vec<u8> {
+    match poison {
+        Poison::Garbage => b"this is no envelope".to_vec(),
+        Poison::Body => sealed(UpClass::Telemetry, id, measured_at_us, &BROKEN_BODY),
+        Poison::Topic => level(RecordId { seq: u32::MAX, ..id }, 0.0, measured_at_us),
+        Poison::Version => {
+            let mut bytes = level(RecordId { seq: u32::MAX, ..id }, 0.0, measured_at_us);
+            // The head of an array of six, then the version: 23 is the largest of one byte.
+            bytes[1] = 23;
+            bytes
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use muster_wire::WireError;
+
+    #[test]
+    fn every_kind_of_message_is_what_it_says() {
+        let id = RecordId { queue_id: queue_id(5), device: 3, seq: 9 };
+        let bytes = level(id, 1.0, 77);
+        let body = Telemetry::decode(Envelope::decode(&bytes).unwrap().body).unwrap();
+        assert_eq!(body.readings[0].value.as_number().unwrap() as u64, serial_value(3, 9));
+        assert_eq!(
+            (body.readings[1].metric.as_str(), &body.readings[1].value),
+            (LEVEL_METRIC, &Value::Number(1.0))
+        );
+        let bytes = event(id, 77);
+        let envelope = Envelope::decode(&bytes).unwrap();
+        assert_eq!((envelope.class, envelope.seq), (UpClass::Event, 9));
+        let subject = Event::decode(envelope.body).unwrap().subject.unwrap();
+        assert_eq!(subject, format!("serial-{}", serial_value(3, 9)));
+        let bytes = state(queue_id(5), [9, 1], [4, 1], 77);
+        let envelope = Envelope::decode(&bytes).unwrap();
+        assert_eq!((envelope.seq, envelope.queue_id.0), (0, 0));
+        assert_eq!(State::decode(envelope.body).unwrap().queues[0].released, 4);
+        let bytes = credit_request(60, 77);
+        assert_eq!(CreditRequest::decode(Envelope::decode(&bytes).unwrap().body).unwrap().backlog, 60);
+    }
+
+    #[test]
+    fn every_poison_is_broken_in_its_own_way() {
+        let id = RecordId { queue_id: queue_id(5), device: 3, seq: 9 };
+        let of = |kind| poison(kind, id, 77);
+        assert!(matches!(Envelope::decode(&of(Poison::Garbage)), Err(WireError::Malformed { .. })));
+        assert!(matches!(Envelope::decode(&of(Poison::Version)), Err(WireError::Version(23))));
+        assert!(Envelope::decode(&of(Poison::Topic)).is_ok(), "only its topic is wrong");
+        let bytes = of(Poison::Body);
+        let envelope = Envelope::decode(&bytes).unwrap();
+        assert_eq!(envelope.seq, 9);
+        assert!(Telemetry::decode(envelope.body).is_err());
+    }
 
     #[test]
     fn a_patched_template_is_a_valid_message_of_the_wire() {

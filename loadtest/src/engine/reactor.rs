@@ -1,29 +1,26 @@
 //! The engine's inner half: what a ready socket, a packet or an alarm leads to.
 
-use super::{Alarm, Alarmed, Engine, TIMER};
-use crate::connection::{InFlight, Phase};
+use super::{Alarm, Alarmed, Engine, TIMER, WAKER};
+use crate::connection::{PACE_NS, Phase};
 use crate::mqtt::{self, Connect};
-use crate::payload::RecordId;
-use crate::tally::Effect;
+use crate::tally::Effects;
 use anyhow::{Context, Result};
 use mio::{Events, Interest, Token};
 use rand::Rng;
 use std::io;
 use std::time::Duration;
 
-/// Messages that wait for a device's connection or window.
-const WAITING_MAX: usize = 4_096;
 /// How long a connection may take to its CONNACK.
 const CONNECT_TIMEOUT_NS: u64 = 30_000_000_000;
 const RETRY_DELAY_NS: u64 = 100_000_000;
 /// The longest wait before a device connects again.
 const RETRY_DELAY_NS_MAX: u64 = 5_000_000_000;
-/// Bytes of publishes that are handed to the socket at once.
-const BATCH_BYTES: usize = 48 * 1024;
+/// The longest spread of reconnects that a server may ask for.
+const SPREAD_NS_MAX: u64 = 60_000_000_000;
 
 impl Engine {
     /// One turn of the loop: waits for readiness until a time, then handles it.
-    pub(super) fn turn(&mut self, until_ns: u64) -> Result<()> {
+    pub(crate) fn turn(&mut self, until_ns: u64) -> Result<()> {
         let now = self.now_ns();
         let wake = self.wheel.next_ns().map_or(until_ns, |next| next.min(until_ns));
         let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
@@ -40,6 +37,9 @@ impl Engine {
         for event in &events {
             if event.token() == TIMER {
                 self.timer.clear();
+                continue;
+            }
+            if event.token() == WAKER {
                 continue;
             }
             let device = event.token().0 as u32;
@@ -109,6 +109,29 @@ impl Engine {
     }
 
     fn on_readable(&mut self, number: u32) -> Result<()> {
+        match self.devices[number as usize].pace_bytes() {
+            None => self.read_all(number),
+            // The next pace reads.
+            Some(_) if self.devices[number as usize].phase == Phase::Online => Ok(()),
+            Some(_) => self.read_all(number),
+        }
+    }
+
+    /// A slow link's turn.
+    fn on_pace(&mut self, number: u32) -> Result<()> {
+        let device = &mut self.devices[number as usize];
+        let flushed = device.flush();
+        if let Err(error) = flushed {
+            return self.fail(number, &describe(&error));
+        }
+        // The last pace of a link that is fast again reads what waited.
+        if self.devices[number as usize].pace_bytes().is_some() {
+            self.set_pace(number);
+        }
+        self.read_all(number)
+    }
+
+    fn read_all(&mut self, number: u32) -> Result<()> {
         let mut buffer = std::mem::take(&mut self.read_buffer);
         let mut outcome = Ok(());
         loop {
@@ -117,14 +140,17 @@ impl Engine {
                 break;
             }
             let drained_by_short_read = !device.is_tls();
-            match device.read(&mut buffer) {
+            let pace = device.pace_bytes().filter(|_| device.phase == Phase::Online);
+            let room = pace.unwrap_or(buffer.len()).min(buffer.len());
+            match device.read(&mut buffer[..room]) {
                 Ok(0) => {
                     outcome = self.fail(number, "closed by the server");
                     break;
                 }
                 Ok(count) => {
                     outcome = self.on_bytes(number, &buffer[..count]);
-                    if outcome.is_err() || (count < buffer.len() && drained_by_short_read) {
+                    let is_drained = pace.is_some() || (count < room && drained_by_short_read);
+                    if outcome.is_err() || is_drained {
                         break;
                     }
                 }
@@ -149,23 +175,36 @@ impl Engine {
 
     fn on_bytes(&mut self, number: u32, bytes: &[u8]) -> Result<()> {
         let now = self.now_ns();
-        let tally = &mut self.tally;
-        tally.effect = Effect::None;
-        let consumed =
-            self.devices[number as usize]
-                .consume(self.options.version, bytes, |device, packet| tally.on_packet(device, packet, now));
+        let (tally, identities) = (&mut self.tally, &self.identities);
+        tally.effects = Effects::default();
+        let version = self.options.version;
+        let consumed = self.devices[number as usize].consume(version, bytes, |device, packet| {
+            tally.on_packet(device, packet, now, |topic| identities.is_credit_of(number, topic));
+        });
         if let Err(error) = consumed {
             return self.fail(number, &error.to_string());
         }
-        match self.tally.effect {
-            Effect::None => {}
-            Effect::Online { keep_alive_s } => self.on_online(number, keep_alive_s)?,
+        let effects = std::mem::take(&mut self.tally.effects);
+        if effects.ended {
             // Counted by its reason already.
-            Effect::Ended => return self.end(number),
+            return self.end(number);
+        }
+        if let Some(keep_alive_s) = effects.online {
+            self.on_online(number, keep_alive_s)?;
+        }
+        if !effects.to_ack.is_empty() {
+            self.scratch.clear();
+            for packet_id in effects.to_ack {
+                mqtt::pub_ack(packet_id, &mut self.scratch);
+            }
+            self.send_scratch(number);
+        }
+        if effects.held {
+            self.set_resume(number);
         }
         if self.blast_window.is_some() {
             self.refill(number);
-        } else if !self.devices[number as usize].waiting.is_empty() {
+        } else if self.devices[number as usize].lanes.len() > 0 {
             self.send_waiting(number);
         }
         Ok(())
@@ -177,12 +216,30 @@ impl Engine {
         let keep_alive_s = keep_alive_s.unwrap_or(self.options.keep_alive_s);
         let device = &mut self.devices[number as usize];
         device.attempts = 0;
-        let generation = device.generation;
+        device.asked_credit_ns = 0;
+        let (generation, is_slow) = (device.generation, device.pace_bytes().is_some());
         if keep_alive_s > 0 {
             self.set_keep_alive(number, generation, keep_alive_s);
         }
-        self.send_again(number);
+        if is_slow {
+            self.set_pace(number);
+        }
+        self.greet(number);
         self.open_next()
+    }
+
+    /// Looks at the device again when the server may take more from it.
+    fn set_resume(&mut self, number: u32) {
+        let device = &mut self.devices[number as usize];
+        let (generation, due) = (device.generation, device.quirks().held_until_ns);
+        self.wheel.set(due, Alarmed { device: number, generation, alarm: Alarm::Resume });
+    }
+
+    /// Lets the slow link pass some bytes soon.
+    pub(super) fn set_pace(&mut self, number: u32) {
+        let generation = self.devices[number as usize].generation;
+        let due = self.now_ns() + PACE_NS;
+        self.wheel.set(due, Alarmed { device: number, generation, alarm: Alarm::Pace });
     }
 
     fn set_keep_alive(&mut self, number: u32, generation: u32, keep_alive_s: u16) {
@@ -198,19 +255,39 @@ impl Engine {
         self.end(number)
     }
 
+    /// Breaks a connection without a word, as a network does.
+    pub(crate) fn cut(&mut self, number: u32) -> Result<()> {
+        let device = &mut self.devices[number as usize];
+        if device.phase == Phase::Offline {
+            return Ok(());
+        }
+        device.reset_on_close();
+        self.fail(number, "cut by the generator")
+    }
+
     /// Forgets a connection and plans the next one.
     fn end(&mut self, number: u32) -> Result<()> {
+        let now = self.now_ns();
         let device = &mut self.devices[number as usize];
+        let was_online = device.phase == Phase::Online;
         match device.phase {
             Phase::Offline => return Ok(()),
             Phase::Connecting | Phase::AwaitConnAck => self.connecting -= 1,
             Phase::Online => self.online -= 1,
         }
         device.close();
+        if was_online {
+            device.offline_since_ns = now;
+        }
         device.attempts = device.attempts.saturating_add(1);
-        let delay = retry_delay_ns(device.attempts);
+        let mut delay = retry_delay_ns(device.attempts);
+        let mut least = delay / 2;
+        let spread = u64::from(device.reconnect_spread_ms) * 1_000_000;
+        if was_online && spread > delay {
+            (least, delay) = (0, spread.min(SPREAD_NS_MAX));
+        }
         let generation = device.generation;
-        let due = self.now_ns() + self.random.random_range(delay / 2..delay);
+        let due = (now + self.random.random_range(least..delay)).max(device.stays_away_until_ns);
         self.wheel.set(due, Alarmed { device: number, generation, alarm: Alarm::Reconnect });
         self.open_next()
     }
@@ -224,7 +301,16 @@ impl Engine {
                 continue;
             }
             match (alarm, device.phase) {
-                (Alarm::Reconnect, Phase::Offline) => self.open(number)?,
+                (Alarm::Reconnect, Phase::Offline) => {
+                    let until = device.stays_away_until_ns;
+                    if self.began.elapsed().as_nanos() as u64 >= until {
+                        self.open(number)?;
+                    } else {
+                        self.wheel.set(until, Alarmed { device: number, generation, alarm });
+                    }
+                }
+                (Alarm::Resume, Phase::Online) => self.send_waiting(number),
+                (Alarm::Pace, Phase::Online) => self.on_pace(number)?,
                 (Alarm::ConnectTimeout, Phase::Connecting | Phase::AwaitConnAck) => {
                     self.fail(number, "no CONNACK in time")?;
                 }
@@ -239,88 +325,6 @@ impl Engine {
             }
         }
         Ok(())
-    }
-
-    /// Publishes a new message, or lets it wait for its connection or window.
-    pub(super) fn publish(&mut self, number: u32, intended_ns: u64) {
-        let device = &mut self.devices[number as usize];
-        if device.waiting.len() >= WAITING_MAX {
-            self.tally.unsent += 1;
-            return;
-        }
-        device.waiting.push_back(intended_ns);
-        self.send_waiting(number);
-    }
-
-    /// Sends what waits, as far as connection and window allow.
-    fn send_waiting(&mut self, number: u32) {
-        self.scratch.clear();
-        loop {
-            let device = &mut self.devices[number as usize];
-            let open =
-                device.phase == Phase::Online && device.in_flight.len() < usize::from(device.window_max);
-            let Some(intended_ns) = (if open { device.waiting.pop_front() } else { None }) else { break };
-            self.append_new(number, intended_ns);
-        }
-        self.send_scratch(number);
-    }
-
-    /// Tops a device's window up with new messages.
-    pub(super) fn refill(&mut self, number: u32) {
-        let Some(window) = self.blast_window else { return };
-        self.scratch.clear();
-        loop {
-            let device = &self.devices[number as usize];
-            let room = device.in_flight.len() < usize::from(window.min(device.window_max));
-            if device.phase != Phase::Online || !room || self.scratch.len() >= BATCH_BYTES {
-                break;
-            }
-            self.append_new(number, self.now_ns());
-        }
-        self.send_scratch(number);
-    }
-
-    fn append_new(&mut self, number: u32, intended_ns: u64) {
-        let device = &mut self.devices[number as usize];
-        let seq = device.next_seq;
-        device.next_seq += 1;
-        let sent_ns = self.began.elapsed().as_nanos() as u64;
-        let packet_id = device.packet_id();
-        let message = InFlight { packet_id, seq, intended_ns: intended_ns.min(sent_ns), sent_ns };
-        device.in_flight.push_back(message);
-        self.tally.sent(&message);
-        self.append(number, &message);
-    }
-
-    /// After a reconnect: what has no PUBACK goes out again, with the identity that it had.
-    fn send_again(&mut self, number: u32) {
-        self.scratch.clear();
-        for at in 0..self.devices[number as usize].in_flight.len() {
-            let device = &mut self.devices[number as usize];
-            let packet_id = device.packet_id();
-            device.in_flight[at].packet_id = packet_id;
-            let message = device.in_flight[at];
-            self.append(number, &message);
-        }
-        self.send_scratch(number);
-        self.send_waiting(number);
-    }
-
-    fn append(&mut self, number: u32, message: &InFlight) {
-        let queue_id = self.devices[number as usize].queue_id;
-        let id = RecordId { queue_id, device: number, seq: message.seq };
-        let measured_at_us = self.epoch_us + (message.intended_ns / 1_000) as i64;
-        self.identities.topic(number, &mut self.topic);
-        let payload = self.payload.record(id, measured_at_us);
-        mqtt::publish(self.options.version, &self.topic, message.packet_id, payload, &mut self.scratch);
-    }
-
-    fn send_scratch(&mut self, number: u32) {
-        if self.scratch.is_empty() {
-            return;
-        }
-        // A broken socket is seen by the next read, which plans the reconnect.
-        let _ = self.devices[number as usize].send(&self.scratch);
     }
 }
 
@@ -342,24 +346,26 @@ mod tests {
     use super::*;
     use crate::engine::Options;
     use crate::identity::{Identities, Tokens};
+    use crate::lanes::WAITING_MAX;
     use crate::mqtt::Version;
+    use crate::record::{Due, What};
 
     #[test]
     fn messages_that_find_a_devices_waiting_list_full_are_counted_as_unsent() {
         let identities = Identities::new("bench", 2, &Tokens::None).unwrap();
-        let address = ([127, 0, 0, 1], 1).into();
-        let options = Options { address, version: Version::V5, keep_alive_s: 0, concurrency: 1, seed: 1 };
+        let options = Options::new(([127, 0, 0, 1], 1).into(), Version::V5, 1);
         // Nothing connects, so nothing leaves.
         let mut engine = Engine::new(options, identities).unwrap();
-        for at in 0..WAITING_MAX as u64 {
-            engine.publish(0, at);
+        let due = Due { intended_ns: 0, what: What::Telemetry };
+        for _ in 0..WAITING_MAX {
+            engine.make(0, due);
         }
         assert_eq!(engine.tally.unsent, 0);
-        engine.publish(0, 0);
-        engine.publish(0, 0);
-        engine.publish(1, 0);
+        engine.make(0, due);
+        engine.make_backlog(0, due, 1);
+        engine.make(1, due);
         assert_eq!(engine.tally.unsent, 2);
-        assert_eq!(engine.devices[0].waiting.len(), WAITING_MAX);
+        assert_eq!(engine.devices[0].lanes.len(), WAITING_MAX);
         assert_eq!(engine.unanswered(), WAITING_MAX as u64 + 1, "another device has a list of its own");
     }
 
