@@ -64,8 +64,18 @@ impl Options {
     }
 }
 
-/// Told of every record that is sent for the first time.
-pub(crate) type OnSent = Box<dyn FnMut(u32, &InFlight, Instant) + Send>;
+/// A record of a watched device that goes out for the first time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SentRecord {
+    pub(crate) number: u32,
+    pub(crate) what: What,
+    pub(crate) seq: u32,
+    pub(crate) measured_at_us: i64,
+    pub(crate) intended: Instant,
+}
+
+/// Told of every record of a watched device.
+pub(crate) type OnSent = Box<dyn FnMut(SentRecord) + Send>;
 
 #[derive(Clone, Copy)]
 enum Alarm {
@@ -184,7 +194,13 @@ impl Engine {
         if let Some(on_sent) = self.on_sent.as_mut()
             && self.watched.contains(&number)
         {
-            on_sent(number, message, self.began + Duration::from_nanos(message.intended_ns));
+            on_sent(SentRecord {
+                number,
+                what: message.what,
+                seq: message.seq,
+                measured_at_us: self.epoch_us + (message.intended_ns / 1_000) as i64,
+                intended: self.began + Duration::from_nanos(message.intended_ns),
+            });
         }
     }
 
@@ -299,7 +315,7 @@ impl Engine {
 
 /// The wall clock, read once: messages carry it, latencies do not use it.
 #[allow(clippy::disallowed_methods, reason = "the generator plays devices, which have clocks of their own")]
-fn wall_clock_us() -> i64 {
+pub(crate) fn wall_clock_us() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

@@ -4,6 +4,7 @@
 //! [`Told`]; nothing else goes in or out but MQTT.
 
 use super::order::{Buckets, DeviceResult, Order, PartConfig, PartResult, Second, Told};
+use super::parts::Telling;
 use super::profile::{Extra, Schedule, Stream};
 use crate::connection::Phase;
 use crate::engine::{Engine, OnSent, Options};
@@ -34,7 +35,7 @@ pub(crate) struct Part {
     config: PartConfig,
     engine: Engine,
     orders: Receiver<Order>,
-    told: SyncSender<Told>,
+    told: (usize, SyncSender<Telling>),
     schedule: Option<Schedule>,
     /// Faults that end at a time.
     ends: Vec<(u64, End)>,
@@ -56,7 +57,7 @@ impl Part {
     pub(crate) fn new(
         config: PartConfig,
         orders: Receiver<Order>,
-        told: SyncSender<Told>,
+        told: (usize, SyncSender<Telling>),
         on_sent: Option<OnSent>,
     ) -> Result<(Self, Arc<Waker>)> {
         let mut identities = Identities::fleet(&config.tenants, config.members.clone())?;
@@ -99,7 +100,7 @@ impl Part {
     pub(crate) fn run(mut self) {
         if let Err(error) = self.work() {
             // Nobody listens any more: the lead has ended, and so does this part.
-            let _ = self.told.send(Told::Failed { why: format!("{error:#}") });
+            let _ = self.tell(Told::Failed { why: format!("{error:#}") });
         }
     }
 
@@ -123,7 +124,8 @@ impl Part {
     }
 
     fn tell(&self, told: Told) -> Result<()> {
-        self.told.send(told).ok().context("the run's lead has ended")
+        let (number, sender) = &self.told;
+        sender.send((*number, told)).ok().context("the run's lead has ended")
     }
 
     /// One turn: what is due, then what the network brings.

@@ -1,0 +1,225 @@
+//! What a run runs against: a server of its own, one that is there, or any MQTT broker; and the fleet made at it.
+//!
+//! Called by `run` before anything is sent. Devices belong to the tenants in turn; the first ones are watched and
+//! all belong to the first tenant.
+
+use super::args::{RunArgs, Transport};
+use super::order::PartConfig;
+use super::profile::Watched;
+use crate::identity::{Member, generated_name};
+use crate::observe::handle::{Access, ServerFacts, ServerHandle};
+use crate::observe::provision::{self, Login, Owner};
+use crate::observe::server::{ManagedServer, ServerOptions};
+use crate::payload::LEVEL_METRIC;
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+
+/// A probe that is watched until it is stored, and devices whose readings open alerts.
+const WATCHED: Watched = Watched { probes: 1, alarms: 4 };
+/// Devices of one generator process: descriptors for everything else stay free.
+const OTHER_FILES: u64 = 256;
+/// Settings that keep limits of normal operation out of a run's figures.
+const OWN_SETTINGS: [(&str, &str); 1] = [("quota.devices_max", "200000")];
+
+/// The server and the fleet at it.
+pub(crate) struct Target {
+    /// A server that this program started.
+    pub(crate) own: Option<ManagedServer>,
+    /// Where the server is; of a broker the process only.
+    pub(crate) handle: ServerHandle,
+    /// One a tenant; none of a broker.
+    pub(crate) accesses: Vec<Access>,
+    pub(crate) tenants: Vec<String>,
+    pub(crate) members: Vec<Member>,
+    pub(crate) watched: Watched,
+    /// The rule that the alarm devices' levels open alerts of.
+    pub(crate) alarm_rule: Option<String>,
+    address: String,
+    ca: Option<PathBuf>,
+    ca_key: Option<PathBuf>,
+    server_name: Option<String>,
+}
+
+impl Target {
+    /// Starts or finds the server.
+    ///
+    /// # Errors
+    /// The server does not start, or the arguments do not say how to find one.
+    pub(crate) fn open(args: &RunArgs, work_dir: &std::path::Path) -> Result<Self> {
+        if let Some(address) = &args.plain_mqtt {
+            return Self::broker(args, address);
+        }
+        if let Some(binary) = &args.server {
+            return Self::own(args, binary, work_dir);
+        }
+        let (Some(api), Some(bootstrap), Some(addr)) = (&args.api, &args.bootstrap, &args.addr) else {
+            bail!("give one of: --server BINARY; --api with --bootstrap and --addr; --plain-mqtt");
+        };
+        let text = std::fs::read_to_string(bootstrap)
+            .with_context(|| format!("cannot read {}", bootstrap.display()))?;
+        let bootstrap: Bootstrap = serde_json::from_str(&text)
+            .with_context(|| format!("{} is no bootstrap file", bootstrap.display()))?;
+        let facts =
+            ServerFacts { http: Some(api.clone()), pid: args.server_pid, ..ServerFacts::default() };
+        let owner = Owner { email: bootstrap.email, password: bootstrap.password };
+        let mut target = Self::empty(ServerHandle::new(facts), addr.clone());
+        (target.ca, target.ca_key) = (args.ca.clone(), args.ca_key.clone());
+        target.server_name = args.server_name.clone();
+        target.check_transport(args.transport)?;
+        target.enrol(args, &owner, &bootstrap.tenant)?;
+        Ok(target)
+    }
+
+    fn empty(handle: ServerHandle, address: String) -> Self {
+        Self {
+            own: None,
+            handle,
+            accesses: Vec::new(),
+            tenants: Vec::new(),
+            members: Vec::new(),
+            watched: Watched::default(),
+            alarm_rule: None,
+            address,
+            ca: None,
+            ca_key: None,
+            server_name: None,
+        }
+    }
+
+    fn broker(args: &RunArgs, address: &str) -> Result<Self> {
+        if args.transport != Transport::Plain {
+            bail!("--plain-mqtt speaks plain TCP only");
+        }
+        let facts = ServerFacts { pid: args.server_pid, ..ServerFacts::default() };
+        let mut target = Self::empty(ServerHandle::new(facts), address.to_owned());
+        target.tenants = vec!["bench".to_owned()];
+        let member = |number| Member { tenant: 0, name: generated_name(number), token: None };
+        target.members = (0..args.devices).map(member).collect();
+        Ok(target)
+    }
+
+    fn own(args: &RunArgs, binary: &std::path::Path, work_dir: &std::path::Path) -> Result<Self> {
+        let mut set: Vec<(String, String)> =
+            OWN_SETTINGS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        for setting in &args.set {
+            let (key, value) = setting.split_once('=').context("--set: expected key=value")?;
+            set.push((key.to_owned(), value.to_owned()));
+        }
+        let dir = args.dir.clone().unwrap_or_else(|| work_dir.join("server"));
+        let options =
+            ServerOptions { binary: binary.to_owned(), dir, set, plain: args.transport == Transport::Plain };
+        let server = ManagedServer::start(options)?;
+        let addresses = server.addresses();
+        let address = match args.transport {
+            Transport::Plain => addresses.mqtt_plain.context("the server has no plain MQTT listener")?,
+            Transport::Tls | Transport::Mtls => {
+                addresses.mqtt_tls.context("the server has no MQTT listener with TLS")?
+            }
+        };
+        let mut target = Self::empty(server.handle(), address.to_string());
+        (target.ca, target.ca_key) = (Some(server.ca()), Some(server.ca_key()));
+        target.server_name = Some("localhost".to_owned());
+        let (owner, tenant) = (server.owner(), server.access().tenant);
+        target.own = Some(server);
+        target.enrol(args, &owner, &tenant)?;
+        Ok(target)
+    }
+
+    fn check_transport(&self, transport: Transport) -> Result<()> {
+        match transport {
+            Transport::Tls | Transport::Mtls if self.ca.is_none() => bail!("--transport needs --ca"),
+            Transport::Mtls if self.ca_key.is_none() => bail!("--transport mtls needs --ca-key"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes tenants, devices and the alarm rule.
+    fn enrol(&mut self, args: &RunArgs, owner: &Owner, first_tenant: &str) -> Result<()> {
+        let mut names = vec![first_tenant.to_owned()];
+        names.extend((1..args.tenants).map(|number| format!("load-{number:02}")));
+        self.accesses = provision::tenants(&self.handle, owner, &names)?;
+        self.tenants = names;
+        self.watched = WATCHED;
+        let tenant_of =
+            |number: u32| if number < WATCHED.count() { 0 } else { (number % u32::from(args.tenants)) as u16 };
+        let login = if args.transport == Transport::Mtls { Login::Certificate } else { Login::Token };
+        let mut members: Vec<Member> = (0..args.devices)
+            .map(|number| Member { tenant: tenant_of(number), name: generated_name(number), token: None })
+            .collect();
+        for (tenant, access) in self.accesses.iter().enumerate() {
+            let mine: Vec<usize> =
+                (0..members.len()).filter(|at| usize::from(members[*at].tenant) == tenant).collect();
+            let names: Vec<String> = mine.iter().map(|at| members[*at].name.clone()).collect();
+            let all = names.len();
+            let told = |done: u32| {
+                if !args.quiet && done.is_multiple_of(1_000) {
+                    eprintln!("  {}: {done} of {all} devices registered", access.tenant);
+                }
+            };
+            let tokens = provision::devices(&self.handle, access, &names, login, &told)?;
+            for (at, token) in mine.into_iter().zip(tokens) {
+                members[at].token = token;
+            }
+        }
+        let alarms: Vec<String> =
+            (WATCHED.probes..WATCHED.count()).map(|number| members[number as usize].name.clone()).collect();
+        let rule =
+            provision::alarm_rule(&self.handle, &self.accesses[0], "loadtest level", LEVEL_METRIC, &alarms)?;
+        self.alarm_rule = Some(rule);
+        self.members = members;
+        Ok(())
+    }
+
+    /// Shares the fleet between the sending parts.
+    ///
+    /// # Errors
+    /// A process would need more files than it may open.
+    pub(crate) fn parts(&self, args: &RunArgs, seed: u64) -> Result<Vec<PartConfig>> {
+        let files = crate::timer::raise_open_files().context("cannot read the limit of open files")?;
+        let share = args.devices.div_ceil(args.processes);
+        if u64::from(share) + OTHER_FILES > files {
+            let enough = u64::from(args.devices).div_ceil(files.saturating_sub(OTHER_FILES).max(1));
+            bail!("{share} devices a process need more than {files} open files: give --processes {enough}");
+        }
+        let is_tls = args.transport != Transport::Plain;
+        let part = |number: u32| {
+            let (first, end) = (number * share, ((number + 1) * share).min(args.devices));
+            let members = self.members[first as usize..end as usize].to_vec();
+            let watched = if number == 0 { self.watched } else { Watched::default() };
+            PartConfig {
+                address: self.address.clone(),
+                mqtt: args.mqtt,
+                keep_alive_s: args.keep_alive,
+                concurrency: args.concurrency.div_ceil(args.processes),
+                connect_timeout_s: args.connect_timeout,
+                seed: seed.wrapping_add(u64::from(number)),
+                profile: args.profile,
+                watched,
+                rate: args.rate * f64::from(end - first) / f64::from(args.devices),
+                seconds: args.seconds,
+                tenants: self.tenants.clone(),
+                members,
+                first_number: first,
+                ca: self.ca.clone().filter(|_| is_tls),
+                ca_key: self.ca_key.clone().filter(|_| args.transport == Transport::Mtls),
+                server_name: self.server_name.clone(),
+                credits: self.is_muster() && !args.no_credits,
+                reports: self.is_muster(),
+            }
+        };
+        Ok((0..args.processes).map(part).filter(|config| !config.members.is_empty()).collect())
+    }
+
+    /// Whether it is ours, with an API.
+    pub(crate) fn is_muster(&self) -> bool {
+        !self.accesses.is_empty()
+    }
+}
+
+/// What a first start of the server writes.
+#[derive(serde::Deserialize)]
+struct Bootstrap {
+    tenant: String,
+    email: String,
+    password: String,
+}
