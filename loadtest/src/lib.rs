@@ -13,6 +13,7 @@ mod identity;
 mod meter;
 mod modes;
 pub mod mqtt;
+pub mod observe;
 pub mod payload;
 pub mod report;
 mod tally;

@@ -36,3 +36,15 @@
 //! outage     StoreOutage::begin(data_dir) -> Result<Self> ; .end() ; hold(data_dir, Duration) on a thread
 //! ```
 
+mod chunked;
+pub mod handle;
+pub mod http;
+pub mod oracle;
+pub mod outage;
+pub mod probe;
+pub mod provision;
+pub mod sample;
+pub mod server;
+pub mod sse;
+
+pub use handle::{Access, ServerFacts, ServerHandle};
