@@ -1,21 +1,39 @@
 //! `muster-loadtest`: the command line of the load generator.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+use muster_loadtest::simulation::RunArgs;
 use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(version, about = "Many MQTT devices in one process; the last line of output is JSON")]
 struct Arguments {
     #[command(subcommand)]
-    command: muster_loadtest::Command,
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Bench(muster_loadtest::Command),
+    /// A load simulation: a fleet with profiles and faults, and what must hold afterwards.
+    Run(Box<RunArgs>),
+    /// One sending process of a run; started by `run`.
+    #[command(hide = true)]
+    RunPart,
 }
 
 fn main() -> ExitCode {
-    match muster_loadtest::run(&Arguments::parse().command) {
-        Ok(outcome) => {
+    let outcome = match &Arguments::parse().command {
+        Command::Bench(command) => muster_loadtest::run(command).map(|outcome| {
             println!("{}", outcome.json());
-            ExitCode::SUCCESS
-        }
+            true
+        }),
+        Command::Run(args) => muster_loadtest::simulation::run(args),
+        Command::RunPart => muster_loadtest::simulation::part().map(|()| true),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("muster-loadtest: {error:#}");
             ExitCode::FAILURE

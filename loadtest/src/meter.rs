@@ -1,6 +1,6 @@
 //! What a measured interval cost: CPU and memory of the server and of this process, and the load of others.
 //!
-//! Called by `modes`. Reads `/proc` only; a server of another machine is not metered.
+//! Called by `modes`; `observe::sample` reads single figures with it. Reads `/proc` only; a server of another machine is not metered.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -90,7 +90,7 @@ impl Snapshot {
 }
 
 /// CPU seconds of a process: from its threads' own clocks where the kernel keeps them, else in ticks.
-fn cpu_s(pid: u32) -> Result<f64> {
+pub(crate) fn cpu_s(pid: u32) -> Result<f64> {
     let stat = read(&format!("/proc/{pid}/stat"))?;
     // The command's name may hold spaces; fields are counted behind its parenthesis.
     let fields: Vec<&str> =
@@ -117,7 +117,7 @@ pub(crate) fn own_cpu_s() -> Result<f64> {
     cpu_s(std::process::id())
 }
 
-fn rss_bytes(pid: u32) -> Result<u64> {
+pub(crate) fn rss_bytes(pid: u32) -> Result<u64> {
     let status = read(&format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kilobytes: u64 = line.trim().trim_end_matches("kB").trim().parse().context("VmRSS is no number")?;
@@ -125,7 +125,7 @@ fn rss_bytes(pid: u32) -> Result<u64> {
 }
 
 /// CPU seconds that all cores were busy: everything but idle and waiting for disks.
-fn machine_busy_s() -> Result<f64> {
+pub(crate) fn machine_busy_s() -> Result<f64> {
     let stat = read("/proc/stat")?;
     let line = stat.lines().next().context("empty /proc/stat")?;
     let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();

@@ -5,6 +5,7 @@ use crate::connection::Phase;
 use crate::lanes::Next;
 use crate::mqtt;
 use crate::payload::{self, RecordId};
+use crate::observe::provision::alarm_value;
 use crate::record::{Due, InFlight, Poison, What, excursion};
 use crate::tally::queue_of;
 
@@ -186,7 +187,7 @@ impl Engine {
             What::Telemetry | What::Copy => put(self.payload.record(id, measured_at_us)),
             What::Event => put(&payload::event(id, measured_at_us)),
             What::Level => {
-                let level = excursion(id.seq).map_or(0.0, f64::from);
+                let level = excursion(id.seq).map_or(0.0, alarm_value);
                 put(&payload::level(id, level, measured_at_us));
             }
             What::State => {
