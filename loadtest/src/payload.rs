@@ -40,6 +40,18 @@ pub fn serial_value(device: u32, seq: u32) -> u64 {
     SERIAL_BASE + 2 * (u64::from(device & 0x1_FFFF) << 32 | u64::from(seq)) + 1
 }
 
+/// The device and seq of a serial's value; none for a value that is no serial.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
+pub fn serial_of(value: f64) -> Option<(u32, u32)> {
+    let last = serial_value(u32::MAX, u32::MAX) as f64;
+    if value.fract() != 0.0 || !((SERIAL_BASE as f64)..=last).contains(&value) || value as u64 & 1 == 0 {
+        return None;
+    }
+    let number = (value as u64 - SERIAL_BASE) / 2;
+    Some(((number >> 32) as u32, number as u32))
+}
+
 /// Which record a payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordId {

@@ -1,7 +1,7 @@
 //! `run` as a command: simulate, write the report, say what broke.
 
 use crate::report::model::Report;
-use crate::run;
+use crate::run::run_part;
 pub use crate::run::{Profile, RunArgs, Transport, simulate};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -33,7 +33,7 @@ pub fn run(args: &RunArgs) -> Result<bool> {
 /// # Errors
 /// The lead that started it has ended, or its devices cannot be made.
 pub fn part() -> Result<()> {
-    run::run_part()
+    run_part()
 }
 
 /// The run in one line of JSON.

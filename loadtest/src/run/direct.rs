@@ -178,7 +178,7 @@ impl Director {
     fn act_on_server(&mut self, kind: Kind, for_s: f64) -> Result<()> {
         let server = self.server.clone().context("this fault needs a server of the run's own (--server)")?;
         let (mark, told) = (self.marks.len() - 1, self.ended.0.clone());
-        let lock = |server: &Shared| -> Result<()> {
+        let lock = move |server: &Shared| -> Result<()> {
             let dir = server.lock().unwrap_or_else(PoisonError::into_inner).data_dir();
             let outage = StoreOutage::begin(&dir)?;
             std::thread::sleep(Duration::from_secs_f64(for_s));

@@ -109,7 +109,7 @@ impl Parts {
     }
 
     /// Ends all parts.
-    pub(crate) fn quit(mut self) {
+    pub(crate) fn quit(&mut self) {
         // One that has ended already needs no telling.
         let _ = self.order(&Order::Quit);
         for link in &mut self.links {

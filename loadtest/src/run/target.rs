@@ -113,13 +113,13 @@ impl Target {
         let address = match args.transport {
             Transport::Plain => addresses.mqtt_plain.context("the server has no plain MQTT listener")?,
             Transport::Tls | Transport::Mtls => {
-                addresses.mqtt_tls.context("the server has no MQTT listener with TLS")?
+                addresses.mqtt_tls
             }
         };
-        let mut target = Self::empty(server.handle(), address.to_string());
+        let mut target = Self::empty(server.handle().clone(), address.to_string());
         (target.ca, target.ca_key) = (Some(server.ca()), Some(server.ca_key()));
         target.server_name = Some("localhost".to_owned());
-        let (owner, tenant) = (server.owner(), server.access().tenant);
+        let (owner, tenant) = (server.owner().clone(), server.access().tenant.clone());
         target.own = Some(server);
         target.enrol(args, &owner, &tenant)?;
         Ok(target)

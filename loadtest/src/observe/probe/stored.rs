@@ -152,6 +152,7 @@ impl Looker {
         let path = format!("devices/{device}/readings?metric={metric}&from={from}&to={to}&limit=100");
         let found = self.client.get(&self.access.path(&path))?;
         let mut points = found["points"].as_array().into_iter().flatten();
-        Ok(points.any(|point| point["value"].as_f64().is_some_and(|found| found.to_bits() == value.to_bits())))
+        Ok(points
+            .any(|point| point["value"].as_f64().is_some_and(|found| found.to_bits() == value.to_bits())))
     }
 }
