@@ -7,7 +7,9 @@
 
 mod worker;
 
-pub use worker::{CHECKPOINT_EFFECTS, CHECKPOINT_EVERY, CHECKPOINT_RECORDS, Parts, WARM_RECORDS, Worker};
+pub use worker::{
+    CHECKPOINT_EFFECTS, CHECKPOINT_EVERY, CHECKPOINT_EVERY_ALERT, CHECKPOINT_RECORDS, Parts, WARM_RECORDS, Worker,
+};
 
 use crate::platform::condition::Condition;
 use crate::platform::db::DbError;
@@ -243,7 +245,7 @@ impl<F: Fs> Run<F> {
         batch.skipped.iter().for_each(|range| worker.skipped(range));
         self.progress.note(worker);
         if batch.next == batch.from {
-            self.reader.wait(WAIT);
+            self.reader.wait(self.worker.due_in().map_or(WAIT, |due| due.min(WAIT)));
         }
         Ok(())
     }

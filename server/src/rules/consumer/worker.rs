@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub const CHECKPOINT_RECORDS: u64 = 10_000;
 /// Time between two commits.
 pub const CHECKPOINT_EVERY: Duration = Duration::from_secs(1);
+/// Time between two commits while an alert waits to be seen: people and programs wait for it.
+pub const CHECKPOINT_EVERY_ALERT: Duration = Duration::from_millis(20);
 /// Changes that force a commit, so that an alert storm stays within memory: about 50 MB.
 pub const CHECKPOINT_EFFECTS: usize = 50_000;
 /// Records before the cursor that are read again after a start, to know copies of them.
@@ -179,8 +181,19 @@ impl Worker {
             || self.prunes
             || self.records >= CHECKPOINT_RECORDS
             || self.engine.effects().len() >= CHECKPOINT_EFFECTS
-            || ((self.records > 0 || !self.engine.effects().is_empty())
-                && self.committed.elapsed() >= CHECKPOINT_EVERY)
+            || self.due_in().is_some_and(|wait| wait.is_zero())
+    }
+
+    /// How long until what was decided is committed; none where nothing was.
+    #[must_use]
+    pub fn due_in(&self) -> Option<Duration> {
+        let effects = self.engine.effects();
+        let every = match self.records > 0 || !effects.is_empty() {
+            false => return None,
+            true if effects.opened.is_empty() && effects.cleared.is_empty() => CHECKPOINT_EVERY,
+            true => CHECKPOINT_EVERY_ALERT,
+        };
+        Some(every.saturating_sub(self.committed.elapsed()))
     }
 
     /// Commits everything since the last commit, then tells who watches. Where it fails, call it again before

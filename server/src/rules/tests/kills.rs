@@ -8,7 +8,7 @@ use crate::platform::clock::ManualClock;
 use crate::platform::db::{Db, DbError};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use crate::platform::live::LiveBus;
-use crate::rules::consumer::{Parts, Worker};
+use crate::rules::consumer::{CHECKPOINT_EVERY_ALERT, Parts, Worker};
 use crate::rules::service::{RuleBoard, RuleDraft, RuleService};
 use muster_wire::{Telemetry, UpClass};
 use rand::rngs::SmallRng;
@@ -255,6 +255,27 @@ fn a_commit_that_fails_is_kept_and_tried_again() {
     worker.checkpoint().unwrap();
     assert_eq!(site.alerts(&runtime).len(), 1);
     assert_eq!(site.worker().position(), 2);
+}
+
+#[test]
+fn an_alert_waits_for_its_commit_a_few_milliseconds_only() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let site = Site::new(&runtime);
+    let mut worker = site.worker();
+    worker.checkpoint().unwrap();
+    assert_eq!(worker.due_in(), None, "there is nothing to commit");
+    let stored = |seq, value: f64| {
+        let reading = Reading { metric: "temp_c".into(), value: Value::Number(value), offset_us: None };
+        let body = Telemetry { readings: vec![reading] }.encode();
+        Stored { received_at_us: START, device: "d1", kind: Kind::Message, measured_at_us: START, seq, body }
+    };
+    worker.observe(&stored(1, 3.0).record(1));
+    let calm = worker.due_in().unwrap();
+    worker.observe(&stored(2, 31.0).record(2));
+    let alarmed = worker.due_in().unwrap();
+    assert!(alarmed <= CHECKPOINT_EVERY_ALERT && alarmed < calm, "{calm:?}, then {alarmed:?}");
+    worker.checkpoint().unwrap();
+    assert_eq!(site.alerts(&runtime).len(), 1);
 }
 
 #[test]
