@@ -171,11 +171,6 @@ impl Engine {
         Waker::new(self.poll.registry(), WAKER).context("cannot make a waker")
     }
 
-    /// The time that the engine's nanoseconds count from.
-    pub(crate) fn began(&self) -> Instant {
-        self.began
-    }
-
     pub(crate) fn device(&mut self, number: u32) -> &mut Device {
         &mut self.devices[number as usize]
     }

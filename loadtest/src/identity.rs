@@ -122,19 +122,7 @@ impl Identities {
     /// # Errors
     /// A file cannot be read, or holds no certificate or key.
     pub(crate) fn with_tls(mut self, server: &str, ca: &Path, ca_key: Option<&Path>) -> Result<Self> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_file_iter(ca).with_context(|| cannot_read(ca))? {
-            roots.add(certificate.with_context(|| cannot_read(ca))?)?;
-        }
-        let mut provider = rustls::crypto::aws_lc_rs::default_provider();
-        // The hybrid default costs 2.5 times the bytes of a handshake.
-        provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
-        let mut base = ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        // Every handshake is a full one: that is what is measured.
-        base.resumption = Resumption::disabled();
+        let base = client_config(ca)?;
         let server = ServerName::try_from(server.to_owned())?;
         let (certificates, key) = match ca_key {
             None => (Vec::new(), None),
@@ -216,6 +204,27 @@ impl Identities {
         }
         Ok(Some((Arc::new(config), tls.server.clone())))
     }
+}
+
+/// TLS that trusts a CA, without a client certificate.
+///
+/// # Errors
+/// The file cannot be read, or holds no certificate.
+pub(crate) fn client_config(ca: &Path) -> Result<ClientConfig> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(ca).with_context(|| cannot_read(ca))? {
+        roots.add(certificate.with_context(|| cannot_read(ca))?)?;
+    }
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    // The hybrid default costs 2.5 times the bytes of a handshake.
+    provider.kx_groups = vec![rustls::crypto::aws_lc_rs::kx_group::X25519];
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // Every handshake is a full one: that is what is measured.
+    config.resumption = Resumption::disabled();
+    Ok(config)
 }
 
 fn cannot_read(path: &Path) -> String {

@@ -4,8 +4,8 @@ use super::{Alarm, Alarmed, Engine};
 use crate::connection::Phase;
 use crate::lanes::Next;
 use crate::mqtt;
-use crate::payload::{self, RecordId};
 use crate::observe::provision::alarm_value;
+use crate::payload::{self, RecordId};
 use crate::record::{Due, InFlight, Poison, What, excursion};
 use crate::tally::queue_of;
 

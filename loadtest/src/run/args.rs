@@ -78,6 +78,12 @@ pub struct RunArgs {
     /// Records that every device finds in its queue when `all-return` lets it come back.
     #[arg(long, default_value_t = 60)]
     pub backlog: u32,
+    /// Rules of the first tenant besides the probes' own; none of them opens an alert.
+    #[arg(long, default_value_t = 0)]
+    pub rules: u32,
+    /// Devices that each of these rules selects.
+    #[arg(long, default_value_t = 100)]
+    pub rule_devices: u32,
     /// Devices ignore the server's flow control, as foreign ones do.
     #[arg(long)]
     pub no_credits: bool,

@@ -67,7 +67,13 @@ pub(crate) struct Happened {
 }
 
 impl Director {
-    pub(crate) fn new(faults: Vec<Fault>, server: Option<Shared>, rate: f64, tenants: u16, backlog: u32) -> Self {
+    pub(crate) fn new(
+        faults: Vec<Fault>,
+        server: Option<Shared>,
+        rate: f64,
+        tenants: u16,
+        backlog: u32,
+    ) -> Self {
         Self {
             faults: faults.into_iter().peekable(),
             server,
@@ -129,7 +135,9 @@ impl Director {
         let mut random = SmallRng::seed_from_u64(seed);
         let share_text = |share: f64| format!("{:.0} % of the devices", share * 100.0);
         let (order, until_s, detail) = match kind {
-            Kind::ConnectionLoss => (Some(Order::Cut { share: LOSS_SHARE, seed }), now_s, share_text(LOSS_SHARE)),
+            Kind::ConnectionLoss => {
+                (Some(Order::Cut { share: LOSS_SHARE, seed }), now_s, share_text(LOSS_SHARE))
+            }
             Kind::SlowLinks => {
                 let order = Order::Slow { share: SLOW_SHARE, bytes_per_s: SLOW_BYTES_PER_S, for_s, seed };
                 (Some(order), now_s + for_s, format!("{}, {SLOW_BYTES_PER_S} B/s", share_text(SLOW_SHARE)))
@@ -140,12 +148,16 @@ impl Director {
                 let order = Order::Clock { share: CLOCK_SHARE, offset_us, seed };
                 (Some(order), now_s, format!("{}, by {} s", share_text(CLOCK_SHARE), offset_us / 1_000_000))
             }
-            Kind::DuplicateSends => {
-                (Some(more(Extra::Copies, COPIES_PER_S, for_s, None)), now_s + for_s, format!("{COPIES_PER_S} a second"))
-            }
-            Kind::PoisonedPayloads => {
-                (Some(more(Extra::Poison, POISON_PER_S, for_s, None)), now_s + for_s, format!("{POISON_PER_S} a second"))
-            }
+            Kind::DuplicateSends => (
+                Some(more(Extra::Copies, COPIES_PER_S, for_s, None)),
+                now_s + for_s,
+                format!("{COPIES_PER_S} a second"),
+            ),
+            Kind::PoisonedPayloads => (
+                Some(more(Extra::Poison, POISON_PER_S, for_s, None)),
+                now_s + for_s,
+                format!("{POISON_PER_S} a second"),
+            ),
             Kind::WildTenant => {
                 // The watched devices' tenant stays as it is where there is another.
                 let tenant = self.tenants - 1;
@@ -153,13 +165,16 @@ impl Director {
                 let detail = format!("tenant {tenant} sends {per_s:.0} a second besides");
                 (Some(more(Extra::Telemetry, per_s, for_s, Some(tenant))), now_s + for_s, detail)
             }
-            Kind::HalfReturns => {
-                (Some(Order::Away { share: 0.5, for_s, seed }), now_s + for_s, "half of the fleet away".to_owned())
-            }
+            Kind::HalfReturns => (
+                Some(Order::Away { share: 0.5, for_s, seed }),
+                now_s + for_s,
+                "half of the fleet away".to_owned(),
+            ),
             Kind::ServerKill => (None, now_s + for_s, format!("kill -9, down for {for_s:.1} s")),
             Kind::StoreOutage => (None, now_s + for_s, "the store's database is locked".to_owned()),
             Kind::AllReturn => {
-                let detail = format!("kill -9, down for {for_s:.1} s, {} records a device wait", self.backlog);
+                let detail =
+                    format!("kill -9, down for {for_s:.1} s, {} records a device wait", self.backlog);
                 (Some(Order::Backlog { records: self.backlog }), now_s + for_s, detail)
             }
         };

@@ -200,7 +200,11 @@ mod tests {
         gather.second(0, &draining).unwrap();
         gather.second(0, &second(1, 3_000)).unwrap();
         gather.second(0, &second(1, 4_000)).unwrap();
-        assert_eq!(gather.storm.unwrap().len(), 4, "of the second that drained and the one that found it drained");
+        assert_eq!(
+            gather.storm.unwrap().len(),
+            4,
+            "of the second that drained and the one that found it drained"
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod part;
 mod parts;
 mod profile;
 mod progress;
+mod subscriber;
 mod target;
 mod verdict;
 
@@ -46,6 +47,7 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use subscriber::Subscribers;
 use target::Target;
 
 /// How often faults are looked at.
@@ -54,6 +56,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const PROCESSES_MAX: u32 = 64;
 /// The most tenants: the server shows 4,096.
 const TENANTS_MAX: u16 = 1_000;
+/// Rules of a tenant, without the probes' own.
+const RULES_MAX: u32 = 999;
 /// The longest run.
 const SECONDS_MAX: f64 = 7.0 * 86_400.0;
 /// The most devices that serials tell apart.
@@ -95,6 +99,8 @@ fn check(args: &RunArgs) -> Result<()> {
     within("rate", args.rate, 0.01, 1e6)?;
     within("seconds", args.seconds, 1.0, SECONDS_MAX)?;
     within("processes", f64::from(args.processes), 1.0, f64::from(PROCESSES_MAX))?;
+    within("rules", f64::from(args.rules), 0.0, f64::from(RULES_MAX))?;
+    within("rule-devices", f64::from(args.rule_devices), 1.0, 1_000.0)?;
     within("backlog", f64::from(args.backlog), 1.0, crate::lanes::WAITING_MAX as f64)?;
     crate::modes::version(args.mqtt).map(drop)
 }
@@ -108,6 +114,7 @@ struct Run<'a> {
     parts: Parts,
     sampler: Sampler,
     probes: Option<Arc<Probes>>,
+    subscribers: Option<Subscribers>,
     gather: Gather,
     began: Instant,
     began_at_us: i64,
@@ -173,6 +180,10 @@ impl<'a> Run<'a> {
                 progress.say(&format!("generator {number}: all online after {seconds:.2} s"));
             }
         }
+        let subscribers = match target.accesses.len() {
+            0 | 1 => None,
+            _ => Some(Subscribers::start(&target.way()?, &target.accesses)?),
+        };
         let sampler = Sampler::start(&target.handle, parts.pids())?;
         let server = target.own.take().map(|server| Arc::new(Mutex::new(server)));
         Ok(Self {
@@ -184,6 +195,7 @@ impl<'a> Run<'a> {
             parts,
             sampler,
             probes,
+            subscribers,
             began: Instant::now(),
             began_at_us: 0,
             marks: Vec::new(),
@@ -199,8 +211,7 @@ impl<'a> Run<'a> {
     fn measure(&mut self, faults: Vec<faults::Fault>, progress: &mut Progress) -> Result<()> {
         let args = self.args;
         self.has_faults = !faults.is_empty();
-        let mut director =
-            Director::new(faults, self.server.clone(), args.rate, args.tenants, args.backlog);
+        let mut director = Director::new(faults, self.server.clone(), args.rate, args.tenants, args.backlog);
         let before = self.disk_bytes();
         self.sampler.begin_cost()?;
         (self.began, self.began_at_us) = (Instant::now(), wall_clock_us());
@@ -271,6 +282,7 @@ impl<'a> Run<'a> {
         let mut invariants = verdict::of_devices(&all, self.has_faults);
         let mut latency = self.latencies()?;
         self.parts.quit();
+        invariants.extend(self.subscribers.take().map(Subscribers::finish));
         if let Some(probes) = self.probes.take() {
             let probes = Arc::into_inner(probes).context("a probe is still in use")?;
             for (name, result) in [("stored", probes.stored.finish()), ("alert", probes.alerts.finish())] {

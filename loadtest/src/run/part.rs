@@ -6,7 +6,6 @@
 use super::order::{Buckets, DeviceResult, Order, PartConfig, PartResult, Second, Told};
 use super::parts::Telling;
 use super::profile::{Extra, Schedule, Stream};
-use crate::connection::Phase;
 use crate::engine::{Engine, OnSent, Options};
 use crate::identity::Identities;
 use crate::modes::{resolve, version};
@@ -356,11 +355,6 @@ impl Engine {
     pub(crate) fn waiting(&self) -> u64 {
         let of = |device: &crate::connection::Device| (device.in_flight.len() + device.lanes.len()) as u64;
         self.devices().iter().map(of).sum()
-    }
-
-    /// Devices that are online; for errors.
-    pub(crate) fn offline(&self) -> usize {
-        self.devices().iter().filter(|device| device.phase != Phase::Online).count()
     }
 }
 

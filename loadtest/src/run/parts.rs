@@ -160,7 +160,8 @@ fn process_part(number: usize, config: &PartConfig, told: SyncSender<Telling>) -
     let read = move || {
         for line in BufReader::new(output).lines().map_while(Result::ok) {
             let heard = serde_json::from_str(&line);
-            let heard = heard.unwrap_or_else(|error| Told::Failed { why: format!("a line that is none: {error}") });
+            let heard =
+                heard.unwrap_or_else(|error| Told::Failed { why: format!("a line that is none: {error}") });
             if told.send((number, heard)).is_err() {
                 return;
             }

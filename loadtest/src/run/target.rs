@@ -6,16 +6,22 @@
 use super::args::{RunArgs, Transport};
 use super::order::PartConfig;
 use super::profile::Watched;
-use crate::identity::{Member, generated_name};
+use super::subscriber::Way;
+use crate::identity::{Member, client_config, generated_name};
+use crate::modes::resolve;
 use crate::observe::handle::{Access, ServerFacts, ServerHandle};
 use crate::observe::provision::{self, Login, Owner};
 use crate::observe::server::{ManagedServer, ServerOptions};
 use crate::payload::LEVEL_METRIC;
 use anyhow::{Context, Result, bail};
+use rustls::pki_types::ServerName;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// A probe that is watched until it is stored, and devices whose readings open alerts.
 const WATCHED: Watched = Watched { probes: 1, alarms: 4 };
+/// A metric of the measured message whose values never change.
+const CALM_METRIC: &str = "cpu_ratio";
 /// Devices of one generator process: descriptors for everything else stay free.
 const OTHER_FILES: u64 = 256;
 /// Settings that keep limits of normal operation out of a run's figures.
@@ -35,6 +41,7 @@ pub(crate) struct Target {
     /// The rule that the alarm devices' levels open alerts of.
     pub(crate) alarm_rule: Option<String>,
     address: String,
+    is_tls: bool,
     ca: Option<PathBuf>,
     ca_key: Option<PathBuf>,
     server_name: Option<String>,
@@ -59,8 +66,7 @@ impl Target {
             .with_context(|| format!("cannot read {}", bootstrap.display()))?;
         let bootstrap: Bootstrap = serde_json::from_str(&text)
             .with_context(|| format!("{} is no bootstrap file", bootstrap.display()))?;
-        let facts =
-            ServerFacts { http: Some(api.clone()), pid: args.server_pid, ..ServerFacts::default() };
+        let facts = ServerFacts { http: Some(api.clone()), pid: args.server_pid, ..ServerFacts::default() };
         let owner = Owner { email: bootstrap.email, password: bootstrap.password };
         let mut target = Self::empty(ServerHandle::new(facts), addr.clone());
         (target.ca, target.ca_key) = (args.ca.clone(), args.ca_key.clone());
@@ -80,6 +86,7 @@ impl Target {
             watched: Watched::default(),
             alarm_rule: None,
             address,
+            is_tls: false,
             ca: None,
             ca_key: None,
             server_name: None,
@@ -112,9 +119,7 @@ impl Target {
         let addresses = server.addresses();
         let address = match args.transport {
             Transport::Plain => addresses.mqtt_plain.context("the server has no plain MQTT listener")?,
-            Transport::Tls | Transport::Mtls => {
-                addresses.mqtt_tls
-            }
+            Transport::Tls | Transport::Mtls => addresses.mqtt_tls,
         };
         let mut target = Self::empty(server.handle().clone(), address.to_string());
         (target.ca, target.ca_key) = (Some(server.ca()), Some(server.ca_key()));
@@ -137,11 +142,13 @@ impl Target {
     fn enrol(&mut self, args: &RunArgs, owner: &Owner, first_tenant: &str) -> Result<()> {
         let mut names = vec![first_tenant.to_owned()];
         names.extend((1..args.tenants).map(|number| format!("load-{number:02}")));
+        self.is_tls = args.transport != Transport::Plain;
         self.accesses = provision::tenants(&self.handle, owner, &names)?;
         self.tenants = names;
         self.watched = WATCHED;
-        let tenant_of =
-            |number: u32| if number < WATCHED.count() { 0 } else { (number % u32::from(args.tenants)) as u16 };
+        let tenant_of = |number: u32| {
+            if number < WATCHED.count() { 0 } else { (number % u32::from(args.tenants)) as u16 }
+        };
         let login = if args.transport == Transport::Mtls { Login::Certificate } else { Login::Token };
         let mut members: Vec<Member> = (0..args.devices)
             .map(|number| Member { tenant: tenant_of(number), name: generated_name(number), token: None })
@@ -167,6 +174,34 @@ impl Target {
             provision::alarm_rule(&self.handle, &self.accesses[0], "loadtest level", LEVEL_METRIC, &alarms)?;
         self.alarm_rule = Some(rule);
         self.members = members;
+        self.make_rules(args)
+    }
+
+    /// Rules that watch a share of the first tenant's devices each, spread evenly, and never fire.
+    fn make_rules(&self, args: &RunArgs) -> Result<()> {
+        let first: Vec<&str> = self
+            .members
+            .iter()
+            .filter(|member| member.tenant == 0)
+            .map(|member| member.name.as_str())
+            .collect();
+        for number in 0..args.rules as usize {
+            let pick = |at: usize| first[(number * 7 + at * 97) % first.len()];
+            let devices: std::collections::BTreeSet<&str> =
+                (0..args.rule_devices as usize).map(pick).collect();
+            let draft = serde_json::json!({
+                "name": format!("loadtest rule {number}"),
+                "selector": { "devices": devices, "labels": {} },
+                "on": { "telemetry": { "metrics": [CALM_METRIC] } },
+                "condition": "value > 1000.0 && last.serial > 0.0",
+                "severity": "warning",
+                "message": "{device} is at {value}",
+            });
+            provision::rule(&self.handle, &self.accesses[0], &draft).context("cannot make a rule")?;
+            if !args.quiet && (number + 1).is_multiple_of(250) {
+                eprintln!("  {} of {} rules made", number + 1, args.rules);
+            }
+        }
         Ok(())
     }
 
@@ -181,7 +216,6 @@ impl Target {
             let enough = u64::from(args.devices).div_ceil(files.saturating_sub(OTHER_FILES).max(1));
             bail!("{share} devices a process need more than {files} open files: give --processes {enough}");
         }
-        let is_tls = args.transport != Transport::Plain;
         let part = |number: u32| {
             let (first, end) = (number * share, ((number + 1) * share).min(args.devices));
             let members = self.members[first as usize..end as usize].to_vec();
@@ -200,7 +234,7 @@ impl Target {
                 tenants: self.tenants.clone(),
                 members,
                 first_number: first,
-                ca: self.ca.clone().filter(|_| is_tls),
+                ca: self.ca.clone().filter(|_| self.is_tls),
                 ca_key: self.ca_key.clone().filter(|_| args.transport == Transport::Mtls),
                 server_name: self.server_name.clone(),
                 credits: self.is_muster() && !args.no_credits,
@@ -208,6 +242,19 @@ impl Target {
             }
         };
         Ok((0..args.processes).map(part).filter(|config| !config.members.is_empty()).collect())
+    }
+
+    /// How a tenant's own software reaches the server.
+    pub(crate) fn way(&self) -> Result<Way> {
+        let tls = match &self.ca {
+            Some(ca) if self.is_tls => {
+                let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+                let name = self.server_name.as_deref().unwrap_or(host).to_owned();
+                Some((Arc::new(client_config(ca)?), ServerName::try_from(name)?))
+            }
+            _ => None,
+        };
+        Ok(Way { address: resolve(&self.address)?, tls })
     }
 
     /// Whether it is ours, with an API.

@@ -100,7 +100,11 @@ pub(crate) fn of_devices(all: &PartResult, has_faults: bool) -> Vec<Invariant> {
         found.push(invariant(
             "nobody_disconnected",
             all.closed.is_empty(),
-            if all.closed.is_empty() { "no connection was lost".to_owned() } else { format!("{:?}", all.closed) },
+            if all.closed.is_empty() {
+                "no connection was lost".to_owned()
+            } else {
+                format!("{:?}", all.closed)
+            },
         ));
     }
     found
@@ -185,7 +189,10 @@ mod tests {
     fn each_count_breaks_its_invariant() {
         let good = PartResult { made: 5, acked: 5, ..PartResult::default() };
         assert!(held(&good, false).is_empty());
-        assert_eq!(held(&PartResult { acked: 4, unanswered: 1, ..good.clone() }, true), ["every_record_acknowledged"]);
+        assert_eq!(
+            held(&PartResult { acked: 4, unanswered: 1, ..good.clone() }, true),
+            ["every_record_acknowledged"]
+        );
         assert_eq!(held(&PartResult { unsent: 1, ..good.clone() }, true), ["every_record_acknowledged"]);
         assert_eq!(held(&PartResult { stray_acks: 1, ..good.clone() }, true), ["acknowledged_once"]);
         assert_eq!(held(&PartResult { poisons_taken: 1, ..good.clone() }, true), ["poison_refused"]);
