@@ -3,7 +3,7 @@
 //! Promise: the real binaries are built before the first test; a test that could not run here is listed at the
 //! end, never hidden; the last lines are the runner's own summary, also kept in `target/test-summary.txt`.
 
-use crate::cargo;
+use crate::{bench, cargo};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -45,11 +45,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     command.env(SKIPS_VARIABLE, &skips_file).env(BINARIES_VARIABLE, cargo::dev_binaries());
     let (passed, summary) = watch(command, runner)?;
 
+    // A filter asks for some tests only.
+    let simulated = !arguments.rest.is_empty() || simulate()?;
     let skips_held = report_skips(&skips_file, arguments.ci)?;
     let summary = runner.closing_lines(&summary);
     std::fs::write(target.join("test-summary.txt"), &summary).context("cannot write the summary")?;
     print!("\n{summary}");
-    Ok(passed && skips_held)
+    Ok(passed && simulated && skips_held)
+}
+
+/// A minute of 2,000 devices on the dev build: what must hold after a run is asserted, its times are printed.
+fn simulate() -> Result<bool> {
+    println!("\nsimulating 2,000 devices for 60 s");
+    let held = bench::fleet::quick_on_dev_build()?;
+    if !held {
+        eprintln!("the simulation broke an invariant: see above");
+    }
+    Ok(held)
 }
 
 /// Programs of others that tests talk to, with their packages.

@@ -7,6 +7,7 @@
 
 mod agent;
 mod bundle;
+pub(crate) mod fleet;
 mod gateway;
 mod journal;
 mod load;
@@ -31,6 +32,8 @@ pub(crate) struct Arguments {
 enum What {
     /// The MQTT gateway in front of the event log, and the whole path behind it.
     Gateway(Options),
+    /// Ten thousand devices as `muster-loadtest run` simulates them; half an hour.
+    Fleet(Options),
     /// The journal alone.
     Journal(Options),
     /// The agent's memory, size, start and idle traffic.
@@ -58,6 +61,7 @@ pub(crate) struct Options {
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let (options, report) = match &arguments.what {
         What::Gateway(options) => (options, gateway::run(*options)?),
+        What::Fleet(options) => (options, fleet::run(*options)?),
         What::Journal(options) => (options, journal::run(*options)?),
         What::Agent(options) => (options, agent::run(*options)?),
     };

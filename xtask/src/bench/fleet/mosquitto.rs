@@ -20,7 +20,12 @@ const RATES: [(&str, [&str; 4], [&str; 4]); 2] = [
     (
         "1000",
         ["muster_k1_puback_p50_ms", "muster_k1_puback_p95_ms", "muster_k1_cpu_us", "muster_k1_rss_mb"],
-        ["mosquitto_k1_puback_p50_ms", "mosquitto_k1_puback_p95_ms", "mosquitto_k1_cpu_us", "mosquitto_k1_rss_mb"],
+        [
+            "mosquitto_k1_puback_p50_ms",
+            "mosquitto_k1_puback_p95_ms",
+            "mosquitto_k1_cpu_us",
+            "mosquitto_k1_rss_mb",
+        ],
     ),
     (
         "10000",

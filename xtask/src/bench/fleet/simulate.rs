@@ -71,9 +71,7 @@ impl Simulated {
         let faults = self.report["faults"].as_array().map_or(&[][..], Vec::as_slice);
         let found = faults.iter().find(|fault| fault["kind"] == "all-return");
         let at = |fault: &Value, name: &str| fault[name].as_f64();
-        found
-            .and_then(|fault| Some(at(fault, "until_s")? - at(fault, "from_s")?))
-            .unwrap_or(f64::NAN)
+        found.and_then(|fault| Some(at(fault, "until_s")? - at(fault, "from_s")?)).unwrap_or(f64::NAN)
     }
 
     /// # Errors
@@ -88,7 +86,9 @@ impl Simulated {
     fn broken(&self) -> Vec<String> {
         let all = self.report["invariants"].as_array().map_or(&[][..], Vec::as_slice);
         let broken = all.iter().filter(|invariant| invariant["held"] != true);
-        broken.map(|invariant| format!("  {}: {}", text(&invariant["name"]), text(&invariant["detail"]))).collect()
+        broken
+            .map(|invariant| format!("  {}: {}", text(&invariant["name"]), text(&invariant["detail"])))
+            .collect()
     }
 
     fn print(&self, name: &str) {
