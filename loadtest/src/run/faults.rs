@@ -168,7 +168,7 @@ fn scatter(kind: Kind, seconds: f64, random: &mut SmallRng, faults: &mut Vec<Fau
 }
 
 /// In order of time; a store that is held while the server is killed would be held by nobody, so the two keep apart.
-fn apart(faults: &mut Vec<Fault>) {
+fn apart(faults: &mut [Fault]) {
     faults.sort_by(|a, b| a.at_s.total_cmp(&b.at_s).then(a.kind.cmp(&b.kind)));
     let restarts = |fault: &Fault| matches!(fault.kind, Kind::ServerKill | Kind::AllReturn);
     let outages: Vec<(f64, f64)> = faults

@@ -159,10 +159,10 @@ impl Gather {
             server.fill(&mut sample);
         }
         // It is over when the fleet is back and hardly anything waits.
-        if self.is_storm && whole.backlog.is_empty() && whole.live.len() > 0 && whole.waiting < 100 {
+        if self.is_storm && whole.backlog.is_empty() && !whole.live.is_empty() && whole.waiting < 100 {
             self.is_storm = false;
         }
-        if self.complete % self.every == 0 {
+        if self.complete.is_multiple_of(self.every) {
             self.samples.push(sample);
         }
     }

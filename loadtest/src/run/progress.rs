@@ -29,7 +29,7 @@ impl Progress {
 
     /// A second is over.
     pub(crate) fn second(&self, sample: &Sample) {
-        if self.is_quiet || (!self.is_terminal && sample.at_s as u64 % LINE_EVERY_S != 0) {
+        if self.is_quiet || (!self.is_terminal && !(sample.at_s as u64).is_multiple_of(LINE_EVERY_S)) {
             return;
         }
         let ms = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.2}"));

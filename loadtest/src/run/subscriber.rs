@@ -8,6 +8,7 @@ use crate::mqtt::{self, Connect, Incoming, Version};
 use crate::observe::handle::Access;
 use crate::report::model::Invariant;
 use anyhow::{Context, Result, bail};
+use muster_wire::{DeviceId, TenantId, Topic, UpClass};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, Read, Write};
@@ -149,15 +150,15 @@ impl Reader {
     }
 
     fn follow(&self) -> Result<()> {
+        let own = topics_of(&self.access.tenant)?;
         let mut stream = Stream::open(&self.way)?;
         let mut out = Vec::new();
         let client_id = format!("loadtest-{}-{}", self.access.tenant, std::process::id());
         let login = Some(("api", self.access.token.as_str()));
         Connect { client_id: &client_id, login, keep_alive_s: 600 }.encode(Version::V5, &mut out);
-        mqtt::subscribe(Version::V5, &format!("muster/{}/+/up/#", self.access.tenant), 0, 1, &mut out);
-        mqtt::subscribe(Version::V5, &format!("muster/{}/+/up/#", self.other), 0, 2, &mut out);
+        mqtt::subscribe(Version::V5, &format!("{own}+/up/#"), 0, 1, &mut out);
+        mqtt::subscribe(Version::V5, &format!("{}+/up/#", topics_of(&self.other)?), 0, 2, &mut out);
         stream.send(&out)?;
-        let own = format!("muster/{}/", self.access.tenant);
         let (mut buffer, mut pending) = (vec![0; READ_BYTES], Vec::new());
         let mut subscribed = 0;
         while !self.stop.load(Ordering::Relaxed) {
@@ -204,5 +205,27 @@ impl Reader {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// What every topic of a tenant begins with.
+fn topics_of(tenant: &str) -> Result<String> {
+    let device = DeviceId::parse("any")?;
+    let topic = Topic::up(&TenantId::parse(tenant)?, &device, UpClass::State).to_string();
+    let (before, _) = topic.split_once(device.as_str()).context("a topic without its device")?;
+    Ok(before.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_topics_begin_with_its_name() {
+        let own = topics_of("acme").unwrap();
+        let topic =
+            Topic::up(&TenantId::parse("acme").unwrap(), &DeviceId::parse("d1").unwrap(), UpClass::Telemetry);
+        assert!(topic.to_string().starts_with(&own) && own.ends_with("acme/"), "{own}");
+        assert!(topics_of("No Tenant").is_err());
     }
 }
