@@ -12,6 +12,7 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "there is one, and clap flattens no box")]
 enum Command {
     #[command(flatten)]
     Bench(muster_loadtest::Command),

@@ -212,7 +212,7 @@ impl Reader {
 fn topics_of(tenant: &str) -> Result<String> {
     let device = DeviceId::parse("any")?;
     let topic = Topic::up(&TenantId::parse(tenant)?, &device, UpClass::State).to_string();
-    let (before, _) = topic.split_once(device.as_str()).context("a topic without its device")?;
+    let (before, _) = topic.rsplit_once(device.as_str()).context("a topic without its device")?;
     Ok(before.to_owned())
 }
 
@@ -226,6 +226,7 @@ mod tests {
         let topic =
             Topic::up(&TenantId::parse("acme").unwrap(), &DeviceId::parse("d1").unwrap(), UpClass::Telemetry);
         assert!(topic.to_string().starts_with(&own) && own.ends_with("acme/"), "{own}");
+        assert!(topics_of("company").unwrap().ends_with("/company/"), "a name that holds the device's");
         assert!(topics_of("No Tenant").is_err());
     }
 }
