@@ -1,9 +1,10 @@
 //! `xtask trials`: many more seeded trials than a test run makes, of every durable part.
 //!
 //! Power cuts on the simulated file system: the journal, the agent's queue, the server's log with its store.
-//! `kill -9` and cut networks with the real binaries. A failing trial prints its seed.
+//! `kill -9` and cut networks with the real binaries. A fleet of 2,000 devices with every fault at once, five minutes
+//! a seed. A failing trial prints its seed.
 
-use crate::cargo;
+use crate::{bench, cargo};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -22,10 +23,16 @@ pub(crate) struct Arguments {
     /// Kills of each program, and network cuts.
     #[arg(long, default_value_t = 200)]
     kills: u64,
-    /// One part only: journal, agent, server or faults.
+    /// Simulations of a fleet with every fault, five minutes each: seeds 1 to this.
+    #[arg(long, default_value_t = 3)]
+    fleets: u64,
+    /// One part only: journal, agent, server, faults or fleet.
     #[arg(long)]
     only: Option<String>,
 }
+
+/// The part that is no test: a load simulation.
+const FLEET: &str = "fleet";
 
 struct Part {
     name: &'static str,
@@ -49,11 +56,12 @@ const PARTS: [Part; 4] = [
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let wanted = |part: &&Part| arguments.only.as_deref().is_none_or(|only| only == part.name);
     let parts: Vec<&Part> = PARTS.iter().filter(wanted).collect();
-    if parts.is_empty() {
-        bail!("--only is one of: {}", PARTS.map(|part| part.name).join(", "));
+    let with_fleet = arguments.only.as_deref().is_none_or(|only| only == FLEET);
+    if parts.is_empty() && !with_fleet {
+        bail!("--only is one of: {}, {FLEET}", PARTS.map(|part| part.name).join(", "));
     }
     cargo::build_for_tests()?;
-    let binaries = test_binaries()?;
+    let binaries = if parts.is_empty() { Vec::new() } else { test_binaries()? };
     let mut table = Vec::new();
     for part in parts {
         let count = if part.real_binaries { arguments.kills } else { arguments.count };
@@ -64,6 +72,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             bail!("package {} has no test named *{}*", part.package, part.filter);
         }
         table.push((part.name, count, tests, passed, began.elapsed().as_secs()));
+    }
+    if with_fleet {
+        let began = Instant::now();
+        let held = bench::fleet::with_every_fault(arguments.fleets)?;
+        table.push((FLEET, arguments.fleets, 1, held, began.elapsed().as_secs()));
     }
     println!("\n{:<10} {:>8} {:>8} {:>8}", "part", "trials", "tests", "seconds");
     for (name, count, tests, passed, seconds) in &table {

@@ -64,6 +64,24 @@ pub(crate) fn quick_on_dev_build() -> Result<bool> {
     Ok(run.held)
 }
 
+/// Every fault at once on the dev build, five minutes a seed, for `cargo xtask trials`: answers whether every
+/// invariant of every seed held.
+///
+/// # Errors
+/// A program cannot be run.
+pub(crate) fn with_every_fault(seeds: u64) -> Result<bool> {
+    let simulator = Simulator { binaries: cargo::dev_binaries(), out: fresh_dir("fleet-faults")? };
+    let mut held = true;
+    for seed in 1..=seeds {
+        let (name, seed) = (format!("seed-{seed}"), seed.to_string());
+        let devices = ["--devices", DEVICES.1, "--rate", "500", "--seconds", "300", "--tenants", "4"];
+        let faults =
+            ["--transport", "mtls", "--profile", "mixed", "--faults", "all", "--seed", &seed, "--quiet"];
+        held &= simulator.own(&name, &[&devices[..], &faults].concat())?.held;
+    }
+    Ok(held)
+}
+
 impl Bench {
     fn devices(&self) -> &'static str {
         if self.options.quick { DEVICES.1 } else { DEVICES.0 }
