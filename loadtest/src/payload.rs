@@ -30,6 +30,18 @@ pub fn serial_value(device: u32, seq: u32) -> u64 {
     SERIAL_BASE + 2 * (u64::from(device & 0x1_FFFF) << 32 | u64::from(seq)) + 1
 }
 
+/// The device and seq of a serial's value; none for a value that is no serial.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "the range was checked")]
+pub fn serial_of(value: f64) -> Option<(u32, u32)> {
+    let last = serial_value(u32::MAX, u32::MAX) as f64;
+    if value.fract() != 0.0 || !((SERIAL_BASE as f64)..=last).contains(&value) || value as u64 & 1 == 0 {
+        return None;
+    }
+    let number = (value as u64 - SERIAL_BASE) / 2;
+    Some(((number >> 32) as u32, number as u32))
+}
+
 /// Which record a payload is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RecordId {
@@ -119,5 +131,17 @@ mod tests {
         assert!(last < 1 << 53);
         assert_ne!(serial_value(1, 0), serial_value(0, u32::MAX));
         assert_eq!(serial_value(3, 9) as f64 as u64, serial_value(3, 9));
+    }
+
+    #[test]
+    fn a_serial_tells_its_record() {
+        for record in [(0, 0), (0, 1), (7, u32::MAX), (0x1_FFFF, 0), (0x1_FFFF, u32::MAX)] {
+            assert_eq!(serial_of(serial_value(record.0, record.1) as f64), Some(record));
+        }
+        let serial = serial_value(5, 5) as f64;
+        let beyond = serial_value(u32::MAX, u32::MAX) as f64 + 2.0;
+        for value in [serial + 1.0, serial + 0.5, 0.0, -serial, beyond, f64::NAN, f64::INFINITY] {
+            assert_eq!(serial_of(value), None, "{value}");
+        }
     }
 }

@@ -66,7 +66,10 @@ impl Chunks {
                 let size = text.split(';').next().unwrap_or_default().trim();
                 // `from_str_radix` would take a sign.
                 let digits = !size.is_empty() && size.bytes().all(|byte| byte.is_ascii_hexdigit());
-                let size = usize::from_str_radix(size, 16).ok().filter(|_| digits).ok_or("a chunk without a size")?;
+                let size = usize::from_str_radix(size, 16)
+                    .ok()
+                    .filter(|_| digits)
+                    .ok_or("a chunk without a size")?;
                 Ok(if size == 0 { Part::Trailer } else { Part::Inside(size) })
             }
             Part::Behind if text.is_empty() => Ok(Part::Size),

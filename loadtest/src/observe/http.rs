@@ -210,7 +210,12 @@ impl Client {
         self.changed("POST", path, None)
     }
 
-    fn changed(&mut self, method: &'static str, path: &str, body: Option<&Value>) -> Result<Value, HttpError> {
+    fn changed(
+        &mut self,
+        method: &'static str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<Value, HttpError> {
         let answer = self.accepted(method, path, body)?;
         if answer.body.is_empty() {
             return Ok(Value::Null);
@@ -355,7 +360,9 @@ impl Read for Timed {
         self.stream.set_read_timeout(Some(left))?;
         let read = self.stream.read(out);
         // Unix tells a timeout so.
-        read.map_err(|error| if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error })
+        read.map_err(
+            |error| if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error },
+        )
     }
 }
 
@@ -366,7 +373,9 @@ fn connect(host: &str, deadline: Instant) -> Result<Timed, HttpError> {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, left) {
             // A port of the ephemeral range that nobody listens on may be given to the one who connects to it.
-            Ok(stream) if stream.local_addr().ok() == Some(address) => last = ErrorKind::ConnectionRefused.into(),
+            Ok(stream) if stream.local_addr().ok() == Some(address) => {
+                last = ErrorKind::ConnectionRefused.into()
+            }
             Ok(stream) => {
                 let settings = stream.set_nodelay(true).and(stream.set_write_timeout(Some(left)));
                 settings.map_err(|source| HttpError::Broken { host: host.to_owned(), source })?;

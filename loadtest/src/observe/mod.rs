@@ -29,7 +29,8 @@
 //!            AlertProbe::start(&ServerHandle, &Access, rule_id) ; .watch(AlertWatch { device, excursion, intended })
 //!            both: .take() -> Vec<Observed { at: Instant, ms: f64 }> ; .finish() -> ProbeResult { histogram (us), given_up,
 //!                not_watched, waiting } ; ProbeResult::latency() -> model::Latency
-//! oracle     judge(&ServerHandle, &[Access], &Expected, &Limits, progress) -> Result<Verdict { invariants, ledger, counts }>
+//! oracle     judge(&ServerHandle, &[Access], &Expected, drain_time_max: Duration, progress: &(dyn Fn(u32) + Sync))
+//!                -> Result<Verdict { invariants, ledger, counts }> ; Verdict::held()
 //!            Expected { devices: Vec<ExpectedDevice { number, tenant: usize, name, accepted: Vec<RangeInclusive<u32>>,
 //!                maybe: Vec<RangeInclusive<u32>> }>, alarms: Vec<ExpectedAlarms { tenant: usize, device, rule_id,
 //!                opened: Vec<RangeInclusive<u32>>, maybe: Vec<RangeInclusive<u32>> }> }
@@ -44,7 +45,10 @@ pub mod outage;
 pub mod probe;
 pub mod provision;
 pub mod sample;
+pub mod scrape;
 pub mod server;
 pub mod sse;
+#[cfg(test)]
+mod testing;
 
 pub use handle::{Access, ServerFacts, ServerHandle};

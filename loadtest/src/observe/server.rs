@@ -361,7 +361,10 @@ mod tests {
         let dir_path = dir.path().to_owned();
         let mut options = ServerOptions { binary: "/bin/sh".into(), dir: dir_path, set, plain: false };
         let error = ManagedServer::start(options.clone()).map(|_| ()).unwrap_err().to_string();
-        assert!(error.starts_with("muster-server ended with exit status: ") && error.contains("run"), "{error}");
+        assert!(
+            error.starts_with("muster-server ended with exit status: ") && error.contains("run"),
+            "{error}"
+        );
         options.binary = "/no/such/program".into();
         let error = ManagedServer::start(options).map(|_| ()).unwrap_err().to_string();
         assert_eq!(error, "cannot start /no/such/program");

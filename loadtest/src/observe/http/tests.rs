@@ -59,7 +59,10 @@ fn one_connection_is_kept_and_a_closed_one_is_made_anew_once() {
     let requests: Vec<String> = requests.iter().collect();
     let first: Vec<&str> = requests.iter().map(|text| text.lines().next().unwrap()).collect();
     assert_eq!(first, ["GET /a HTTP/1.1", "POST /b HTTP/1.1", "GET /c HTTP/1.1"]);
-    assert!(requests.iter().all(|text| text.contains("\r\nAuthorization: Bearer secret\r\n")), "{requests:?}");
+    assert!(
+        requests.iter().all(|text| text.contains("\r\nAuthorization: Bearer secret\r\n")),
+        "{requests:?}"
+    );
     assert!(requests[1].ends_with("Content-Length: 7\r\n\r\n{\"x\":1}"), "{}", requests[1]);
     // Nobody listens any more.
     let error = client.get("/d").unwrap_err();
@@ -76,7 +79,8 @@ fn a_server_that_came_back_elsewhere_is_found() {
     let (elsewhere, requests, other) = fake(vec![vec![ok("2")]]);
     server.change(|facts| *facts = elsewhere.facts());
     assert_eq!(client.get("/a").unwrap(), json!(2));
-    let origin = format!("\r\nCookie: muster_session=s\r\nOrigin: http://{}\r\n", elsewhere.facts().http.unwrap());
+    let origin =
+        format!("\r\nCookie: muster_session=s\r\nOrigin: http://{}\r\n", elsewhere.facts().http.unwrap());
     assert!(requests.recv().unwrap().contains(&origin));
     drop(client);
     thread.join().unwrap();
@@ -85,7 +89,8 @@ fn a_server_that_came_back_elsewhere_is_found() {
 
 #[test]
 fn a_refusal_tells_its_status_and_a_call_its_limit() {
-    let silent = vec![vec!["HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno".to_owned(), String::new()]];
+    let silent =
+        vec![vec!["HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno".to_owned(), String::new()]];
     let (server, _requests, thread) = fake(silent);
     let mut client = Client::new(&server, "t").time_max(Duration::from_millis(200));
     let error = client.get("/x").unwrap_err();
@@ -109,11 +114,11 @@ fn a_request_cannot_be_split() {
     assert!(matches!(error, HttpError::Request), "{error}");
 }
 
-type Read = (u16, String, bool);
+type Told = (u16, String, bool);
 
 #[track_caller]
 fn check(text: &str, expect: Result<(u16, &str, bool), &str>) {
-    let read = |mut text: &[u8]| -> Result<Read, Unread> {
+    let read = |mut text: &[u8]| -> Result<Told, Unread> {
         let head = read_head(&mut text)?;
         let (body, keep) = read_body(&mut text, &head)?;
         Ok((head.status, String::from_utf8(body).unwrap(), keep))
@@ -122,7 +127,8 @@ fn check(text: &str, expect: Result<(u16, &str, bool), &str>) {
         Unread::Malformed(why) => why.to_owned(),
         Unread::Io(error) => error.kind().to_string(),
     });
-    let told = told.as_ref().map(|(status, body, keep)| (*status, body.as_str(), *keep)).map_err(String::as_str);
+    let told =
+        told.as_ref().map(|(status, body, keep)| (*status, body.as_str(), *keep)).map_err(String::as_str);
     assert_eq!(told, expect, "{}", &text[..text.len().min(200)]);
 }
 

@@ -59,7 +59,7 @@ impl AlertProbe {
         }
         let client = Client::of(server, access).time_max(ANSWER_TIME_MAX);
         let path = access.path(&format!("alerts?rule={rule_id}&limit=500"));
-        let matcher = Matcher { rule_id: rule_id.to_owned(), ..Matcher::default() };
+        let matcher = Matcher::of(rule_id);
         let watcher = Watcher { live, client, path, matcher, listed: Instant::now() };
         let work = move |board: &Board, incoming: &Receiver<AlertWatch>| watcher.run(board, incoming);
         Ok(Self(Worker::start("alert-probe", work).context("cannot start a thread")?))
@@ -104,6 +104,10 @@ pub(super) struct Matcher {
 }
 
 impl Matcher {
+    pub(super) fn of(rule_id: &str) -> Self {
+        Self { rule_id: rule_id.to_owned(), ..Self::default() }
+    }
+
     /// Takes a watch; tells when its alert came, where it has. False: too many wait.
     pub(super) fn watch(&mut self, watch: AlertWatch) -> Result<Option<(Instant, Instant)>, AlertWatch> {
         let key = (watch.device.clone(), watch.excursion);
@@ -170,7 +174,12 @@ impl Watcher {
             }
             let now = Instant::now();
             let is_due = now.duration_since(self.listed) > LIST_INTERVAL;
-            if is_due && self.matcher.oldest().is_some_and(|oldest| now.saturating_duration_since(oldest) > LIST_INTERVAL) {
+            if is_due
+                && self
+                    .matcher
+                    .oldest()
+                    .is_some_and(|oldest| now.saturating_duration_since(oldest) > LIST_INTERVAL)
+            {
                 self.list(board);
             }
             if let Some(before) = now.checked_sub(GIVE_UP_AFTER) {
@@ -223,7 +232,8 @@ impl Watcher {
             let page: Page = self.client.get_as(&path)?;
             let at = Instant::now();
             for alert in page.items {
-                let key = alert.value.as_f64().and_then(excursion_of).map(|number| (alert.device.clone(), number));
+                let key =
+                    alert.value.as_f64().and_then(excursion_of).map(|number| (alert.device.clone(), number));
                 let is_waited_for = key.is_some_and(|key| self.matcher.waiting.contains_key(&key));
                 if let Some(intended) = is_waited_for.then(|| self.matcher.seen(alert, at)).flatten() {
                     board.seen(intended, at);
@@ -231,7 +241,9 @@ impl Watcher {
                 }
             }
             match page.next_cursor {
-                Some(cursor) if !self.matcher.waiting.is_empty() => path = format!("{}&cursor={cursor}", self.path),
+                Some(cursor) if !self.matcher.waiting.is_empty() => {
+                    path = format!("{}&cursor={cursor}", self.path)
+                }
                 _ => break,
             }
         }

@@ -124,10 +124,7 @@ struct Worker<W> {
 }
 
 impl<W: Send + 'static> Worker<W> {
-    fn start(
-        name: &str,
-        work: impl FnOnce(&Board, &Receiver<W>) + Send + 'static,
-    ) -> anyhow::Result<Self> {
+    fn start(name: &str, work: impl FnOnce(&Board, &Receiver<W>) + Send + 'static) -> anyhow::Result<Self> {
         let (watches, incoming) = sync_channel(WATCHED_MAX);
         let board = Board::new();
         let mine = board.clone();

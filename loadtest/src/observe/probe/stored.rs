@@ -39,7 +39,7 @@ pub struct StoredWatch {
 }
 
 /// A running probe; dropping it ends it.
-pub struct StoredProbe(Worker<StoredWatch>);
+pub struct StoredProbe(pub(super) Worker<StoredWatch>);
 
 impl StoredProbe {
     /// Starts it for one tenant.
@@ -152,6 +152,7 @@ impl Looker {
         let path = format!("devices/{device}/readings?metric={metric}&from={from}&to={to}&limit=100");
         let found = self.client.get(&self.access.path(&path))?;
         let mut points = found["points"].as_array().into_iter().flatten();
-        Ok(points.any(|point| point["value"].as_f64().is_some_and(|found| found.to_bits() == value.to_bits())))
+        Ok(points
+            .any(|point| point["value"].as_f64().is_some_and(|found| found.to_bits() == value.to_bits())))
     }
 }

@@ -66,7 +66,8 @@ fn a_server_that_is_down_has_no_numbers_and_the_rest_goes_on() {
     });
     meters.begin().unwrap();
     std::fs::write(dir.path().join("log/1"), vec![7; 100_000]).unwrap();
-    let second = meters.look(LogMarks { durable: Some(9), stored: Some(4), judged: Some(9), bytes: None }).unwrap();
+    let second =
+        meters.look(LogMarks { durable: Some(9), stored: Some(4), judged: Some(9), bytes: None }).unwrap();
     assert!(second.server_rss_bytes > Some(100_000) && second.server_files > Some(2), "{second:?}");
     let cost = meters.cost().unwrap();
     assert!(cost.server_cpu_cores.is_some() && cost.stored_bytes >= Some(100_000), "{cost:?}");

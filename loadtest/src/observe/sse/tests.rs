@@ -1,6 +1,6 @@
 use super::super::handle::ServerFacts;
 use super::*;
-use std::io::{BufRead as _, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 
 /// Pieces of every size give the same events: `kind|data|id`.
@@ -20,8 +20,14 @@ fn check(text: &str, expect: &[&str]) {
 
 #[test]
 fn frames_are_read_however_they_are_cut() {
-    check("event: alert\nid: 1-2\ndata: {\"a\":1}\n\nevent: ping\ndata:\n\n", &["alert|{\"a\":1}|1-2", "ping||"]);
-    check("data: one\r\ndata:two\r\n\r\n\r\n: comment\r\n\r\ndata\r\n\r\n", &["message|one\ntwo|", "message||"]);
+    check(
+        "event: alert\nid: 1-2\ndata: {\"a\":1}\n\nevent: ping\ndata:\n\n",
+        &["alert|{\"a\":1}|1-2", "ping||"],
+    );
+    check(
+        "data: one\r\ndata:two\r\n\r\n\r\n: comment\r\n\r\ndata\r\n\r\n",
+        &["message|one\ntwo|", "message||"],
+    );
     check("event: a\rdata: 1\r\revent: b\n\ndata: 2\n\nevent: cut\ndata: 3\n", &["a|1|", "message|2|"]);
     check("id: a b\ndata: x\n\nid:ok\nother: y\nretry: 5\ndata: x\n\n", &["message|x|", "message|x|ok"]);
     check(&format!("id:{}\ndata: x\n\n", "i".repeat(ID_BYTES_MAX + 1)), &["message|x|"]);
