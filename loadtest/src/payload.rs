@@ -257,4 +257,16 @@ mod tests {
         assert_ne!(serial_value(1, 0), serial_value(0, u32::MAX));
         assert_eq!(serial_value(3, 9) as f64 as u64, serial_value(3, 9));
     }
+
+    #[test]
+    fn a_serial_tells_its_record() {
+        for record in [(0, 0), (0, 1), (7, u32::MAX), (0x1_FFFF, 0), (0x1_FFFF, u32::MAX)] {
+            assert_eq!(serial_of(serial_value(record.0, record.1) as f64), Some(record));
+        }
+        let serial = serial_value(5, 5) as f64;
+        let beyond = serial_value(u32::MAX, u32::MAX) as f64 + 2.0;
+        for value in [serial + 1.0, serial + 0.5, 0.0, -serial, beyond, f64::NAN, f64::INFINITY] {
+            assert_eq!(serial_of(value), None, "{value}");
+        }
+    }
 }

@@ -10,8 +10,8 @@
 //!            Access { tenant: String, token: String }: one tenant's API token; .path("devices") -> "/api/v1/tenants/.."
 //! http       Client::new(&ServerHandle, token) ; .get(path) .post(path, &json) .post_nothing(path) -> Result<Value,
 //!            HttpError> ; .get_as::<T>(path) ; .call(method, path, body) -> Result<Answer {status, body}, HttpError>
-//! sse        LiveStream::open(&ServerHandle, &Access, kinds: &str) -> Self
-//!            .next(timeout) -> Option<LiveEvent { at: Instant, kind, id, data }>
+//! sse        LiveStream::open(&ServerHandle, &Access, kinds: &str) -> Result<Self>
+//!            .next(timeout) -> Option<LiveEvent { at: Instant, kind, data }> ; .opened() -> u64
 //! sample     Sampler::start(&ServerHandle, generator_pids: Vec<u32>) -> Result<Self>   (one look a second)
 //!            .take() -> Vec<Second { at: Instant, .. }> since the last take ; Second::fill(&self, &mut model::Sample)
 //!            .begin_cost() where the measured interval begins ; .cost() -> model::Cost since then
@@ -22,7 +22,8 @@
 //!            devices(&ServerHandle, &Access, names: &[String], Login::{Certificate, Token}, progress: &(dyn Fn(u32) + Sync))
 //!                -> Result<Vec<Option<String>>>                    tokens in the order of names
 //!            alarm_rule(&ServerHandle, &Access, name, metric, devices: &[String]) -> Result<String /* rule id */>
-//!            rule(&ServerHandle, &Access, draft: &Value) -> Result<String /* rule id */>
+//!                waits until it runs
+//!            rule(&ServerHandle, &Access, draft: &Value) -> Result<String /* rule id */> ; wait_for_rule(.., id)
 //!            alarm_value(excursion: u32) -> f64: what an alarm device sends to open its n-th alert; 0.0 ends it
 //! probe      StoredProbe::start(&ServerHandle, &Access) ; .watch(StoredWatch { device, metric, value, measured_at_us,
 //!                intended: Instant })
@@ -34,7 +35,7 @@
 //!            Expected { devices: Vec<ExpectedDevice { number, tenant: usize, name, accepted: Vec<RangeInclusive<u32>>,
 //!                maybe: Vec<RangeInclusive<u32>> }>, alarms: Vec<ExpectedAlarms { tenant: usize, device, rule_id,
 //!                opened: Vec<RangeInclusive<u32>>, maybe: Vec<RangeInclusive<u32>> }> }
-//! outage     StoreOutage::begin(data_dir) -> Result<Self> ; .end() ; hold(data_dir, Duration) on a thread
+//! outage     StoreOutage::begin(data_dir) -> Result<Self> ; .end()              (dropping it ends it, too)
 //! ```
 
 mod chunked;

@@ -8,7 +8,7 @@ use super::http::{Client, Credential, HttpError};
 use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Requests at once: commits of the registry are shared between them.
 pub const THREADS: usize = 32;
@@ -18,6 +18,8 @@ pub const TRIES_MAX: u32 = 8;
 const RETRY_DELAY: Duration = Duration::from_millis(50);
 /// A token's life: longer than any run.
 const TOKEN_DAYS: u32 = 7;
+/// How long a rule may take from being written to being run.
+pub const RULE_RUNS_TIME_MAX: Duration = Duration::from_secs(60);
 /// Pages of rules that are looked through for a name; a tenant has at most 1,000 rules.
 const RULE_PAGES_MAX: usize = 10;
 /// What a run does with a tenant.
@@ -168,10 +170,12 @@ pub fn excursion_of(value: f64) -> Option<u32> {
 }
 
 /// Makes sure that there is a rule that opens an alert where one of the devices sends [`alarm_value`], and clears it
-/// where it sends less; at most 1,000 devices, none for all. Answers its id.
+/// where it sends less; at most 1,000 devices, none for all. Waits until it runs, and answers its id.
+///
+/// A name of the run's own keeps alerts of earlier runs apart: the id stays with the name.
 ///
 /// # Errors
-/// The server refuses it.
+/// The server refuses it, or does not run it.
 pub fn alarm_rule(
     server: &ServerHandle,
     access: &Access,
@@ -186,7 +190,25 @@ pub fn alarm_rule(
         "condition": format!("value >= {ALARM_BASE}.0"),
         "severity": "warning",
     });
-    rule(server, access, &draft)
+    let id = rule(server, access, &draft)?;
+    wait_for_rule(server, access, &id)?;
+    Ok(id)
+}
+
+/// Waits until a rule that was written runs: the server looks for new ones each second.
+///
+/// # Errors
+/// It does not within [`RULE_RUNS_TIME_MAX`].
+pub fn wait_for_rule(server: &ServerHandle, access: &Access, id: &str) -> Result<()> {
+    let (mut client, began) = (Client::of(server, access), Instant::now());
+    while began.elapsed() < RULE_RUNS_TIME_MAX {
+        let rule = patiently(|| client.get(&access.path(&format!("rules/{id}"))))?;
+        if rule["health"].is_object() {
+            return Ok(());
+        }
+        std::thread::sleep(RETRY_DELAY);
+    }
+    bail!("the rule {id} does not run after {RULE_RUNS_TIME_MAX:?}")
 }
 
 /// Makes sure that there is a rule of the draft's name: writes it, or its next version. Answers its id.
@@ -244,6 +266,7 @@ pub(super) fn patiently<T>(mut request: impl FnMut() -> Result<T, HttpError>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::testing::Fake;
     use std::cell::Cell;
 
     #[test]
@@ -254,6 +277,48 @@ mod tests {
         for value in [0.0, -1.0, 999_999.0, 1_000_000.5, f64::NAN, f64::INFINITY, 1e300] {
             assert_eq!(excursion_of(value), None, "{value}");
         }
+    }
+
+    /// A server with devices: one is there already, one is refused.
+    fn fake() -> Fake {
+        Fake::start(|request| {
+            let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
+            let path = request.path.strip_prefix("/api/v1/tenants/acme/devices").unwrap();
+            Ok(match (request.method.as_str(), path, body["id"].as_str()) {
+                ("POST", "", Some("d7")) => (409, "taken".into()),
+                ("POST", "", Some("bad")) => (422, "no".into()),
+                ("POST", "", Some(_)) => (201, "{}".into()),
+                ("POST", path, None) if path.ends_with("/token") => {
+                    (201, json!({ "token": path.replace("/token", "-secret") }).to_string())
+                }
+                _ => (500, "what?".into()),
+            })
+        })
+    }
+
+    #[test]
+    fn devices_are_made_once_and_tokens_come_in_order() {
+        let fake = fake();
+        let access = fake.access("acme");
+        let names: Vec<String> = (0..100).map(|number| format!("d{number}")).collect();
+        let most = AtomicU32::new(0);
+        let progress = |done| drop(most.fetch_max(done, Ordering::Relaxed));
+        let tokens = devices(&fake.handle, &access, &names, Login::Token, &progress).unwrap();
+        let expect: Vec<_> = names.iter().map(|name| Some(format!("/{name}-secret"))).collect();
+        assert_eq!((tokens, most.load(Ordering::Relaxed)), (expect, 100));
+        assert_eq!(fake.requests.lock().unwrap().len(), 200);
+        let none = devices(&fake.handle, &access, &names, Login::Certificate, &progress).unwrap();
+        assert_eq!(none, vec![None; 100]);
+        assert_eq!(fake.requests.lock().unwrap().len(), 300);
+    }
+
+    #[test]
+    fn one_refusal_ends_the_making() {
+        let fake = fake();
+        let names: Vec<String> = ["d1", "bad", "d2"].map(str::to_owned).to_vec();
+        let error = devices(&fake.handle, &fake.access("acme"), &names, Login::Token, &|_| {}).unwrap_err();
+        let told = format!("{error:#}");
+        assert!(told.starts_with("cannot make the device bad: POST ") && told.ends_with("422: no"), "{told}");
     }
 
     #[test]

@@ -223,8 +223,8 @@ mod tests {
     #[test]
     fn a_tenants_topics_begin_with_its_name() {
         let own = topics_of("acme").unwrap();
-        let topic =
-            Topic::up(&TenantId::parse("acme").unwrap(), &DeviceId::parse("d1").unwrap(), UpClass::Telemetry);
+        let (tenant, device) = (TenantId::parse("acme").unwrap(), DeviceId::parse("d1").unwrap());
+        let topic = Topic::up(&tenant, &device, UpClass::Telemetry);
         assert!(topic.to_string().starts_with(&own) && own.ends_with("acme/"), "{own}");
         assert!(topics_of("company").unwrap().ends_with("/company/"), "a name that holds the device's");
         assert!(topics_of("No Tenant").is_err());

@@ -89,17 +89,18 @@ fn a_server_that_came_back_elsewhere_is_found() {
 
 #[test]
 fn a_refusal_tells_its_status_and_a_call_its_limit() {
-    let silent =
-        vec![vec!["HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno".to_owned(), String::new()]];
-    let (server, _requests, thread) = fake(silent);
-    let mut client = Client::new(&server, "t").time_max(Duration::from_millis(200));
-    let error = client.get("/x").unwrap_err();
-    assert_eq!((error.status(), error.is_passing()), (Some(404), false));
-    assert_eq!(error.to_string(), "GET /x answered 404: no");
-    let Err(HttpError::Broken { source, .. }) = client.get("/x") else { panic!("nothing was answered") };
-    assert_ne!(source.kind(), ErrorKind::Other);
-    drop(client);
+    let refusal = format!("HTTP/1.1 404 Not Found\r\nContent-Length: 1000\r\n\r\n{}", "é".repeat(500));
+    let (server, _requests, thread) = fake(vec![vec![refusal]]);
+    let error = Client::new(&server, "t").get("/x").unwrap_err();
     thread.join().unwrap();
+    assert_eq!((error.status(), error.is_passing()), (Some(404), false));
+    assert_eq!(error.to_string(), format!("GET /x answered 404: {}", "é".repeat(SHOWN_BYTES_MAX / 2)));
+    // A server that never accepts: the system does for it.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    server.change(|facts| facts.http = Some(silent.local_addr().unwrap().to_string()));
+    let mut client = Client::new(&server, "t").time_max(Duration::from_millis(50));
+    let Err(HttpError::Broken { source, .. }) = client.get("/x") else { panic!("nothing was answered") };
+    assert_eq!(source.kind(), ErrorKind::TimedOut);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::observe::handle::{Access, ServerHandle};
 use crate::observe::http::{Client, HttpError};
 use crate::observe::provision::patiently;
 use crate::report::model::Invariant;
+use std::collections::BTreeSet;
 
 /// What is asked for, below a tenant; `{device}` is one of its devices.
 const PATHS: [&str; 12] = [
@@ -35,7 +36,7 @@ pub(super) fn invariant(
     for (at, other) in tenants.iter().enumerate() {
         let device = expected.devices.iter().find(|device| device.tenant == at);
         let device = device.map_or("none", |device| device.name.as_str());
-        let neighbours = [(at + 1) % tenants.len(), (at + tenants.len() - 1) % tenants.len()];
+        let neighbours = BTreeSet::from([(at + 1) % tenants.len(), (at + tenants.len() - 1) % tenants.len()]);
         for path in PATHS {
             let path = other.path(&path.replace("{device}", device));
             // What the tenant itself is refused would prove nothing.
@@ -45,7 +46,7 @@ pub(super) fn invariant(
                 }
                 continue;
             }
-            for neighbour in neighbours.into_iter().filter(|neighbour| *neighbour != at) {
+            for neighbour in neighbours.iter().copied().filter(|neighbour| *neighbour != at) {
                 asked += 1;
                 let caller = &tenants[neighbour];
                 let answer = status(server, caller, &path);

@@ -39,7 +39,7 @@ pub struct StoredWatch {
 }
 
 /// A running probe; dropping it ends it.
-pub struct StoredProbe(Worker<StoredWatch>);
+pub struct StoredProbe(pub(super) Worker<StoredWatch>);
 
 impl StoredProbe {
     /// Starts it for one tenant.

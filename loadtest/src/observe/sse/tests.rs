@@ -1,6 +1,6 @@
 use super::super::handle::ServerFacts;
 use super::*;
-use std::io::{BufRead as _, Write as _};
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream};
 
 /// Pieces of every size give the same events: `kind|data|id`.
