@@ -29,7 +29,7 @@ pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), promethe
         ("event_log_bytes", "Bytes on disk", stat(|stats| stats.bytes)),
         ("event_log_next_position", "The next record's position", stat(|stats| stats.next_seq)),
         ("event_log_durable_position", "All below is on disk", stat(|stats| stats.durable_next)),
-        ("event_log_released_position", "All below is stored", stat(|stats| stats.released)),
+        ("event_log_released_position", "All below is stored and synced", stat(|stats| stats.released)),
         ("event_log_refused_appends", "Appends refused since the log was full", stat(|stats| stats.refused)),
         ("event_log_sync_failures", "Syncs that failed", stat(|stats| stats.sync_failures)),
     ];

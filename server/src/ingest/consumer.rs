@@ -1,4 +1,4 @@
-//! The store consumer: reads the log, stores, releases.
+//! The store consumer: reads the log, stores, syncs now and then, releases what is synced.
 
 use super::{Progress, Stop};
 use crate::platform::clock::SharedClock;
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Pause after a commit that was not full. Commits share the disk with the log's fsync, which PUBACKs wait for.
 pub const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
+/// How long a commit may wait until it is synced and the log is released up to it. What a power cut takes of the
+/// store is read from the log again, so fewer syncs cost nothing but log; each of them holds up the log's own.
+pub const SYNC_INTERVAL: Duration = Duration::from_millis(500);
 /// Ticks that may be read without a commit of the cursor: they have no effect but time.
 pub(super) const TICKS_HELD_MAX: usize = 60;
 const WAIT: Duration = Duration::from_millis(500);
@@ -63,6 +66,9 @@ pub struct Consumer<F: Fs = RealFs> {
     reader: LogReader<F>,
     /// Where the cursor stands.
     cursor: u64,
+    /// When the first commit was made that is not synced.
+    unsynced_since: Option<Instant>,
+    sync_interval: Duration,
     ticks_held: usize,
     progress: Arc<Progress>,
     /// The last step failed: the reader may stand beyond the cursor.
@@ -81,8 +87,26 @@ impl<F: Fs> Consumer<F> {
         on_stored: Vec<OnStored>,
     ) -> Result<Self, IngestError> {
         let (cursor, reader) = Self::find(&log, &store, &clock)?;
-        let progress = Arc::default();
-        Ok(Self { log, store, clock, on_stored, reader, cursor, ticks_held: 0, progress, astray: false })
+        Ok(Self {
+            log,
+            store,
+            clock,
+            on_stored,
+            reader,
+            cursor,
+            unsynced_since: None,
+            sync_interval: SYNC_INTERVAL,
+            ticks_held: 0,
+            progress: Arc::default(),
+            astray: false,
+        })
+    }
+
+    /// Lets commits wait for another time than [`SYNC_INTERVAL`]: zero syncs each of them.
+    #[must_use]
+    pub fn with_sync_interval(mut self, interval: Duration) -> Self {
+        self.sync_interval = interval;
+        self
     }
 
     /// Its counters.
@@ -100,6 +124,8 @@ impl<F: Fs> Consumer<F> {
         let start = store.begin(span, clock.now_us())?;
         log.stamp_at_least(start.received_at_us);
         let reader = log.reader(STORE_READER, start.from, Pin::Pins)?;
+        // What an earlier run committed and did not sync may be in the cursor.
+        store.sync()?;
         log.release(STORE_READER, start.from)?;
         tracing::info!(position = start.from, lost = start.lost.is_some(), "store reads the event log");
         Ok((start.from, reader))
@@ -116,8 +142,35 @@ impl<F: Fs> Consumer<F> {
         }
         self.astray = true;
         let step = self.store_next()?;
+        if self.sync_due_in().is_some_and(|wait| wait.is_zero()) {
+            self.sync()?;
+        }
         self.astray = false;
+        if let Step::Stored { batch, .. } = &step {
+            for hook in &self.on_stored {
+                hook(batch);
+            }
+        }
         Ok(step)
+    }
+
+    /// Syncs what is committed, then lets the log go up to there.
+    ///
+    /// # Errors
+    /// The disk or the log failed.
+    pub fn sync(&mut self) -> Result<(), IngestError> {
+        if self.unsynced_since.is_none() {
+            return Ok(());
+        }
+        self.store.sync()?;
+        self.log.release(STORE_READER, self.cursor)?;
+        self.unsynced_since = None;
+        Ok(self.store.faults().reach(CrashPoint::AfterRelease)?)
+    }
+
+    /// How long until the next sync; none while everything is synced.
+    fn sync_due_in(&self) -> Option<Duration> {
+        self.unsynced_since.map(|since| self.sync_interval.saturating_sub(since.elapsed()))
     }
 
     fn store_next(&mut self) -> Result<Step, IngestError> {
@@ -141,17 +194,13 @@ impl<F: Fs> Consumer<F> {
         self.store.faults().reach(CrashPoint::AfterCommit)?;
         self.progress.stored(&stored);
         (self.cursor, self.ticks_held) = (stored.next, 0);
-        self.log.release(STORE_READER, stored.next)?;
-        self.store.faults().reach(CrashPoint::AfterRelease)?;
-        for hook in &self.on_stored {
-            hook(&stored);
-        }
+        self.unsynced_since.get_or_insert_with(Instant::now);
         Ok(Step::Stored { batch: stored, is_full: bytes > BATCH_BYTES_MAX / 4 })
     }
 
     fn recover(&mut self) -> Result<(), IngestError> {
         (self.cursor, self.reader) = Self::find(&self.log, &self.store, &self.clock)?;
-        (self.ticks_held, self.astray) = (0, false);
+        (self.ticks_held, self.astray, self.unsynced_since) = (0, false, None);
         Ok(())
     }
 
@@ -172,7 +221,7 @@ impl<F: Fs> Consumer<F> {
                     stop.wait(COMMIT_INTERVAL.saturating_sub(began.elapsed()));
                 }
                 Ok(Step::Idle) => {
-                    self.reader.wait(WAIT);
+                    self.reader.wait(self.sync_due_in().map_or(WAIT, |due| due.min(WAIT)));
                 }
                 Err(error) => {
                     let why = format!("{:#}", anyhow::Error::from(error));
@@ -182,6 +231,10 @@ impl<F: Fs> Consumer<F> {
                     delay = (delay * 2).min(RETRY_DELAY_MAX);
                 }
             }
+        }
+        if let Err(error) = self.sync() {
+            let why = format!("{:#}", anyhow::Error::from(error));
+            tracing::warn!(error = why, "the store was not synced at the end; the log is read again");
         }
     }
 }

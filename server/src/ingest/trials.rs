@@ -1,7 +1,8 @@
 //! Power-cut trials of the log with its store: the oracle of the promise, from seeds.
 //!
 //! The log lives on the journal's simulated disk, which loses power inside any operation; the store is a real
-//! SQLite file whose commits count as durable, and whose writer is stopped between any two steps. Agents are
+//! SQLite file whose writer is stopped between any two steps. A power cut takes it back to any of its commits since
+//! the last sync, that one included. Agents are
 //! modelled: each keeps what was not acknowledged and sends it again, reports its marks, drops a few records,
 //! sends garbage now and then. In the end: stored = distinct serials = accepted - dropped, nothing lost.
 //!
@@ -20,7 +21,9 @@ use muster_wire::{
     DropRange, DropReason, QueueId, QueueState, Reading, State, Telemetry, TenantId, UpClass, Value,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 const LIVES: u64 = 5;
 const TRIALS_DEFAULT: u64 = 40;
@@ -96,6 +99,7 @@ struct Trial {
     clock: Arc<ManualClock>,
     dir: tempfile::TempDir,
     store: TelemetryStore,
+    kept: Kept,
     armed: Armed,
     agents: Vec<Agent>,
 }
@@ -106,9 +110,41 @@ enum Ended {
     Failed(String),
 }
 
-fn open_store(dir: &tempfile::TempDir, armed: &Armed) -> TelemetryStore {
-    let armed = armed.clone();
+/// Copies of the store: as it was synced, and after each commit since.
+#[derive(Clone, Default)]
+struct Kept {
+    copies: Arc<Mutex<Vec<tempfile::TempDir>>>,
+    /// Syncs go unnoticed: the trials must fail.
+    ignores_syncs: bool,
+}
+
+impl Kept {
+    /// Keeps a copy of the store. Nothing writes to it meanwhile.
+    fn keep(&self, store: &Path) {
+        let copy = tempfile::tempdir().unwrap();
+        for name in ["telemetry.db", "telemetry.db-wal"] {
+            if store.join(name).exists() {
+                std::fs::copy(store.join(name), copy.path().join(name)).unwrap();
+            }
+        }
+        self.copies.lock().unwrap().push(copy);
+    }
+
+    /// The store is synced as it stands.
+    fn synced(&self, store: &Path) {
+        if !self.ignores_syncs {
+            self.copies.lock().unwrap().clear();
+            self.keep(store);
+        }
+    }
+}
+
+fn open_store(dir: &tempfile::TempDir, armed: &Armed, kept: &Kept) -> TelemetryStore {
+    let (armed, kept, path) = (armed.clone(), kept.clone(), dir.path().to_owned());
     let faults = Faults::when(move |point| {
+        if point == CrashPoint::AfterSync {
+            kept.synced(&path);
+        }
         let mut armed = armed.lock().unwrap();
         let hit = *armed == Some(point);
         if hit {
@@ -133,9 +169,23 @@ impl Trial {
         };
         let agents = (0..3).map(|at| agent(at, 1 + rng.next_u64() / 2)).collect();
         let (dir, armed) = (tempfile::tempdir().unwrap(), Armed::default());
-        let store = open_store(&dir, &armed);
+        let kept = Kept::default();
+        let store = open_store(&dir, &armed, &kept);
         let clock = ManualClock::at(1_700_000_000_000_000);
-        Self { rng, fs: SimFs::new(seed), sabotage, clock, dir, store, armed, agents }
+        let fs = SimFs::new(seed);
+        Self { rng, fs, sabotage, clock, dir, store, kept, armed, agents }
+    }
+
+    /// A power cut takes the store back to one of its commits since the last sync.
+    fn lose_commits(&mut self) {
+        let mut copies = std::mem::take(&mut *self.kept.copies.lock().unwrap());
+        if copies.is_empty() {
+            return;
+        }
+        let at = self.rng.below(copies.len() as u64) as usize;
+        self.dir = copies.swap_remove(at);
+        self.store = open_store(&self.dir, &self.armed, &self.kept);
+        self.kept.keep(self.dir.path());
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -153,9 +203,12 @@ impl Trial {
             }
             let losses = [Loss::Random, Loss::Unsynced, Loss::Process];
             self.fs.cut();
-            self.fs = self.fs.reboot(losses[self.rng.below(3) as usize]);
-            if self.rng.one_in(4) {
-                self.store = open_store(&self.dir, &self.armed);
+            let loss = losses[self.rng.below(3) as usize];
+            self.fs = self.fs.reboot(loss);
+            if !is_last && !matches!(loss, Loss::Process) {
+                self.lose_commits();
+            } else if self.rng.one_in(4) {
+                self.store = open_store(&self.dir, &self.armed, &self.kept);
             }
             // Connections are gone: what was not acknowledged is sent again.
             for held in self.agents.iter_mut().flat_map(|agent| agent.held.values_mut()) {
@@ -187,7 +240,7 @@ impl Trial {
         let log = EventLog::open_journal(self.fs.clone(), self.options(), self.clock.clone());
         let log = log.map_err(|error| self.cut_or(error))?;
         let consumer = Consumer::begin(log.clone(), self.store.clone(), self.clock.clone(), Vec::new());
-        let mut consumer = consumer.map_err(|error| self.cut_or(error))?;
+        let mut consumer = consumer.map_err(|error| self.cut_or(error))?.with_sync_interval(Duration::MAX);
         let actions = if is_last { 0 } else { 10 + self.rng.below(60) };
         for _ in 0..actions {
             self.clock.advance_us(self.rng.below(2_000_000) as i64 - 500_000);
@@ -278,10 +331,13 @@ impl Trial {
 
     fn consume(&mut self, consumer: &mut Consumer<SimFs>) -> Result<(), Ended> {
         if self.rng.one_in(2) {
-            let point = CrashPoint::ALL[self.rng.below(6) as usize];
+            let point = CrashPoint::ALL[self.rng.below(7) as usize];
             *self.armed.lock().unwrap() = Some(point);
         }
         let stepped = consumer.step();
+        self.kept.keep(self.dir.path());
+        let syncs = self.rng.one_in(3);
+        let stepped = stepped.and_then(|_| if syncs { consumer.sync() } else { Ok(()) });
         *self.armed.lock().unwrap() = None;
         match stepped {
             Ok(_) | Err(IngestError::Store(TelemetryError::Crashed(_))) => Ok(()),
@@ -316,7 +372,9 @@ impl Trial {
                 self.report(log, false)?;
                 log.commit().map_err(|error| self.cut_or(error))?;
             }
-            while let Step::Stored { .. } = consumer.step().map_err(|error| self.cut_or(error))? {}
+            while let Step::Stored { .. } = consumer.step().map_err(|error| self.cut_or(error))? {
+                consumer.sync().map_err(|error| self.cut_or(error))?;
+            }
             if self.agents.iter().all(|agent| agent.held.is_empty()) {
                 return Ok(());
             }
@@ -399,6 +457,19 @@ fn without_fdatasync_the_trials_fail() {
     assert!(losses > 0, "the trials cannot tell whether the log is synced");
 }
 
+#[test]
+fn a_log_that_is_released_before_the_store_is_synced_makes_the_trials_fail() {
+    let run = |seed| {
+        let mut trial = Trial::new(seed, Sabotage::None);
+        trial.kept.ignores_syncs = true;
+        trial.store = open_store(&trial.dir, &trial.armed, &trial.kept);
+        trial.run().err()
+    };
+    let broken = (1..=TRIALS_DEFAULT).filter_map(run);
+    let losses = broken.filter(|why| why.contains("neither stored nor dropped")).count();
+    assert!(losses > 0, "the trials cannot tell whether the store is synced");
+}
+
 /// One record on its way, stopped between each two steps; the rest of the way is walked by the next life.
 #[test]
 fn each_crash_point_is_survived() {
@@ -409,7 +480,8 @@ fn each_crash_point_is_survived() {
             let log = EventLog::open_journal(trial.fs.clone(), trial.options(), trial.clock.clone());
             let log = log.map_err(|error| trial.cut_or(error))?;
             let consumer = Consumer::begin(log.clone(), trial.store.clone(), trial.clock.clone(), Vec::new());
-            let mut consumer = consumer.map_err(|error| trial.cut_or(error))?;
+            let mut consumer =
+                consumer.map_err(|error| trial.cut_or(error))?.with_sync_interval(Duration::ZERO);
             for _ in 0..20 {
                 trial.send(&log, false)?;
             }
@@ -434,7 +506,7 @@ fn each_crash_point_is_survived() {
         }
         trial.fs.cut();
         trial.fs = trial.fs.reboot(Loss::Unsynced);
-        trial.store = open_store(&trial.dir, &trial.armed);
+        trial.store = open_store(&trial.dir, &trial.armed, &trial.kept);
         for held in trial.agents.iter_mut().flat_map(|agent| agent.held.values_mut()) {
             held.position = None;
         }

@@ -126,6 +126,9 @@ pub struct Options {
 pub enum Sync {
     /// It does (`synchronous=FULL`).
     Full,
+    /// It does not: the caller syncs the write-ahead log when it needs to (`synchronous=NORMAL`, and
+    /// [`sync_wal`]). After a power cut the newest commits may be missing, the oldest of them last.
+    ByCaller,
     /// It does not: for trials where only the process is stopped, never the machine.
     OffForTrials,
 }
@@ -411,7 +414,11 @@ fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
              PRAGMA busy_timeout=5000; PRAGMA temp_store=MEMORY;",
         )
         .map_err(open)?;
-    let sync = if options.sync == Sync::Full { "FULL" } else { "OFF" };
+    let sync = match options.sync {
+        Sync::Full => "FULL",
+        Sync::ByCaller => "NORMAL",
+        Sync::OffForTrials => "OFF",
+    };
     let tuning = format!(
         "PRAGMA synchronous={sync}; PRAGMA cache_size=-{}; PRAGMA wal_autocheckpoint={};",
         options.cache_kib, options.checkpoint_pages
@@ -419,6 +426,21 @@ fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
     connection.execute_batch(&tuning).map_err(open)?;
     connection.set_prepared_statement_cache_capacity(128);
     Ok(connection)
+}
+
+/// Makes every commit that has returned durable, for a database of [`Sync::ByCaller`]: commits stand in the
+/// write-ahead log, or in the file itself once a checkpoint (which syncs both) has moved them there.
+///
+/// # Errors
+/// The disk failed. What of the log is on it is not known any more, and a second sync would not tell.
+pub fn sync_wal(path: &Path) -> std::io::Result<()> {
+    let mut wal = path.as_os_str().to_owned();
+    wal.push("-wal");
+    // It is there while the database is open: where it is missing somebody took the commits away.
+    std::fs::File::open(&wal)?.sync_data()?;
+    // The file's name must survive, too: SQLite made it when the database was opened.
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::File::open(dir)?.sync_all()
 }
 
 fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Path) -> Result<(), DbError> {

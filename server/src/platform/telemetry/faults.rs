@@ -15,20 +15,23 @@ pub enum CrashPoint {
     AfterLedger,
     /// The cursor too: only the commit is missing.
     AfterCursor,
-    /// Committed; the log was not told.
+    /// Committed, not synced.
     AfterCommit,
+    /// Synced; the log was not told.
+    AfterSync,
     /// The log was told.
     AfterRelease,
 }
 
 impl CrashPoint {
     /// Every point, in order.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::AfterRead,
         Self::AfterRows,
         Self::AfterLedger,
         Self::AfterCursor,
         Self::AfterCommit,
+        Self::AfterSync,
         Self::AfterRelease,
     ];
 }

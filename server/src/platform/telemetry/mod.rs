@@ -3,8 +3,9 @@
 //! Who calls me: `ingest` writes batches of the log and runs retention; the API's slices read through the
 //! query functions. I call `platform::db`.
 //!
-//! Promise: one batch is one commit: rows, dead letters, rejected, ledger, cursor; all or nothing
-//! (`synchronous=FULL`). A queue record is stored once however often it comes: the ledger's stored ranges are
+//! Promise: one batch is one commit: rows, dead letters, rejected, ledger, cursor; all or nothing. A commit is seen
+//! at once and survives the process; it survives a power cut once [`TelemetryStore::sync`] returned. What a power
+//! cut took is stored again from the event log, which is released behind the sync (ADR 0015). A queue record is stored once however often it comes: the ledger's stored ranges are
 //! the de-duplication. What is not stored is a dead letter with a reason, and `dropped(malformed)` in the ledger.
 //! Readings are keyed (device, metric, ts, queue, class, seq, index), so a clock that restarts in 1970 overwrites
 //! nothing. Foreign SenML is keyed by (log epoch, position), or by name and time where the pack has an absolute
@@ -55,6 +56,7 @@ use super::db::{self, Db, DbError, Scope, SqlValue, Tx};
 use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use writer::WriterState;
@@ -96,6 +98,12 @@ pub enum TelemetryError {
         /// Bytes that the store leaves.
         reserve: u64,
     },
+    /// The disk failed while it was synced: what of the commits is on it is not known before the next start.
+    #[error("the store's write-ahead log could not be synced; nothing more is released until a restart")]
+    Sync(#[source] std::io::Error),
+    /// As [`Self::Sync`], and it happened before.
+    #[error("the store's write-ahead log could not be synced earlier; restart the server")]
+    SyncFailed,
     /// A test stopped the store.
     #[error("stopped by a test at {0:?}")]
     Crashed(CrashPoint),
@@ -114,7 +122,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sync: db::Sync::Full, disk_reserve_bytes: 0, faults: Faults::none() }
+        Self { sync: db::Sync::ByCaller, disk_reserve_bytes: 0, faults: Faults::none() }
     }
 }
 
@@ -123,7 +131,10 @@ impl Default for Options {
 pub struct TelemetryStore {
     db: Db,
     state: Arc<Mutex<WriterState>>,
+    path: Arc<Path>,
     dir: Arc<Path>,
+    sync: db::Sync,
+    sync_failed: Arc<AtomicBool>,
     disk_reserve_bytes: u64,
     faults: Faults,
 }
@@ -145,9 +156,10 @@ impl TelemetryStore {
             read_time_max: Some(READ_TIME_MAX),
         };
         let db = Db::open_with(path, refinery::Runner::new(&[migrations]), tuning)?;
-        let Options { disk_reserve_bytes, faults, .. } = options;
+        let Options { disk_reserve_bytes, faults, sync } = options;
         let dir = path.parent().unwrap_or(Path::new(".")).into();
-        Ok(Self { db, state: Arc::default(), dir, disk_reserve_bytes, faults })
+        let (state, sync_failed) = (Arc::default(), Arc::default());
+        Ok(Self { db, state, path: path.into(), dir, sync, sync_failed, disk_reserve_bytes, faults })
     }
 
     /// The database, for the query functions.
@@ -180,6 +192,24 @@ impl TelemetryStore {
             self.forget();
         }
         written
+    }
+
+    /// Makes every batch that was written durable. A sync that failed is never tried again: the kernel may have
+    /// dropped what it could not write, and the next sync would succeed without it.
+    ///
+    /// # Errors
+    /// The disk failed, now or before.
+    pub fn sync(&self) -> Result<(), TelemetryError> {
+        if self.sync_failed.load(Ordering::Relaxed) {
+            return Err(TelemetryError::SyncFailed);
+        }
+        if self.sync == db::Sync::ByCaller {
+            db::sync_wal(&self.path).map_err(|source| {
+                self.sync_failed.store(true, Ordering::Relaxed);
+                TelemetryError::Sync(source)
+            })?;
+        }
+        self.faults.reach(CrashPoint::AfterSync)
     }
 
     /// Retention may use the reserve, since it ends with more space than it began with.

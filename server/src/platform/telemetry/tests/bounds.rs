@@ -129,3 +129,20 @@ fn a_devices_ledger_shows_its_newest_queues_and_the_first_ranges_of_each() {
     let firsts: Vec<u64> = newest.stored_ranges.iter().map(|range| range.first).collect();
     assert_eq!((newest.stored, firsts), (201, (0..200).map(|at| 1 + at * 2).collect()));
 }
+
+#[test]
+fn a_sync_that_failed_is_not_tried_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("telemetry.db");
+    let store = TelemetryStore::open(&file, Options::default()).unwrap();
+    store.begin(LogSpan { epoch: EPOCH, first: 1, next: 1 }, NOON).unwrap();
+    store.sync().unwrap();
+    let (wal, away) = (dir.path().join("telemetry.db-wal"), dir.path().join("away"));
+    std::fs::rename(&wal, &away).unwrap();
+    assert!(matches!(store.sync(), Err(TelemetryError::Sync(_))));
+    std::fs::rename(&away, &wal).unwrap();
+    let again = store.sync().unwrap_err();
+    assert!(matches!(again, TelemetryError::SyncFailed), "{again}");
+    let reopened = TelemetryStore::open(&file, Options::default()).unwrap();
+    reopened.sync().unwrap();
+}
