@@ -29,6 +29,7 @@ pub use retention::PolicySource;
 
 use crate::platform::clock::SharedClock;
 use crate::platform::event_log::EventLog;
+use crate::platform::priority;
 use crate::platform::telemetry::TelemetryStore;
 use muster_journal::{Fs, RealFs};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -74,7 +75,10 @@ impl Ingest {
 
     fn spawn(&mut self, name: &str, work: impl FnOnce(&Stop) + Send + 'static) -> Result<(), IngestError> {
         let stop = self.stop.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || work(&stop));
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+            priority::background();
+            work(&stop);
+        });
         self.threads.push(thread.map_err(IngestError::Thread)?);
         Ok(())
     }

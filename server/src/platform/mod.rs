@@ -9,6 +9,7 @@ pub mod expr;
 pub mod http_kit;
 pub mod live;
 pub mod observability;
+pub mod priority;
 pub mod schema;
 pub mod secret;
 pub mod telemetry;

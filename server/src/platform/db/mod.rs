@@ -15,6 +15,7 @@ mod watch;
 pub use rusqlite::types::{FromSql, ToSql, Value as SqlValue};
 pub use tx::{Row, Statement, Tx};
 
+use super::priority;
 use rusqlite::{Connection, OpenFlags};
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
@@ -460,7 +461,10 @@ fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Pat
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
     std::thread::Builder::new()
         .name(name.to_owned())
-        .spawn(work)
+        .spawn(move || {
+            priority::background();
+            work();
+        })
         .expect("a thread can be started at start-up");
 }
 

@@ -15,6 +15,7 @@ pub use worker::{
 use crate::platform::condition::Condition;
 use crate::platform::db::DbError;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
+use crate::platform::priority;
 use muster_journal::Fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -178,7 +179,10 @@ pub fn spawn<F: Fs>(
     log.release(READER, worker.position())?;
     let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
     let run = Run { log, reader, worker, stop: stop.clone(), progress: progress.clone() };
-    let thread = std::thread::Builder::new().name("rules".into()).spawn(move || run.run(seen, changes));
+    let thread = std::thread::Builder::new().name("rules".into()).spawn(move || {
+        priority::background();
+        run.run(seen, changes);
+    });
     let thread = thread.expect("a thread can be started at start-up");
     Ok(Consumer { stop, progress, thread: Some(thread) })
 }
