@@ -232,7 +232,7 @@ fn in_file(app: &App) -> Vec<u8> {
 async fn another_server_certificate_is_shown_to_new_clients_while_old_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (app, clock) = start(config(dir.path()), START_US).await;
-    let (mqtt, enroll) = (app.addresses.mqtt_tls.unwrap(), app.addresses.enroll);
+    let (mqtt, enroll) = (app.addresses.mqtt_tls.unwrap(), app.addresses.enroll.unwrap());
     let mut old = tls(mqtt).await;
     hello(&mut old, "pump").await;
     let first = leaf(&old);

@@ -112,6 +112,43 @@ pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Ve
     })
 }
 
+/// What was changed: a row without who, when and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Position in the tenant's chain.
+    pub seq: i64,
+    /// What: `device.create`.
+    pub action: String,
+    /// On what: the object's id.
+    pub object: String,
+}
+
+/// What was changed after a position, oldest first: for processes that follow the registry.
+///
+/// # Errors
+/// The database's.
+pub fn changed_since(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Changed>, DbError> {
+    let sql = "SELECT seq, action, object FROM audit WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    tx.query(sql, &[&chain_of(scope), &after, &limit], |row| {
+        Ok(Changed { seq: row.get(0)?, action: row.get(1)?, object: row.get(2)? })
+    })
+}
+
+/// The newest position of the scope's chain; 0 where it is empty.
+///
+/// # Errors
+/// The database's.
+pub fn newest(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
+    tx.query_one("SELECT coalesce(max(seq), 0) FROM audit WHERE tenant = $1", &[&chain_of(scope)], |row| {
+        row.get(0)
+    })
+}
+
 /// The first row whose hash does not follow from the row before it; `rows` start at the chain's first.
 #[must_use]
 pub fn first_break(rows: &[AuditRow]) -> Option<i64> {
