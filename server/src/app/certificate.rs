@@ -33,14 +33,6 @@ impl Origin {
         }
     }
 
-    /// When a certificate that is due then is renewed here; never where its owner does it.
-    fn renewal_us(&self, due_us: i64) -> i64 {
-        match self {
-            Self::Authority(_) => due_us,
-            Self::Files(_) => i64::MAX,
-        }
-    }
-
     fn changed_at(&self) -> [Option<SystemTime>; 2] {
         self.files().paths().map(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
     }
@@ -69,7 +61,7 @@ impl Certificates {
         let changed_at = origin.changed_at();
         let pem = origin.files().load(clock.now_us())?;
         let listeners = ServerCertificate::from_pem(&pem.chain_pem, &pem.key_pem)?;
-        let shown = Mutex::new(Shown { renew_at_us: origin.renewal_us(pem.due_us), pem, changed_at });
+        let shown = Mutex::new(Shown { renew_at_us: pem.due_us, pem, changed_at });
         Ok(Self { origin, clock, listeners, shown })
     }
 
@@ -102,17 +94,18 @@ impl Certificates {
             return Ok(false);
         }
         self.listeners.replace(&next.chain_pem, &next.key_pem)?;
-        let renew_at_us = self.origin.renewal_us(next.due_us);
         let changed_at = match &self.origin {
             // A renewal has written the files.
             Origin::Authority(_) => self.origin.changed_at(),
             // The owner may have gone on writing since they were read: then the next poll reads again.
             Origin::Files(_) => shown.changed_at,
         };
-        *shown = Shown { renew_at_us, pem: next, changed_at };
+        *shown = Shown { renew_at_us: next.due_us, pem: next, changed_at };
         Ok(true)
     }
 
+    /// What to show now. Another server's certificate is never renewed here: once it is due, its files are read at each
+    /// poll until their owner has renewed it.
     fn next(&self, shown: &Shown, now_us: i64) -> Result<ServerPem, PkiError> {
         let Origin::Authority(pki) = &self.origin else { return self.origin.files().load(now_us) };
         if now_us >= shown.renew_at_us {

@@ -3,6 +3,9 @@
 //! A slice's service appends inside the transaction of the change, so neither exists without the other. Rows are
 //! never changed or deleted (triggers refuse it); a row altered behind the database's back breaks the chain at that
 //! row and [`first_break`] finds it. The chain is per tenant; what concerns the whole server stands under `-`.
+//!
+//! Processes that read another's registry follow the chains (`devices::replica`). So whatever changes who may connect is
+//! an action `device.*`, `certificate.*` or `token.*` on the id of that device, certificate or API token.
 
 use crate::platform::db::{DbError, Scope, Tx};
 use sha2::{Digest as _, Sha256};

@@ -15,9 +15,15 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
 use std::sync::Arc;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_muster-server");
+/// The user `nobody`, for tests that root runs.
+const NOBODY: u32 = 65_534;
 
 /// A client certificate with its key, in PEM.
 pub struct Certificate(String, String);
@@ -42,8 +48,12 @@ impl Drop for Server {
 
 /// `muster-server run` on ephemeral ports, its files under `dir`.
 pub fn command(dir: &Path) -> Command {
+    command_of(Path::new(BINARY), dir)
+}
+
+fn command_of(binary: &Path, dir: &Path) -> Command {
     std::fs::create_dir_all(dir).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_muster-server"));
+    let mut command = Command::new(binary);
     command.env_remove("MUSTER_SERVER_CONFIG").arg("run").arg("--data-dir").arg(dir.join("data"));
     for listener in ["--http-listen", "--enroll-listen", "--mqtt-tls-listen", "--mqtt-plain-listen"] {
         command.args([listener, "127.0.0.1:0"]);
@@ -55,7 +65,10 @@ pub fn command(dir: &Path) -> Command {
 
 /// The command of a gateway alone on the registry in a data directory.
 pub fn gateway_command(dir: &Path, registry_dir: &Path) -> Command {
-    let mut command = command(dir);
+    as_gateway(command(dir), registry_dir)
+}
+
+fn as_gateway(mut command: Command, registry_dir: &Path) -> Command {
     command.args(["--roles", "gateway", "--registry-dir"]).arg(registry_dir);
     command
 }
@@ -81,6 +94,20 @@ impl Server {
     /// A gateway alone on the registry of a full one.
     pub fn gateway(dir: &Path, of: &Path) -> Self {
         Self::start(dir, gateway_command(dir, &of.join("data")))
+    }
+
+    /// As [`Self::gateway`], as a user that root's files are closed to: another one where root runs the test.
+    pub fn gateway_of_nobody(dir: &Path, of: &Path) -> Self {
+        std::fs::create_dir(dir).unwrap();
+        let is_root = std::fs::metadata(dir).unwrap().uid() == 0;
+        let binary = dir.join("muster-server");
+        std::fs::copy(BINARY, &binary).unwrap();
+        let mut command = as_gateway(command_of(&binary, dir), &of.join("data"));
+        if is_root {
+            std::os::unix::fs::chown(dir, Some(NOBODY), Some(NOBODY)).unwrap();
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Self::start(dir, command)
     }
 
     fn start(dir: &Path, mut command: Command) -> Self {
@@ -124,7 +151,7 @@ impl Server {
         !self.ready[listener].is_null()
     }
 
-    fn data(&self) -> PathBuf {
+    pub fn data(&self) -> PathBuf {
         self.dir.join("data")
     }
 

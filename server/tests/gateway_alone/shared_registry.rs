@@ -4,6 +4,8 @@ use crate::kit::{Client, wait_until};
 use crate::processes::{Access, Server, logged};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// The code for a device that an operator shut out.
@@ -130,6 +132,38 @@ fn a_gateway_alone_opens_what_it_needs_and_answers_for_its_health_only() {
     wait_until("it is found again", || one.get("/readyz").0 == 200);
     one.end();
     full.end();
+}
+
+fn mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_gateway_that_may_only_read_the_servers_files_follows_them_and_starts_again_without_the_server() {
+    let dir = tempfile::tempdir().unwrap();
+    mode(dir.path(), 0o755);
+    let (of_full, of_one) = (dir.path().join("full"), dir.path().join("one"));
+    let full = Server::full(&of_full);
+    let (data, pki) = (full.data(), full.data().join("pki"));
+    for name in ["registry.db", "registry.db-wal", "registry.db-shm", "pki/server.key"] {
+        mode(&data.join(name), 0o444);
+    }
+    mode(&pki, 0o555);
+    mode(&data, 0o555);
+    let one = Server::gateway_of_nobody(&of_one, &of_full);
+    let files = one.open_files(&data.canonicalize().unwrap());
+    assert_eq!(files.values().collect::<Vec<_>>(), [&Access::Read; 3], "{files:?}");
+    full.create("pump");
+    let token = full.new_token("pump");
+    drop(until_code(0, "the device is let in", || one.with_login(&user("pump"), &token)));
+    full.kill();
+    one.end();
+    std::fs::rename(&of_one, dir.path().join("gone")).unwrap();
+    let one = Server::gateway_of_nobody(&of_one, &of_full);
+    assert_eq!(one.with_login(&user("pump"), &token).1, 0);
+    one.end();
+    mode(&data, 0o755);
+    mode(&pki, 0o755);
 }
 
 fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {

@@ -8,7 +8,7 @@
 //! not an answer: open again. WAL needs memory that both processes share: same machine, no network file system.
 
 use super::{DbError, Tx, applied_version, newest_version};
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +17,9 @@ use std::time::Duration;
 const CACHE_KIB: u32 = 256;
 /// How long a reader waits while the writer repairs the log after its crash.
 const BUSY_TIME_MAX: Duration = Duration::from_secs(1);
+
+const NO_LOG: &str = "its -wal or -shm file cannot be opened, or is missing and cannot be made: \
+     start the server that owns it, and let this user read them";
 
 /// A connection that reads what another process writes.
 pub struct ReadOnlyDb {
@@ -44,8 +47,12 @@ impl ReadOnlyDb {
         let tuning =
             format!("PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA temp_store=MEMORY;");
         connection.execute_batch(&tuning).map_err(open)?;
-        // Without a page read so far, a file that is no database or cannot be locked shows here.
-        let schema = pragma(&connection, "schema_version").map_err(open)?;
+        // No page was read so far: a file that is no database, or whose log cannot be read, shows here.
+        let schema =
+            pragma(&connection, "schema_version").map_err(|source| match source.sqlite_error_code() {
+                Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => unusable(NO_LOG.to_owned()),
+                _ => open(source),
+            })?;
         let (applied, newest) = (applied_version(&mut connection), newest_version(migrations));
         if applied != newest {
             let advice = match applied {
@@ -173,6 +180,11 @@ mod tests {
         assert!(error.contains("version 0, this build reads 1: it is no registry"), "{error}");
         std::fs::write(&empty, "x".repeat(4096)).unwrap();
         assert!(refused(&empty, 1).contains("not a database"));
+        let log = dir.path().join("t.db-wal");
+        assert!(!log.exists(), "the writer was the last to close");
+        std::fs::create_dir(log).unwrap();
+        let error = refused(&path, 2);
+        assert!(error.contains("t.db: its -wal or -shm file cannot be opened"), "{error}");
     }
 
     #[test]
