@@ -18,7 +18,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_muster-server");
@@ -28,18 +28,15 @@ const NOBODY: u32 = 65_534;
 /// A client certificate with its key, in PEM.
 pub struct Certificate(String, String);
 
-/// A process that does not outlive its test.
+/// A running server.
 pub struct Server {
     dir: PathBuf,
-    child: Child,
+    process: Process,
     ready: Value,
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It has ended already where the test went well.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         if std::thread::panicking() {
             eprintln!("{}: {}", self.dir.display(), std::fs::read_to_string(self.dir.join("log")).unwrap());
         }
@@ -76,9 +73,34 @@ fn as_gateway(mut command: Command, registry_dir: &Path) -> Command {
 /// Runs a command that must fail; gives what it says.
 #[track_caller]
 pub fn refused(command: &mut Command) -> String {
-    let Output { status, stderr, .. } = command.output().unwrap();
-    assert!(!status.success());
-    String::from_utf8(stderr).unwrap()
+    let mut process = Process(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap());
+    assert!(!process.wait().success());
+    let mut text = String::new();
+    process.0.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    text
+}
+
+/// A child that does not outlive its test.
+struct Process(Child);
+
+impl Process {
+    #[track_caller]
+    fn wait(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_until("the process has ended", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It has ended already where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn read_json(path: &Path) -> Option<Value> {
@@ -114,10 +136,10 @@ impl Server {
         let ready_file = dir.join("ready.json");
         let _ = std::fs::remove_file(&ready_file);
         let log = std::fs::File::options().create(true).append(true).open(dir.join("log")).unwrap();
-        let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
-        let mut server = Self { dir: dir.to_owned(), child, ready: Value::Null };
+        let process = Process(command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap());
+        let mut server = Self { dir: dir.to_owned(), process, ready: Value::Null };
         wait_until("the process is ready", || {
-            assert_eq!(server.child.try_wait().unwrap(), None, "it ended");
+            assert_eq!(server.process.0.try_wait().unwrap(), None, "it ended");
             read_json(&ready_file).is_some_and(|ready| {
                 server.ready = ready;
                 true
@@ -127,20 +149,16 @@ impl Server {
     }
 
     pub fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.process.0.kill().unwrap();
+        self.process.wait();
     }
 
     /// SIGTERM, and a good end.
     pub fn end(mut self) {
-        let pid = self.child.id().to_string();
+        let pid = self.process.0.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        let mut status = None;
-        wait_until("the process has ended", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        assert!(status.unwrap().success(), "{status:?}");
+        let status = self.process.wait();
+        assert!(status.success(), "{status}");
     }
 
     fn address(&self, listener: &str) -> SocketAddr {
@@ -250,7 +268,7 @@ impl Server {
 
     /// The files below a directory that the process holds open, with how it may use them.
     pub fn open_files(&self, below: &Path) -> BTreeMap<String, Access> {
-        let of_process = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let of_process = PathBuf::from(format!("/proc/{}", self.process.0.id()));
         let mut found = BTreeMap::new();
         for entry in std::fs::read_dir(of_process.join("fd")).unwrap() {
             let entry = entry.unwrap();

@@ -44,15 +44,15 @@ impl ReadOnlyDb {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(open)?;
         connection.busy_timeout(BUSY_TIME_MAX).map_err(open)?;
+        // No page was read so far: a file that is no database, or whose log cannot be read, shows here.
+        let first = |source: rusqlite::Error| match source.sqlite_error_code() {
+            Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => unusable(NO_LOG.to_owned()),
+            _ => open(source),
+        };
         let tuning =
             format!("PRAGMA query_only=ON; PRAGMA cache_size=-{CACHE_KIB}; PRAGMA temp_store=MEMORY;");
-        connection.execute_batch(&tuning).map_err(open)?;
-        // No page was read so far: a file that is no database, or whose log cannot be read, shows here.
-        let schema =
-            pragma(&connection, "schema_version").map_err(|source| match source.sqlite_error_code() {
-                Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen) => unusable(NO_LOG.to_owned()),
-                _ => open(source),
-            })?;
+        connection.execute_batch(&tuning).map_err(first)?;
+        let schema = pragma(&connection, "schema_version").map_err(first)?;
         let (applied, newest) = (applied_version(&mut connection), newest_version(migrations));
         if applied != newest {
             let advice = match applied {
@@ -180,11 +180,13 @@ mod tests {
         assert!(error.contains("version 0, this build reads 1: it is no registry"), "{error}");
         std::fs::write(&empty, "x".repeat(4096)).unwrap();
         assert!(refused(&empty, 1).contains("not a database"));
-        let log = dir.path().join("t.db-wal");
-        assert!(!log.exists(), "the writer was the last to close");
+        let (copy, log) = (dir.path().join("copy.db"), dir.path().join("copy.db-wal"));
+        let whole = Connection::open(&path).unwrap();
+        whole.pragma_query(None, "wal_checkpoint", |_| Ok(())).unwrap();
+        std::fs::copy(&path, &copy).unwrap();
         std::fs::create_dir(log).unwrap();
-        let error = refused(&path, 2);
-        assert!(error.contains("t.db: its -wal or -shm file cannot be opened"), "{error}");
+        let error = refused(&copy, 2);
+        assert!(error.contains("copy.db: its -wal or -shm file cannot be opened"), "{error}");
     }
 
     #[test]
