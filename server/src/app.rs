@@ -1,23 +1,27 @@
 //! The composition root: builds every part from the configuration, runs it, stops it in order.
 //!
-//! `main` calls [`run`]; tests call [`App::start`] with a clock of their own. Start up or refuse: a part that cannot
+//! `main` calls [`run`]; tests call [`App::start`] with a clock of their own. A process with the role `gateway` alone is
+//! a [`GatewayAlone`]. Start up or refuse: a part that cannot
 //! start ends the start, nothing runs half. Stop: no new requests, open ones end, MQTT clients are told, consumers
 //! finish what they hold, the log is synced and closed.
 
 mod certificate;
 mod consumers;
 mod files;
+mod gateway_alone;
 mod lock;
 mod metrics;
 mod parts;
+mod registry;
 mod reload;
 mod report;
 mod retention;
 #[cfg(test)]
 mod tests;
 
-use certificate::Certificates;
+use certificate::{Certificates, Origin};
 use consumers::Consumers;
+pub use gateway_alone::GatewayAlone;
 pub use lock::DataDirLock;
 pub(crate) use parts::Parts;
 #[cfg(test)]
@@ -119,6 +123,24 @@ pub enum AppError {
     /// The event log stopped after a disk fault while the server ran.
     #[error("the event log stopped: {0}")]
     LogStopped(String),
+    /// The registry of another server cannot be read.
+    #[error("registry.dir {dir}")]
+    Registry {
+        /// That server's data directory.
+        dir: PathBuf,
+        /// The reason.
+        #[source]
+        source: DbError,
+    },
+    /// A gateway's registry is in its own data directory.
+    #[error("registry.dir {path} is data_dir, must be another server's: a gateway keeps a log of its own")]
+    OwnRegistry {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A thread cannot be started.
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
     /// A report file cannot be written.
     #[error("cannot write {path}")]
     Report {
@@ -196,8 +218,16 @@ async fn follow_limits(set: gateway::RateSetter, config: Live, mut stop: watch::
     }
 }
 
-fn start_gateway(config: &Config, parts: &Parts, certificates: &Certificates) -> Result<Gateway, AppError> {
-    let server_config = |_| gateway::server_config(certificates.listeners(), parts.pki.ca_pem());
+/// What a gateway works with, besides its configuration and certificates.
+struct Front {
+    log: EventLog,
+    directory: Arc<Directory>,
+    clock: SharedClock,
+    metrics: prometheus::Registry,
+}
+
+fn start_gateway(config: &Config, front: Front, certificates: &Certificates) -> Result<Gateway, AppError> {
+    let server_config = |_| gateway::server_config(certificates.listeners(), certificates.device_ca_pem());
     let tls = config.mqtt.tls_listen.map(server_config);
     let settings = gateway::Config {
         tls_listen: config.mqtt.tls_listen,
@@ -207,13 +237,9 @@ fn start_gateway(config: &Config, parts: &Parts, certificates: &Certificates) ->
         rate: rate(config),
         ..gateway::Config::default()
     };
-    let dependencies = gateway::Dependencies {
-        log: parts.log.clone(),
-        directory: parts.directory.clone(),
-        clock: parts.clock.clone(),
-        tls: tls.transpose()?,
-    };
-    Ok(Gateway::start(settings, dependencies, &parts.metrics)?)
+    let Front { log, directory, clock, metrics } = front;
+    let dependencies = gateway::Dependencies { log, directory, clock, tls: tls.transpose()? };
+    Ok(Gateway::start(settings, dependencies, &metrics)?)
 }
 
 impl App {
@@ -239,10 +265,17 @@ impl App {
             }
             false => None,
         };
-        let certificates = Arc::new(Certificates::load(parts.pki.clone(), clock.clone())?);
-        let gateway = start_gateway(&now, &parts, &certificates)?;
+        let origin = Origin::Authority(parts.pki.clone());
+        let certificates = Arc::new(Certificates::load(origin, clock.clone())?);
+        let front = Front {
+            log: parts.log.clone(),
+            directory: parts.directory.clone(),
+            clock: clock.clone(),
+            metrics: parts.metrics.clone(),
+        };
+        let gateway = start_gateway(&now, front, &certificates)?;
         let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
-        let addresses = Addresses { http, enroll, mqtt_tls, mqtt_plain };
+        let addresses = Addresses { http, enroll: Some(enroll), mqtt_tls, mqtt_plain };
         parts.slices.devices.set_endpoints(Endpoints {
             host: now.pki.hosts.first().cloned().unwrap_or_default(),
             enroll_port: enroll.port(),
@@ -279,27 +312,40 @@ impl App {
     }
 
     /// Stops every part; returns once the log is synced and closed.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
         self.stop.send_replace(true);
         self.slices.page.bus.close();
-        while let Some(ended) = self.tasks.join_next().await {
-            if let Err(error) = ended {
-                tracing::error!(%error, "a task failed");
-            }
-        }
-        let (gateway, consumers, log) = (self.gateway, self.consumers, self.log);
-        let closed = tokio::task::spawn_blocking(move || {
+        join(self.tasks).await;
+        let (gateway, consumers) = (self.gateway, self.consumers);
+        close(self.log, move || {
             gateway.stop();
             if let Some(consumers) = consumers {
                 consumers.stop();
             }
-            log.close()
-        });
-        match closed.await {
-            Ok(Ok(())) => tracing::info!("stopped"),
-            Ok(Err(error)) => tracing::error!(error = %chain(&error), "the event log did not close"),
-            Err(error) => tracing::error!(%error, "the gateway did not stop"),
+        })
+        .await;
+    }
+}
+
+/// Waits until every task has ended.
+async fn join(mut tasks: JoinSet<()>) {
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended {
+            tracing::error!(%error, "a task failed");
         }
+    }
+}
+
+/// Stops who uses the log, which may block, and closes it.
+async fn close(log: EventLog, stop_users: impl FnOnce() + Send + 'static) {
+    let closed = tokio::task::spawn_blocking(move || {
+        stop_users();
+        log.close()
+    });
+    match closed.await {
+        Ok(Ok(())) => tracing::info!("stopped"),
+        Ok(Err(error)) => tracing::error!(error = %chain(&error), "the event log did not close"),
+        Err(error) => tracing::error!(%error, "the gateway did not stop"),
     }
 }
 
@@ -332,21 +378,49 @@ pub async fn run(
             "fewer open files than connections"
         );
     }
+    let until = Until { ready_file: options.ready_file, sources: options.sources, log };
     let live = Live::new(config);
+    if live.get().roles.is_gateway_alone() {
+        let app = GatewayAlone::start(live.clone(), clock).await?;
+        let ended = until.end(live, &app.addresses, &app.certificates, &app.log).await;
+        app.stop().await;
+        return ended;
+    }
     let app = App::start(live.clone(), clock).await?;
     first_start(&app, options.bootstrap_file.as_deref()).await?;
-    if let Some(path) = &options.ready_file {
-        app.addresses.write(path)?;
-    }
-    let reloader = tokio::spawn(reload::follow(live, options.sources, log, app.certificates.clone()));
-    let fault = tokio::select! {
-        () = reload::until_stop_signal() => None,
-        why = log_stopped(&app.log) => Some(why),
-    };
-    tracing::info!("stopping");
-    reloader.abort();
+    let ended = until.end(live, &app.addresses, &app.certificates, &app.log).await;
     app.stop().await;
-    fault.map_or(Ok(()), |why| Err(AppError::LogStopped(why)))
+    ended
+}
+
+/// What goes on while a server runs.
+struct Until {
+    ready_file: Option<PathBuf>,
+    sources: Sources,
+    log: LogControl,
+}
+
+impl Until {
+    /// Tells that the server is ready and waits for its end; an error where that was no signal.
+    async fn end(
+        self,
+        live: Live,
+        addresses: &Addresses,
+        certificates: &Arc<Certificates>,
+        log: &EventLog,
+    ) -> Result<(), AppError> {
+        if let Some(path) = &self.ready_file {
+            addresses.write(path)?;
+        }
+        let reloader = tokio::spawn(reload::follow(live, self.sources, self.log, certificates.clone()));
+        let ended = tokio::select! {
+            () = reload::until_stop_signal() => Ok(()),
+            why = log_stopped(log) => Err(AppError::LogStopped(why)),
+        };
+        tracing::info!("stopping");
+        reloader.abort();
+        ended
+    }
 }
 
 /// Makes the first tenant and owner; prints the one-time password once.

@@ -8,7 +8,7 @@ use crate::devices::{self, Devices};
 use crate::ingest;
 use crate::ingest::queries::Queries;
 use crate::page::{self, api::PageState};
-use crate::platform::config::Live;
+use crate::platform::config::{Config, Live};
 use crate::platform::http_kit::health::{self, Health};
 use crate::platform::http_kit::{self, ApiError, HttpMetrics};
 use crate::rules::{self, service::RuleService};
@@ -118,27 +118,35 @@ pub fn admin_router(slices: &Slices) -> Router {
         .route(url, axum::routing::get(move || async move { Json((*document).clone()) }))
         .merge(Router::from(viewer))
         .merge(page::assets::routes());
-    layered(router, slices)
+    of_slices(router, slices)
 }
 
 /// The enrolment listener's router.
 pub fn enroll_router(slices: &Slices) -> Router {
     let (router, _) = devices::enroll::routes().with_state(slices.devices.clone()).split_for_parts();
-    layered(router, slices)
+    of_slices(router, slices)
 }
 
-fn layered(router: Router, slices: &Slices) -> Router {
-    let config = slices.config.get();
+/// The router of a process without the API: health and metrics.
+pub fn health_router(health: &Health, metrics: &HttpMetrics, config: &Config) -> Router {
+    let (router, _) = health::routes().with_state(health.clone()).split_for_parts();
+    layered(router, metrics, config)
+}
+
+fn of_slices(router: Router, slices: &Slices) -> Router {
     let auth = AuthState { tenants: slices.tenants.clone(), config: slices.config.clone() };
+    layered(router.layer(Extension(auth)), &slices.metrics, &slices.config.get())
+}
+
+fn layered(router: Router, metrics: &HttpMetrics, config: &Config) -> Router {
     let timeout = Duration::from_secs(config.http.timeout_s);
     router
         .fallback(|| async { StatusCode::NOT_FOUND })
         .method_not_allowed_fallback(|| async { StatusCode::METHOD_NOT_ALLOWED })
-        .layer(Extension(auth))
         .layer(DefaultBodyLimit::max(config.http.body_bytes_max))
         .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, timeout))
         .layer(CatchPanicLayer::custom(panicked))
-        .layer(middleware::from_fn_with_state(slices.metrics.clone(), http_kit::finish))
+        .layer(middleware::from_fn_with_state(metrics.clone(), http_kit::finish))
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "the layer's signature")]

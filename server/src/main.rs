@@ -68,6 +68,12 @@ struct ConfigArgs {
     /// Short for --set data_dir=...
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    /// What this process does: gateway,worker,api (the default), or gateway. Short for --set roles=...
+    #[arg(long, value_name = "LIST")]
+    roles: Option<String>,
+    /// The data directory of the server whose devices a gateway lets in. Short for --set registry.dir=...
+    #[arg(long, value_name = "DIR")]
+    registry_dir: Option<PathBuf>,
     /// Short for --set http.listen=...
     #[arg(long, value_name = "ADDRESS")]
     http_listen: Option<String>,
@@ -96,6 +102,8 @@ impl ConfigArgs {
         let quoted = |text: String| format!("{text:?}");
         let shorts = [
             ("data_dir", self.data_dir.map(|dir| quoted(dir.display().to_string()))),
+            ("roles", self.roles.map(quoted)),
+            ("registry.dir", self.registry_dir.map(|dir| quoted(dir.display().to_string()))),
             ("http.listen", self.http_listen),
             ("enroll.listen", self.enroll_listen),
             ("mqtt.tls_listen", self.mqtt_tls_listen),
@@ -156,6 +164,10 @@ fn run(options: RunOptions) -> anyhow::Result<()> {
 
 fn reset_password(sources: Sources, email: String) -> anyhow::Result<()> {
     let config = sources.load()?;
+    anyhow::ensure!(
+        config.roles.is_all(),
+        "a process with these roles has no accounts: reset it where the API runs"
+    );
     let _lock = DataDirLock::take(&config.data_dir).context("stop the server first")?;
     let registry = Db::open(&config.data_dir.join("registry.db"), schema::registry(), 1)?;
     let password = runtime()?.block_on(async {

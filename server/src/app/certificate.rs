@@ -3,10 +3,11 @@
 //! `reload` calls [`Certificates::apply`] on SIGHUP and [`Certificates::poll`] every few seconds; it calls the PKI and
 //! hands what is good to the listeners. Promise: new handshakes see the new certificate, connections that are up live
 //! on, and a file that devices would not accept is refused aloud while the old certificate stays. One with a third of
-//! its life left is renewed, so a server that runs for years does not end up with an expired one.
+//! its life left is renewed by the server that has the authority, so a server that runs for years does not end up with
+//! an expired one; a gateway on that server's files sees the new ones within seconds.
 
 use super::AppError;
-use crate::devices::pki::{Pki, PkiError, ServerPem};
+use crate::devices::pki::{Pki, PkiError, ServerFiles, ServerPem};
 use crate::gateway::ServerCertificate;
 use crate::platform::clock::SharedClock;
 use crate::platform::http_kit::chain;
@@ -16,6 +17,27 @@ use std::time::SystemTime;
 /// After a failed renewal: there are months to try.
 const RENEWAL_RETRY_US: i64 = 3_600_000_000;
 
+/// Where the certificate comes from.
+pub(super) enum Origin {
+    /// The server's own authority.
+    Authority(Arc<Pki>),
+    /// Another server's files.
+    Files(ServerFiles),
+}
+
+impl Origin {
+    fn files(&self) -> &ServerFiles {
+        match self {
+            Self::Authority(pki) => pki.files(),
+            Self::Files(files) => files,
+        }
+    }
+
+    fn changed_at(&self) -> [Option<SystemTime>; 2] {
+        self.files().paths().map(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
+    }
+}
+
 struct Shown {
     pem: ServerPem,
     changed_at: [Option<SystemTime>; 2],
@@ -24,7 +46,7 @@ struct Shown {
 
 /// The listeners' certificate with where it comes from.
 pub(super) struct Certificates {
-    pki: Arc<Pki>,
+    origin: Origin,
     clock: SharedClock,
     listeners: Arc<ServerCertificate>,
     shown: Mutex<Shown>,
@@ -35,12 +57,17 @@ impl Certificates {
     ///
     /// # Errors
     /// The files cannot be used.
-    pub(super) fn load(pki: Arc<Pki>, clock: SharedClock) -> Result<Self, AppError> {
-        let changed_at = changed_at(&pki);
-        let pem = pki.server(clock.now_us())?;
+    pub(super) fn load(origin: Origin, clock: SharedClock) -> Result<Self, AppError> {
+        let changed_at = origin.changed_at();
+        let pem = origin.files().load(clock.now_us())?;
         let listeners = ServerCertificate::from_pem(&pem.chain_pem, &pem.key_pem)?;
         let shown = Mutex::new(Shown { renew_at_us: pem.due_us, pem, changed_at });
-        Ok(Self { pki, clock, listeners, shown })
+        Ok(Self { origin, clock, listeners, shown })
+    }
+
+    /// The authority that signs devices' certificates, in PEM.
+    pub(super) fn device_ca_pem(&self) -> &str {
+        self.origin.files().ca_pem()
     }
 
     /// What the listeners show.
@@ -54,7 +81,7 @@ impl Certificates {
     /// What is in the files is refused, and the old one stays.
     pub(super) fn reload(&self) -> Result<bool, AppError> {
         let mut shown = self.lock();
-        shown.changed_at = changed_at(&self.pki);
+        shown.changed_at = self.origin.changed_at();
         let now_us = self.clock.now_us();
         let next = match self.next(&shown, now_us) {
             Ok(next) => next,
@@ -67,16 +94,25 @@ impl Certificates {
             return Ok(false);
         }
         self.listeners.replace(&next.chain_pem, &next.key_pem)?;
-        *shown = Shown { renew_at_us: next.due_us, pem: next, changed_at: changed_at(&self.pki) };
+        let changed_at = match &self.origin {
+            // A renewal has written the files.
+            Origin::Authority(_) => self.origin.changed_at(),
+            // The owner may have gone on writing since they were read: then the next poll reads again.
+            Origin::Files(_) => shown.changed_at,
+        };
+        *shown = Shown { renew_at_us: next.due_us, pem: next, changed_at };
         Ok(true)
     }
 
+    /// What to show now. Another server's certificate is never renewed here: once it is due, its files are read at each
+    /// poll until their owner has renewed it.
     fn next(&self, shown: &Shown, now_us: i64) -> Result<ServerPem, PkiError> {
+        let Origin::Authority(pki) = &self.origin else { return self.origin.files().load(now_us) };
         if now_us >= shown.renew_at_us {
-            return self.pki.renew_server(now_us);
+            return pki.renew_server(now_us);
         }
-        let found = self.pki.server(now_us)?;
-        if now_us >= found.due_us { self.pki.renew_server(now_us) } else { Ok(found) }
+        let found = pki.server(now_us)?;
+        if now_us >= found.due_us { pki.renew_server(now_us) } else { Ok(found) }
     }
 
     /// Loads again and says so in the log.
@@ -93,7 +129,7 @@ impl Certificates {
     /// Loads again where a file changed or the certificate is due.
     pub(super) fn poll(&self) {
         let shown = self.lock();
-        let is_same = shown.changed_at == changed_at(&self.pki) && self.clock.now_us() < shown.renew_at_us;
+        let is_same = shown.changed_at == self.origin.changed_at() && self.clock.now_us() < shown.renew_at_us;
         drop(shown);
         if !is_same {
             self.apply();
@@ -103,8 +139,4 @@ impl Certificates {
     fn lock(&self) -> MutexGuard<'_, Shown> {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn changed_at(pki: &Pki) -> [Option<SystemTime>; 2] {
-    pki.server_files().map(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
 }

@@ -1,5 +1,7 @@
 //! Metrics of parts that keep counters of their own: read when somebody scrapes.
 
+use super::registry;
+use crate::devices::directory::Directory;
 use crate::ingest;
 use crate::ingest::skipped::Skipped;
 use crate::platform::event_log::EventLog;
@@ -7,6 +9,7 @@ use crate::platform::live::LiveBus;
 use crate::rules::consumer::Progress;
 use prometheus::{PullingGauge, Registry};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 type Read = Box<dyn Fn() -> f64 + Send + Sync>;
 
@@ -118,6 +121,32 @@ pub(super) fn of_rules(
             "Events of tenants beyond the live stream's bound",
             bus(|live| live.stats().left_out),
         ),
+    ];
+    all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}
+
+/// The registry of another server that a gateway follows.
+pub(super) fn of_registry(
+    registry: &Registry,
+    progress: &Arc<registry::Progress>,
+    directory: &Arc<Directory>,
+) -> Result<(), prometheus::Error> {
+    let count = |read: fn(&registry::Progress) -> &AtomicU64| -> Read {
+        let progress = progress.clone();
+        Box::new(move || number(read(&progress).load(Ordering::Relaxed)))
+    };
+    let directory = directory.clone();
+    let devices = move || number(directory.device_count() as u64);
+    let all: [(&str, &str, Read); 5] = [
+        ("registry_devices", "Devices known", Box::new(devices)),
+        ("registry_changes", "Changes that its audit chains named", count(|progress| &progress.named)),
+        ("registry_compares", "Comparisons of everything", count(|progress| &progress.compares)),
+        (
+            "registry_unnamed_changes",
+            "Changes that a comparison found and no audit chain named",
+            count(|progress| &progress.unnamed),
+        ),
+        ("registry_failures", "Looks that failed", count(|progress| &progress.failures)),
     ];
     all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
 }

@@ -22,7 +22,7 @@ use crate::platform::schema;
 use crate::platform::telemetry::{self, TelemetryStore};
 use crate::rules;
 use crate::rules::service::{RuleBoard, RuleService};
-use crate::tenants::{Permission, Tenants};
+use crate::tenants::Tenants;
 use std::sync::Arc;
 
 /// Threads that read the registry.
@@ -98,7 +98,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     Ok(Parts { slices, directory, pki, log, telemetry, rules, skipped, clock: clock.clone(), metrics })
 }
 
-fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {
+pub(super) fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {
     let options = event_log::Options {
         dir: config.data_dir.join("log"),
         bytes_max: config.event_log.bytes_max,
@@ -111,18 +111,9 @@ fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> 
 /// API tokens that may subscribe are the gateway's integration clients.
 fn integrations(tenants: &Tenants, directory: &Arc<Directory>) {
     let directory = directory.clone();
-    tenants.tokens().follow(Box::new(move |sha256, token| {
-        match token.filter(|token| token.scopes.contains(&Permission::MqttSubscribe)) {
-            None => directory.remove_integration(sha256),
-            Some(token) => directory.set_integration(
-                *sha256,
-                IntegrationToken {
-                    tenant: token.tenant.clone(),
-                    token_id: token.token_id.as_str().into(),
-                    expires_at_us: Some(token.expires_at_us),
-                },
-            ),
-        }
+    tenants.tokens().follow(Box::new(move |sha256, token| match token.and_then(IntegrationToken::of) {
+        None => directory.remove_integration(sha256),
+        Some(token) => directory.set_integration(*sha256, token),
     }));
 }
 
@@ -136,7 +127,7 @@ fn database_check(health: &Health, part: &'static str, db: Db) {
     });
 }
 
-fn log_check(health: &Health, log: &EventLog) {
+pub(super) fn log_check(health: &Health, log: &EventLog) {
     let log = log.clone();
     health.add("event_log", move || {
         let stats = log.stats();

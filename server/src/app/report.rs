@@ -12,10 +12,10 @@ pub const BOOTSTRAP_TOKEN_DAYS: u32 = 30;
 /// The bound addresses; real ports where the configuration says 0.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Addresses {
-    /// Admin API and page.
+    /// Admin API and page; of a gateway alone: health and metrics.
     pub http: SocketAddr,
-    /// Enrolment, HTTPS.
-    pub enroll: SocketAddr,
+    /// Enrolment, HTTPS; none where this process enrols nobody.
+    pub enroll: Option<SocketAddr>,
     /// MQTT over TLS.
     pub mqtt_tls: Option<SocketAddr>,
     /// MQTT without TLS.
@@ -42,8 +42,9 @@ impl Addresses {
 
 impl std::fmt::Display for Addresses {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http={} enroll={}", self.http, self.enroll)?;
-        for (name, address) in [("mqtt_tls", self.mqtt_tls), ("mqtt_plain", self.mqtt_plain)] {
+        write!(f, "http={}", self.http)?;
+        let others = [("enroll", self.enroll), ("mqtt_tls", self.mqtt_tls), ("mqtt_plain", self.mqtt_plain)];
+        for (name, address) in others {
             if let Some(address) = address {
                 write!(f, " {name}={address}")?;
             }

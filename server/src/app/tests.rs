@@ -1,13 +1,13 @@
 //! The whole server in process, on real sockets: a crash and a start on the same data, a certificate that changes.
 
-use super::App;
+use super::{App, GatewayAlone};
 use crate::alerts::model::{AlertFilter, Severity};
 use crate::devices::directory::{DeviceAuth, token_hash};
 use crate::devices::pki::Pki;
 use crate::gateway;
 use crate::ingest::skipped::Skipped;
 use crate::platform::clock::ManualClock;
-use crate::platform::config::{Config, Live};
+use crate::platform::config::{Config, Live, Role, Roles};
 use crate::platform::http_kit::PageQuery;
 use crate::platform::telemetry::LogSpan;
 use crate::testing::{START_US, TestApp};
@@ -232,7 +232,7 @@ fn in_file(app: &App) -> Vec<u8> {
 async fn another_server_certificate_is_shown_to_new_clients_while_old_ones_stay() {
     let dir = tempfile::tempdir().unwrap();
     let (app, clock) = start(config(dir.path()), START_US).await;
-    let (mqtt, enroll) = (app.addresses.mqtt_tls.unwrap(), app.addresses.enroll);
+    let (mqtt, enroll) = (app.addresses.mqtt_tls.unwrap(), app.addresses.enroll.unwrap());
     let mut old = tls(mqtt).await;
     hello(&mut old, "pump").await;
     let first = leaf(&old);
@@ -270,6 +270,36 @@ async fn another_server_certificate_is_shown_to_new_clients_while_old_ones_stay(
     hello(&mut new, "fan").await;
     ping(&mut new).await;
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_alone_shows_the_certificate_that_its_owner_renews_and_renews_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let (full, clock) = start(config(&dir.path().join("full")), START_US).await;
+    let mut alone = config(&dir.path().join("alone"));
+    (alone.roles, alone.registry.dir) = (Roles::of([Role::Gateway]), Some(dir.path().join("full")));
+    let alone = GatewayAlone::start(Live::new(alone), clock.clone()).await.unwrap();
+    let mqtt = alone.addresses.mqtt_tls.unwrap();
+    let first = in_file(&full);
+    assert_eq!(leaf(&tls(mqtt).await), first);
+    alone.certificates.poll();
+    assert_eq!(leaf(&tls(mqtt).await), first);
+
+    // It has less than a third of its life left: its owner renews it, nobody else.
+    clock.advance_us(245 * DAY_US);
+    assert!(!alone.certificates.reload().unwrap());
+    assert_eq!((in_file(&full), leaf(&tls(mqtt).await)), (first.clone(), first.clone()));
+    full.certificates.poll();
+    let second = in_file(&full);
+    assert_ne!(second, first);
+    alone.certificates.poll();
+    assert_eq!(leaf(&tls(mqtt).await), second);
+
+    std::fs::write(file(&full, "server.pem"), "nonsense").unwrap();
+    alone.certificates.poll();
+    assert_eq!(leaf(&tls(mqtt).await), second, "what devices would not accept is not shown");
+    alone.stop().await;
+    full.stop().await;
 }
 
 #[tokio::test]

@@ -1,13 +1,16 @@
 //! Who may speak MQTT, in memory: devices, revoked certificates, integration tokens.
 //!
 //! The devices and tenants services fill it from the registry when the server starts and after each
-//! commit; the gateway reads it without await on every CONNECT, resumed TLS sessions included, and
+//! commit, and [`super::replica`] does in a process that reads another's registry; the gateway reads it
+//! without await on every CONNECT, resumed TLS sessions included, and
 //! follows [`Directory::subscribe_changes`] so that a disabled device is cut off at once.
 //!
 //! Promise: a lookup sees every change that returned before it began. Nothing here is durable: the
 //! registry is the truth. Limits: [`CHANGES_MAX`] unread changes a subscriber; one that lags is told
-//! so and looks at everything again.
+//! so and looks at everything again. A device takes about 110 bytes with its name.
 
+use crate::tenants::Permission;
+use crate::tenants::directory::TokenInfo;
 use muster_wire::{DeviceId, TenantId};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, HashSet};
@@ -46,6 +49,18 @@ pub struct IntegrationToken {
     pub expires_at_us: Option<i64>,
 }
 
+impl IntegrationToken {
+    /// What an API token is to the gateway; none where it may not subscribe.
+    #[must_use]
+    pub fn of(token: &TokenInfo) -> Option<Self> {
+        token.scopes.contains(&Permission::MqttSubscribe).then(|| Self {
+            tenant: token.tenant.clone(),
+            token_id: token.token_id.as_str().into(),
+            expires_at_us: Some(token.expires_at_us),
+        })
+    }
+}
+
 /// What changed; look it up again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
@@ -60,7 +75,7 @@ pub enum Change {
     Everything,
 }
 
-#[derive(Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Maps {
     devices: HashMap<Box<str>, HashMap<Box<str>, DeviceAuth>>,
     revoked_serials: HashSet<Box<[u8]>>,
@@ -128,9 +143,45 @@ impl Directory {
 
     /// Revokes a certificate by its serial number's bytes.
     pub fn revoke_cert(&self, serial: &[u8]) {
-        if self.write().revoked_serials.insert(serial.into()) {
+        self.revoke_certs([serial.into()]);
+    }
+
+    /// Revokes certificates, and announces it once.
+    pub fn revoke_certs(&self, serials: impl IntoIterator<Item = Box<[u8]>>) {
+        let mut maps = self.write();
+        let before = maps.revoked_serials.len();
+        maps.revoked_serials.extend(serials);
+        let is_more = maps.revoked_serials.len() > before;
+        drop(maps);
+        if is_more {
             self.announce(Change::Everything);
         }
+    }
+
+    /// Puts a whole list of revoked certificates in force, by their serial numbers' bytes: those that are not on it have
+    /// expired.
+    pub fn set_revoked(&self, serials: impl IntoIterator<Item = Box<[u8]>>) {
+        let serials: HashSet<_> = serials.into_iter().collect();
+        let mut maps = self.write();
+        let is_more = serials.iter().any(|serial| !maps.revoked_serials.contains(serial));
+        maps.revoked_serials = serials;
+        drop(maps);
+        if is_more {
+            self.announce(Change::Everything);
+        }
+    }
+
+    /// Puts a whole list of integration tokens in force; says how many were others before.
+    pub fn set_integrations(&self, tokens: HashMap<TokenHash, IntegrationToken>) -> usize {
+        let mut maps = self.write();
+        let before = std::mem::replace(&mut maps.integrations, tokens);
+        let gone = before.iter().filter(|(hash, token)| maps.integrations.get(*hash) != Some(token)).count();
+        let new = maps.integrations.keys().filter(|hash| !before.contains_key(*hash)).count();
+        drop(maps);
+        if gone > 0 {
+            self.announce(Change::Everything);
+        }
+        gone + new
     }
 
     /// Adds or replaces an integration token.
@@ -147,6 +198,25 @@ impl Directory {
         if before.is_some() {
             self.announce(Change::Everything);
         }
+    }
+
+    /// How many devices there are.
+    #[must_use]
+    pub fn device_count(&self) -> usize {
+        self.read().devices.values().map(HashMap::len).sum()
+    }
+
+    /// Every device's tenant and id, as of one moment.
+    #[must_use]
+    pub fn device_names(&self) -> Vec<(TenantId, DeviceId)> {
+        let maps = self.read();
+        let mut names = Vec::new();
+        for (tenant, devices) in &maps.devices {
+            let tenant = TenantId::parse(tenant).expect("it came in as a tenant's id");
+            let device = |text: &str| DeviceId::parse(text).expect("it came in as a device's id");
+            names.extend(devices.keys().map(|text| (tenant.clone(), device(text))));
+        }
+        names
     }
 
     /// Follows changes from now on.
@@ -166,6 +236,26 @@ impl Directory {
 
     fn write(&self) -> RwLockWriteGuard<'_, Maps> {
         self.maps.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Equal where they let the same in.
+#[cfg(test)]
+impl PartialEq for Directory {
+    fn eq(&self, other: &Self) -> bool {
+        let held = |directory: &Self| {
+            let mut maps = directory.read().clone();
+            maps.devices.retain(|_, devices| !devices.is_empty());
+            maps
+        };
+        held(self) == held(other)
+    }
+}
+
+#[cfg(test)]
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.read().fmt(f)
     }
 }
 
@@ -205,6 +295,30 @@ mod tests {
         (0..2).for_each(|more| change(CHANGES_MAX + more));
         assert_eq!(changes.try_recv(), Err(TryRecvError::Lagged(1)));
         assert_eq!(changes.len(), CHANGES_MAX);
+    }
+
+    #[test]
+    fn whole_lists_announce_only_what_shuts_somebody_out() {
+        let directory = Directory::new();
+        let mut changes = directory.subscribe_changes();
+        let token = |id: &str| IntegrationToken {
+            tenant: TenantId::parse("acme").unwrap(),
+            token_id: id.into(),
+            expires_at_us: None,
+        };
+        assert_eq!(directory.set_integrations([([1; 32], token("a"))].into()), 1);
+        assert_eq!(directory.set_integrations([([1; 32], token("a")), ([2; 32], token("b"))].into()), 1);
+        assert!(changes.try_recv().is_err(), "nobody was shut out");
+        assert_eq!(directory.set_integrations([([1; 32], token("c"))].into()), 2);
+        assert_eq!(changes.try_recv(), Ok(Change::Everything));
+        assert_eq!(directory.integration(&[1; 32]), Some(token("c")));
+        assert_eq!(directory.integration(&[2; 32]), None);
+
+        directory.set_revoked([[1].into(), [2].into()]);
+        assert_eq!(changes.try_recv(), Ok(Change::Everything));
+        directory.set_revoked([[2].into()]);
+        assert!(changes.try_recv().is_err(), "one has expired");
+        assert!(directory.is_cert_revoked(&[2]) && !directory.is_cert_revoked(&[1]));
     }
 
     #[test]

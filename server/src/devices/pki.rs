@@ -6,6 +6,10 @@
 //! Architecture invariant: a CA that cannot be read is an error, never a reason to make another, because every
 //! device trusts this one. P-256 everywhere.
 
+mod server;
+
+pub use server::{ServerFiles, ServerPem};
+
 use super::model::{CSR_BYTES_MAX, device_uri};
 use crate::platform::secret::random_bytes;
 use muster_wire::{DeviceId, TenantId};
@@ -14,19 +18,14 @@ use rcgen::{
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData as _, SanType,
     SerialNumber,
 };
-use rustls::RootCertStore;
-use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, UnixTime};
-use rustls::server::ParsedCertificate;
 use sha2::{Digest as _, Sha256};
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use x509_parser::prelude::{GeneralName, X509Certificate};
 
 const CA_DAYS: u32 = 20 * 365;
 /// Certificates are valid from a little before now: a device's clock may be behind.
@@ -102,25 +101,11 @@ pub struct DeviceCertificate {
     pub expires_at_us: i64,
 }
 
-/// The server's own certificate with its key. Not `Debug`: the key stands in no log.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ServerPem {
-    /// The certificate and its CA, leaf first.
-    pub chain_pem: String,
-    /// Its private key.
-    pub key_pem: String,
-    /// When a third of its life is left: it is renewed then.
-    pub due_us: i64,
-}
-
 /// The authority, and the files of the server's own certificate.
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
-    ca_pem: String,
-    ca_der: CertificateDer<'static>,
     ca_spki_sha256: [u8; 32],
-    server_path: PathBuf,
-    server_key_path: PathBuf,
+    files: ServerFiles,
     hosts: Vec<String>,
     server_days: u32,
 }
@@ -141,19 +126,15 @@ impl Pki {
         }
         let key = KeyPair::from_pem(&read(&ca_key_path)?).map_err(content(&ca_key_path, "private key"))?;
         let ca_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
-        let ca_pem = read(&ca_path)?;
-        let ca_der =
-            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(content(&ca_path, "certificate"))?;
-        let issuer = Issuer::from_ca_cert_der(&ca_der, key).map_err(content(&ca_path, "CA certificate"))?;
-        let (server_path, server_key_path) = (dir.join("server.pem"), dir.join("server.key"));
-        let hosts = hosts.to_vec();
-        let pki =
-            Self { issuer, ca_pem, ca_der, ca_spki_sha256, server_path, server_key_path, hosts, server_days };
+        let files = ServerFiles::with_hosts(dir, Some(hosts))?;
+        let issuer =
+            Issuer::from_ca_cert_der(&files.ca_der, key).map_err(content(&ca_path, "CA certificate"))?;
+        let pki = Self { issuer, ca_spki_sha256, files, hosts: hosts.to_vec(), server_days };
         match pki.server(now_us) {
             Ok(server) if now_us < server.due_us => {}
             Ok(_) => drop(pki.renew_server(now_us)?),
             Err(why) => {
-                if pki.server_path.exists() {
+                if pki.files.certificate.exists() {
                     tracing::warn!(error = %why, "server certificate is not used, another is made");
                 }
                 pki.renew_server(now_us)?;
@@ -165,7 +146,7 @@ impl Pki {
     /// The CA's certificate in PEM.
     #[must_use]
     pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
+        self.files.ca_pem()
     }
 
     /// SHA-256 of the CA's SubjectPublicKeyInfo: what a claim pins.
@@ -174,52 +155,18 @@ impl Pki {
         &self.ca_spki_sha256
     }
 
-    /// The files of the server's certificate and key.
+    /// The files of the server's certificate.
     #[must_use]
-    pub fn server_files(&self) -> [&Path; 2] {
-        [&self.server_path, &self.server_key_path]
+    pub fn files(&self) -> &ServerFiles {
+        &self.files
     }
 
     /// Reads the server's certificate and key from their files.
     ///
     /// # Errors
-    /// A file cannot be read, or devices would not accept what it holds: not signed by the CA, past its time, for
-    /// other hosts, or with another key.
+    /// As [`ServerFiles::load`].
     pub fn server(&self, now_us: i64) -> Result<ServerPem, PkiError> {
-        let (chain_pem, key_pem) = (read(&self.server_path)?, read(&self.server_key_path)?);
-        let refuse = content::<String>(&self.server_path, "certificate that devices accept");
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect();
-        let chain = chain.map_err(|error| refuse(error.to_string()))?;
-        let [leaf, between @ ..] = &chain[..] else { return Err(refuse("it is empty".into())) };
-        self.verify(leaf, between, now_us).map_err(|error| refuse(error.to_string()))?;
-        let (_, leaf) =
-            x509_parser::parse_x509_certificate(leaf).map_err(|error| refuse(error.to_string()))?;
-        let (names, mut wanted) = (host_names(&leaf), self.hosts.clone());
-        wanted.sort();
-        if names != wanted {
-            return Err(refuse(format!("it is for {}, not for {}", names.join(", "), wanted.join(", "))));
-        }
-        let key = KeyPair::from_pem(&key_pem).map_err(content(&self.server_key_path, "private key"))?;
-        if key.subject_public_key_info() != leaf.public_key().raw {
-            let refuse = content::<&str>(&self.server_key_path, "key of the server's certificate");
-            return Err(refuse("the certificate has another"));
-        }
-        let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-        Ok(ServerPem { chain_pem, key_pem, due_us: (to - (to - from) / 3).saturating_mul(1_000_000) })
-    }
-
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        now_us: i64,
-    ) -> Result<(), rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.ca_der.clone())?;
-        let now = UnixTime::since_unix_epoch(Duration::from_micros(u64::try_from(now_us).unwrap_or(0)));
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
-        let leaf = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &roots, between, now, algorithms)
+        self.files.load(now_us)
     }
 
     /// Makes a new certificate and key for the server and writes their files.
@@ -240,8 +187,8 @@ impl Pki {
             });
         }
         let certificate = params.signed_by(&key, &self.issuer)?;
-        write(&self.server_key_path, &key.serialize_pem(), 0o600)?;
-        write(&self.server_path, &format!("{}{}", certificate.pem(), self.ca_pem), 0o644)?;
+        write(&self.files.key, &key.serialize_pem(), 0o600)?;
+        write(&self.files.certificate, &format!("{}{}", certificate.pem(), self.ca_pem()), 0o644)?;
         self.server(now_us)
     }
 
@@ -337,30 +284,6 @@ fn finish_ca(present: &Path, missing: &Path) -> Result<(), PkiError> {
         return Err(half());
     }
     publish(missing)
-}
-
-/// The hosts that a certificate is for, sorted.
-fn host_names(certificate: &X509Certificate<'_>) -> Vec<String> {
-    let mut names = Vec::new();
-    if let Ok(Some(extension)) = certificate.subject_alternative_name() {
-        for found in &extension.value.general_names {
-            match found {
-                GeneralName::DNSName(host) => names.push((*host).to_owned()),
-                GeneralName::IPAddress(bytes) => names.extend(address(bytes)),
-                _ => {}
-            }
-        }
-    }
-    names.sort();
-    names
-}
-
-fn address(bytes: &[u8]) -> Option<String> {
-    match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(|four| IpAddr::from(four).to_string()),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(|sixteen| IpAddr::from(sixteen).to_string()),
-        _ => None,
-    }
 }
 
 fn file(path: &Path) -> impl Fn(std::io::Error) -> PkiError {

@@ -1,5 +1,6 @@
 //! SQL of devices, claims and certificates. Only the service calls it.
 
+use super::directory::DeviceAuth;
 use super::model::{ClaimState, Labels};
 use crate::platform::db::{DbError, Row, Scope, Tx};
 use muster_wire::{DeviceId, TenantId};
@@ -148,6 +149,28 @@ pub fn devices_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(TenantId, Devi
     })
 }
 
+/// What the directory holds of each device of every tenant, one after the other: nothing is collected.
+pub fn auths_each(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    mut each: impl FnMut(TenantId, DeviceId, DeviceAuth),
+) -> Result<(), DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.for_each("SELECT tenant, device, enabled, token_sha256 FROM devices", &[], |row| {
+        let auth = DeviceAuth { enabled: row.get(2)?, token_sha256: row.get(3)? };
+        each(tenant_id(&row.get::<String>(0)?)?, device_id(&row.get::<String>(1)?)?, auth);
+        Ok(())
+    })
+}
+
+/// What the directory holds of one device.
+pub fn auth_get(tx: &mut Tx<'_>, scope: &Scope, device: &str) -> Result<Option<DeviceAuth>, DbError> {
+    let sql = "SELECT enabled, token_sha256 FROM devices WHERE tenant = $1 AND device = $2";
+    tx.query_opt(sql, &[&scope.tenant()?, &device], |row| {
+        Ok(DeviceAuth { enabled: row.get(0)?, token_sha256: row.get(1)? })
+    })
+}
+
 pub fn certificate_insert(tx: &mut Tx<'_>, scope: &Scope, row: &CertificateRow) -> Result<(), DbError> {
     tx.execute(
         "INSERT INTO certificates (serial, tenant, device, spki_sha256, issued_at_us, expires_at_us)
@@ -229,6 +252,18 @@ pub fn serials_revoked(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Ve
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = "SELECT serial FROM certificates WHERE revoked_at_us IS NOT NULL AND expires_at_us > $1";
     tx.query(sql, &[&now_us], |row| row.get(0))
+}
+
+/// Revoked serials of one device that have not expired yet.
+pub fn serials_revoked_of(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    device: &str,
+    now_us: i64,
+) -> Result<Vec<String>, DbError> {
+    let sql = "SELECT serial FROM certificates
+               WHERE tenant = $1 AND device = $2 AND revoked_at_us IS NOT NULL AND expires_at_us > $3";
+    tx.query(sql, &[&scope.tenant()?, &device, &now_us], |row| row.get(0))
 }
 
 const CLAIM_COLUMNS: &str =

@@ -4,16 +4,16 @@ use crate::testing::{Answer, As, START_US, TestApp, send};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
 use serde_json::{Value, json};
 
-const CLAIMS: &str = "/api/v1/tenants/acme/claims";
-const DEVICES: &str = "/api/v1/tenants/acme/devices";
+pub(super) const CLAIMS: &str = "/api/v1/tenants/acme/claims";
+pub(super) const DEVICES: &str = "/api/v1/tenants/acme/devices";
 
-struct Fleet {
-    app: TestApp,
+pub(super) struct Fleet {
+    pub(super) app: TestApp,
     token: String,
 }
 
 impl Fleet {
-    async fn start() -> Self {
+    pub(super) async fn start() -> Self {
         let app = TestApp::start().await;
         let acme = app.tenant("acme").await;
         let scopes = [Permission::DevicesRead, Permission::DevicesWrite, Permission::DevicesOperate];
@@ -21,18 +21,18 @@ impl Fleet {
         Self { app, token }
     }
 
-    async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
+    pub(super) async fn call(&self, method: &str, path: &str, body: Value) -> Answer {
         let body = (!body.is_null()).then_some(body);
         self.app.call(As::Token(&self.token), method, path, body).await
     }
 
     /// Makes a claim; gives its secret.
-    async fn claim(&self, body: Value) -> String {
+    pub(super) async fn claim(&self, body: Value) -> String {
         let made = self.call("POST", CLAIMS, body).await.expect(201);
         made["claim"].as_str().unwrap().split(':').nth(3).unwrap().to_owned()
     }
 
-    async fn enroll(&self, token: &str, csr: &str, name: Option<&str>) -> Answer {
+    pub(super) async fn enroll(&self, token: &str, csr: &str, name: Option<&str>) -> Answer {
         let body = json!({ "claim_token": token, "csr_pem": csr, "device_name": name });
         send(&self.app.enroll, As::Nobody, "POST", "/api/v1/enroll", Some(body)).await
     }
@@ -46,7 +46,7 @@ fn csr_of(key: &KeyPair) -> String {
     CertificateParams::new(vec![]).unwrap().serialize_request(key).unwrap().pem().unwrap()
 }
 
-fn csr() -> String {
+pub(super) fn csr() -> String {
     csr_of(&KeyPair::generate().unwrap())
 }
 

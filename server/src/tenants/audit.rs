@@ -3,6 +3,9 @@
 //! A slice's service appends inside the transaction of the change, so neither exists without the other. Rows are
 //! never changed or deleted (triggers refuse it); a row altered behind the database's back breaks the chain at that
 //! row and [`first_break`] finds it. The chain is per tenant; what concerns the whole server stands under `-`.
+//!
+//! Processes that read another's registry follow the chains (`devices::replica`). So whatever changes who may connect is
+//! an action `device.*`, `certificate.*` or `token.*` on the id of that device, certificate or API token.
 
 use crate::platform::db::{DbError, Scope, Tx};
 use sha2::{Digest as _, Sha256};
@@ -109,6 +112,43 @@ pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Ve
             detail: row.get(5)?,
             hash: row.get(6)?,
         })
+    })
+}
+
+/// What was changed: a row without who, when and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Position in the tenant's chain.
+    pub seq: i64,
+    /// What: `device.create`.
+    pub action: String,
+    /// On what: the object's id.
+    pub object: String,
+}
+
+/// What was changed after a position, oldest first: for processes that follow the registry.
+///
+/// # Errors
+/// The database's.
+pub fn changed_since(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Changed>, DbError> {
+    let sql = "SELECT seq, action, object FROM audit WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+    tx.query(sql, &[&chain_of(scope), &after, &limit], |row| {
+        Ok(Changed { seq: row.get(0)?, action: row.get(1)?, object: row.get(2)? })
+    })
+}
+
+/// The newest position of the scope's chain; 0 where it is empty.
+///
+/// # Errors
+/// The database's.
+pub fn newest(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
+    tx.query_one("SELECT coalesce(max(seq), 0) FROM audit WHERE tenant = $1", &[&chain_of(scope)], |row| {
+        row.get(0)
     })
 }
 

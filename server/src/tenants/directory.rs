@@ -1,8 +1,11 @@
 //! API tokens in memory: the HTTP API and the gateway look them up on every request without a query.
 //!
 //! Loaded at the start, kept in step by the service after each commit. Bound: `quota.api_tokens_max` a tenant.
+//! A process that reads another's registry asks [`tenants`] and [`tokens`] in a transaction of its own.
 
 use super::model::{Permission, Role};
+use super::store;
+use crate::platform::db::{DbError, Scope, Tx};
 use muster_wire::TenantId;
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,6 +23,22 @@ pub struct TokenInfo {
     pub scopes: Vec<Permission>,
     /// The end of its life.
     pub expires_at_us: i64,
+}
+
+/// Every tenant of a registry.
+///
+/// # Errors
+/// The database's.
+pub fn tenants(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<TenantId>, DbError> {
+    store::tenant_ids(tx, scope)
+}
+
+/// Every API token of a registry, past its life or not.
+///
+/// # Errors
+/// The database's.
+pub fn tokens(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<([u8; 32], TokenInfo)>, DbError> {
+    store::tokens_all(tx, scope)
 }
 
 /// Told of each token that comes (with its life) or goes (`None`).

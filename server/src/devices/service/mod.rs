@@ -189,9 +189,8 @@ impl Devices {
     }
 
     fn revoke_in_directory(&self, serials: &[String]) {
-        for serial in serials.iter().filter_map(|serial| hex::decode(serial).ok()) {
-            self.inner.directory.revoke_cert(&serial);
-        }
+        let serials = serials.iter().filter_map(|serial| hex::decode(serial).ok());
+        self.inner.directory.revoke_certs(serials.map(Vec::into_boxed_slice));
     }
 
     /// Creates a device.

@@ -6,10 +6,12 @@
 
 mod load;
 mod reload;
+mod roles;
 mod validate;
 
 pub use load::{ConfigError, ENV_PREFIX, Sources};
 pub use reload::{Live, RELOADABLE, changed_keys};
+pub use roles::{Role, Roles};
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -22,6 +24,10 @@ use std::path::PathBuf;
 pub struct Config {
     /// Where the server keeps everything: databases, log, keys.
     pub data_dir: PathBuf,
+    /// What this process does.
+    pub roles: Roles,
+    /// The registry, where another process keeps it.
+    pub registry: RegistrySection,
     /// Logging.
     pub log: LogSection,
     /// The admin API and the page.
@@ -42,6 +48,15 @@ pub struct Config {
     pub limits: LimitsSection,
     /// How long stored rows are kept.
     pub retention: RetentionSection,
+}
+
+/// The registry, where another process keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RegistrySection {
+    /// The data directory of the server whose registry and certificates a gateway reads; it writes nothing there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dir: Option<PathBuf>,
 }
 
 /// Logging.
@@ -197,6 +212,8 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_dir: PathBuf::from("/var/lib/muster-server"),
+            roles: Roles::default(),
+            registry: RegistrySection::default(),
             log: LogSection::default(),
             http: HttpSection::default(),
             enroll: EnrollSection::default(),

@@ -94,7 +94,7 @@ fn the_example_file_holds_every_key_with_its_default() {
     config.validate().unwrap();
     assert_eq!(changed_keys(&Config::default(), &config), Vec::<String>::new());
     // Keys that are off by default stand in a comment; all others stand as they are.
-    for key in ["plain_listen", "advertise_port"] {
+    for key in ["dir", "plain_listen", "advertise_port"] {
         assert!(text.contains(&format!("# {key} = ")), "{key}");
     }
     let table: toml::Table = toml::from_str(&text).unwrap();
@@ -167,4 +167,52 @@ fn every_number_is_taken_to_its_bounds_and_no_further() {
     let hosts = |count: usize| format!("{:?}", vec!["a.example"; count]);
     assert!(load("", &[], &[("pki.hosts", &hosts(64))]).is_ok());
     refused("", &[], &[("pki.hosts", &hosts(65))], &["pki.hosts", "1 to 64"]);
+}
+
+#[test]
+fn roles_are_a_list_or_a_text_with_commas() {
+    let dir = [("registry.dir", "/srv/main")];
+    for (file, env, flags) in [
+        ("roles = [\"gateway\"]", &[][..], &[][..]),
+        ("", &[("MUSTER_SERVER_ROLES", "gateway")][..], &[][..]),
+        ("", &[][..], &[("roles", "gateway")][..]),
+        ("", &[][..], &[("roles", "[\"gateway\", \"gateway\"]")][..]),
+    ] {
+        let flags: Vec<_> = flags.iter().chain(&dir).copied().collect();
+        let config = load(file, env, &flags).unwrap();
+        assert!(config.roles.is_gateway_alone() && !config.roles.is_all(), "{file} {env:?} {flags:?}");
+        assert_eq!(config.registry.dir.as_deref(), Some(Path::new("/srv/main")));
+    }
+    for all in ["gateway,worker,api", "api, gateway, worker"] {
+        assert!(load("", &[], &[("roles", all)]).unwrap().roles.is_all(), "{all}");
+    }
+    assert!(load("", &[], &[]).unwrap().roles.is_all());
+}
+
+#[test]
+fn roles_that_nothing_is_built_for_are_refused_with_what_is_expected() {
+    let expected = "must be [\"gateway\", \"worker\", \"api\"] or [\"gateway\"]";
+    for other in ["worker", "api", "gateway,worker", "gateway,api", "worker,api"] {
+        refused("", &[], &[("roles", other)], &["flag roles: roles: is [", expected]);
+    }
+    let file = "data_dir = \"x\"\nroles = [\"api\"]";
+    refused(file, &[], &[], &["muster-server.toml:2: roles: is [\"api\"]", expected]);
+    refused(
+        "",
+        &[],
+        &[("roles", "inference")],
+        &["flag roles", "no role \"inference\"", "gateway, worker, api"],
+    );
+    refused("roles = []", &[], &[], &["roles: is empty", "gateway, worker, api"]);
+    refused("roles = 3", &[], &[], &["roles", "gateway, worker, api"]);
+}
+
+#[test]
+fn a_gateway_alone_names_the_registry_that_it_reads_and_nobody_else_does() {
+    let gateway = ("roles", "gateway");
+    refused("", &[], &[gateway], &["registry.dir: is absent, must be the data directory"]);
+    refused("", &[], &[("registry.dir", "/srv/main")], &["flag registry.dir", "must be absent or roles"]);
+    let same = ("registry.dir", "/var/lib/muster-server");
+    refused("", &[], &[gateway, same], &["flag registry.dir", "is data_dir"]);
+    refused("", &[], &[gateway, ("registry.dir", "")], &["flag registry.dir", "is empty"]);
 }

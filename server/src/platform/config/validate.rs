@@ -25,6 +25,7 @@ impl Config {
         if self.data_dir.as_os_str().is_empty() {
             return refuse("data_dir", "is empty, must be a directory");
         }
+        self.validate_roles()?;
         if let Err(error) = self.log.filter.parse::<tracing_subscriber::EnvFilter>() {
             return refuse("log.filter", format!("is not a filter: {error}"));
         }
@@ -52,6 +53,30 @@ impl Config {
             within("retention.tenants", (*days).into(), 1..=36_500)?;
         }
         within("retention.alerts_days", self.retention.alerts_days.into(), 1..=36_500)
+    }
+
+    fn validate_roles(&self) -> Checked {
+        if let Err(why) = self.roles.check() {
+            return refuse("roles", why);
+        }
+        match &self.registry.dir {
+            None if self.roles.is_gateway_alone() => refuse(
+                "registry.dir",
+                "is absent, must be the data directory of the server whose devices a gateway lets in",
+            ),
+            Some(_) if !self.roles.is_gateway_alone() => refuse(
+                "registry.dir",
+                "is set beside roles that keep a registry of their own, must be absent or roles = [\"gateway\"]",
+            ),
+            Some(dir) if *dir == self.data_dir => refuse(
+                "registry.dir",
+                "is data_dir, must be another server's: a gateway keeps a log of its own",
+            ),
+            Some(dir) if dir.as_os_str().is_empty() => {
+                refuse("registry.dir", "is empty, must be a directory")
+            }
+            _ => Ok(()),
+        }
     }
 
     fn validate_listeners(&self) -> Checked {

@@ -1,6 +1,7 @@
 //! The embedded database: one writer thread with group commit, a few reader threads, WAL.
 //!
-//! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this.
+//! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this. Another process's
+//! database is read through [`ReadOnlyDb`].
 //! Promise: a write returned `Ok` is on disk (`synchronous=FULL`); a failed closure leaves no trace
 //! (what it did is rolled back) and disturbs no other closure of the same group.
 //! Bounds: [`QUEUE_MAX`] waiting closures a lane (callers wait beyond), [`GROUP_MAX`] closures a commit,
@@ -9,9 +10,11 @@
 //! Closures are synchronous: they run on a thread of the database's own, so SQL never blocks the async
 //! runtime, and nothing but SQL can be awaited inside a transaction.
 
+mod read_only;
 mod tx;
 mod watch;
 
+pub use read_only::ReadOnlyDb;
 pub use rusqlite::types::{FromSql, ToSql, Value as SqlValue};
 pub use tx::{Row, Statement, Tx};
 
@@ -47,6 +50,14 @@ pub enum DbError {
         /// The file.
         path: PathBuf,
         /// The reason.
+        why: String,
+    },
+    /// The file is not what a reader needs.
+    #[error("cannot use database {path}: {why}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// The reason, and what to do.
         why: String,
     },
     /// A statement failed.
@@ -445,10 +456,8 @@ pub fn sync_wal(path: &Path) -> std::io::Result<()> {
 }
 
 fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Path) -> Result<(), DbError> {
-    let newest = migrations.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0);
     let fail = |why: String| DbError::Migrate { path: path.to_owned(), why };
-    let applied =
-        migrations.get_last_applied_migration(connection).ok().flatten().map_or(0, |last| last.version());
+    let (applied, newest) = (applied_version(connection), newest_version(&migrations));
     if applied > newest {
         return Err(fail(format!(
             "its schema is version {applied}, this build knows {newest}: use a newer build"
@@ -456,6 +465,17 @@ fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Pat
     }
     migrations.set_abort_missing(true).run(connection).map_err(|error| fail(error.to_string()))?;
     Ok(())
+}
+
+/// The schema's version in the file; 0 where it has none.
+fn applied_version(connection: &mut Connection) -> i32 {
+    let last = refinery::Runner::new(&[]).get_last_applied_migration(connection);
+    last.ok().flatten().map_or(0, |last| last.version())
+}
+
+/// The version that a build makes.
+fn newest_version(migrations: &refinery::Runner) -> i32 {
+    migrations.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {

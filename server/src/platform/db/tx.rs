@@ -99,13 +99,30 @@ impl<'a> Tx<'a> {
         args: &[&dyn ToSql],
         mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
     ) -> Result<Vec<T>, E> {
+        let mut all = Vec::new();
+        self.for_each(sql, args, |row| {
+            all.push(map(row)?);
+            Ok::<_, E>(())
+        })?;
+        Ok(all)
+    }
+
+    /// Runs a query and hands each row over as it comes: for answers that are too many to hold.
+    ///
+    /// # Errors
+    /// The statement's, or the closure's, which ends it.
+    pub fn for_each<E: From<DbError>>(
+        &mut self,
+        sql: &str,
+        args: &[&dyn ToSql],
+        mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let mut statement = self.connection.prepare_cached(&numbered(sql)).map_err(DbError::from)?;
         let mut rows = statement.query(args).map_err(DbError::from)?;
-        let mut all = Vec::new();
         while let Some(row) = rows.next().map_err(DbError::from)? {
-            all.push(map(&Row(row))?);
+            each(&Row(row))?;
         }
-        Ok(all)
+        Ok(())
     }
 
     /// Runs a query and maps its first row.
