@@ -220,10 +220,7 @@ fn capacity_of(options: &Capacity) -> Result<Printed> {
         Some(path) => Some(named(path, store::read(path)?)),
         None => None,
     };
-    let fleet = match options.devices {
-        Some(devices) => Some(fleet_of(options, devices, &reports[0].1)),
-        None => None,
-    };
+    let fleet = options.devices.map(|devices| fleet_of(options, devices, &reports[0].1));
     let found = capacity(&reports, fleet, verify.as_ref())?;
     Ok(held(if options.json { json_line(&found)? } else { found.text() }))
 }

@@ -91,10 +91,33 @@ const DESCRIBES: Kind = Kind { better: Better::Neither, ..NEVER };
 /// Names of figures that no run may have above 0, whatever another run had.
 pub(super) const NEVER_NAMES: [&str; 2] = ["lost", "duplicated"];
 
+/// Latencies with what they are; in this order, before any other.
+const LATENCIES: [(&str, &str); 8] = [
+    ("puback", "publish to PUBACK, all"),
+    ("live", "of these live"),
+    ("backlog", "of these backlog"),
+    ("service", "from the actual send to PUBACK"),
+    ("send_late", "the generator's own delay"),
+    ("stored", "publish to stored (probes)"),
+    ("alert", "publish to alert visible (probes)"),
+    ("reconnect", "until a device is back"),
+];
+
+/// Name, meaning and histogram of each latency of a report.
+pub(super) fn latencies_in_order(report: &Report) -> Vec<(&str, &'static str, &Latency)> {
+    let place =
+        |name: &str| LATENCIES.iter().position(|(known, _)| *known == name).unwrap_or(LATENCIES.len());
+    let meaning = |name: &str| LATENCIES.get(place(name)).map_or("", |(_, meaning)| *meaning);
+    let mut all: Vec<_> =
+        report.latency.iter().map(|(name, latency)| (name.as_str(), meaning(name), latency)).collect();
+    all.sort_by_key(|(name, ..)| place(name));
+    all
+}
+
 /// Every figure of a report, in the order in which they are shown.
 pub(super) fn of(report: &Report) -> Vec<Figure> {
     let mut figures = messages(report);
-    for (name, latency) in &report.latency {
+    for (name, _, latency) in latencies_in_order(report) {
         figures.extend(latencies(report, name, latency));
     }
     figures.extend(costs(report));

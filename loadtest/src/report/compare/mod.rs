@@ -27,8 +27,8 @@ pub const RULE: [&str; 3] = [
      wandering during the two runs (from the medians of ten parts of each)",
     "unclear: beyond the noise, but the run with the worse time or processor cost also ran on a machine that others \
      kept busier by at least 0.2 cores",
-    "in brackets: not judged (a maximum is one sample; a percentile with fewer than three samples beyond it; figures \
-     that have no good direction)",
+    "not judged: a maximum is one sample; a percentile with fewer than three samples beyond it; figures that have no \
+     good direction",
 ];
 
 /// What is said of one figure.
@@ -163,7 +163,7 @@ impl Verdict {
             Self::Worse => "worse",
             Self::Same => "same",
             Self::Unclear => "unclear",
-            Self::Unjudged => "()",
+            Self::Unjudged => "(not judged)",
             Self::Missing => "missing",
         }
     }

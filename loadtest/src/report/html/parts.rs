@@ -1,25 +1,13 @@
 //! The page's parts beside the plots.
 
 use super::{ROWS_MAX, escape};
-use crate::report::figures::Figure;
+use crate::report::figures::{self, Figure};
 use crate::report::model::{Invariant, Latency, Report};
 use crate::report::setups;
 use crate::report::svg::Mark;
 use crate::report::units::{self, Unit, count, duration, moment, number, utc};
 use std::collections::BTreeMap;
 use std::fmt::Write;
-
-/// The latencies that every run has come first and in this order.
-const LATENCY_ORDER: [(&str, &str); 8] = [
-    ("puback", "publish to PUBACK, all"),
-    ("live", "of these live"),
-    ("backlog", "of these backlog"),
-    ("service", "from the actual send to PUBACK"),
-    ("send_late", "the generator's own delay"),
-    ("stored", "publish to stored (probes)"),
-    ("alert", "publish to alert visible (probes)"),
-    ("reconnect", "reconnect"),
-];
 
 pub(super) fn header(report: &Report) -> String {
     let setup = &report.setup;
@@ -99,16 +87,8 @@ pub(super) fn tiles(report: &Report, figures: &BTreeMap<String, Figure>) -> Stri
 }
 
 pub(super) fn latencies(report: &Report) -> String {
-    let known = LATENCY_ORDER.iter().filter_map(|(name, title)| {
-        report.latency.get_key_value(*name).map(|(name, latency)| (name.as_str(), *title, latency))
-    });
-    let others = report
-        .latency
-        .iter()
-        .filter(|(name, _)| LATENCY_ORDER.iter().all(|(known, _)| known != name))
-        .map(|(name, latency)| (name.as_str(), "", latency));
     let mut rows = String::new();
-    for (name, title, latency) in known.chain(others).take(ROWS_MAX) {
+    for (name, title, latency) in figures::latencies_in_order(report).into_iter().take(ROWS_MAX) {
         let Latency { count: samples, p50_ms, p95_ms, p99_ms, p999_ms, max_ms } = *latency;
         let _ = write!(
             rows,
@@ -163,7 +143,7 @@ pub(super) fn faults(report: &Report, marks: &[Mark]) -> String {
         }
     };
     format!(
-        "<section>\n<h2>Faults</h2>\n<div class=\"wide\"><table class=\"faults\">\n<thead><tr><th scope=\"col\">number</th>\
+        "<section>\n<h2>Faults</h2>\n<div class=\"wide\"><table class=\"faults\">\n<thead><tr><th scope=\"col\">no.</th>\
          <th scope=\"col\">kind</th><th scope=\"col\">time</th><th scope=\"col\">what it hit</th></tr></thead>\n\
          <tbody>\n{rows}</tbody></table></div>\n{rest}</section>\n"
     )
