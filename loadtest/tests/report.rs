@@ -1,5 +1,7 @@
 //! The commands on reports, as programs call them: what is printed, and how they end.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use muster_loadtest::report::model::{self, Report};
 use muster_loadtest::report::store;
 use std::process::{Command, Output};
