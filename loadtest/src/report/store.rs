@@ -1,7 +1,7 @@
 //! Reports on disk.
 //!
-//! Called by `run` ([`save`]) and the commands ([`read`]). A file is replaced whole or not at all. Nothing is
-//! written that [`read`] would refuse, so a report that exists can be read. Limits: [`REPORT_BYTES_MAX`],
+//! Called by `run` ([`save`]) and the commands ([`read`]). A file is replaced whole or not at all. No
+//! `report.json` is written that [`read`] would refuse, so one that exists can be read. Limits: [`REPORT_BYTES_MAX`],
 //! [`SAMPLES_MAX`], [`FAULTS_MAX`].
 
 use super::html;
@@ -20,6 +20,9 @@ pub const FAULTS_MAX: usize = 10_000;
 pub const REPORT_JSON: &str = "report.json";
 /// The report for people, in the same directory.
 pub const REPORT_HTML: &str = "report.html";
+
+/// What a run found where [`read`] would refuse it: for a person to mend.
+pub const REFUSED_JSON: &str = "report.refused.json";
 
 /// Why a report cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +86,7 @@ pub fn read(path: &Path) -> Result<Report, StoreError> {
 /// Writes [`REPORT_JSON`] and [`REPORT_HTML`] into a directory, which is made if it is not there.
 ///
 /// # Errors
-/// The report is one that [`read`] would refuse, or the disk fails.
+/// The report is one that [`read`] would refuse (it is then left as [`REFUSED_JSON`]), or the disk fails.
 pub fn save(dir: &Path, report: &Report) -> Result<Saved, StoreError> {
     let saved = Saved { json: dir.join(REPORT_JSON), html: dir.join(REPORT_HTML) };
     let bytes = json::lines(report).map_err(|source| StoreError::Json {
@@ -91,8 +94,13 @@ pub fn save(dir: &Path, report: &Report) -> Result<Saved, StoreError> {
         field: String::new(),
         source,
     })?;
-    // A number that is none becomes null in JSON: reading it back finds the field.
-    parse(&saved.json, &String::from_utf8_lossy(&bytes))?;
+    // A number that is none becomes null in JSON: reading it back finds the field. A run's numbers are not thrown
+    // away for it.
+    let refused = dir.join(REFUSED_JSON);
+    if let Err(error) = parse(&refused, &String::from_utf8_lossy(&bytes)) {
+        write_file(&refused, &bytes)?;
+        return Err(error);
+    }
     write_file(&saved.json, &bytes)?;
     write_file(&saved.html, html::page(report).as_bytes())?;
     Ok(saved)
@@ -270,6 +278,8 @@ mod tests {
         report.totals.success_ratio = f64::NAN;
         told(&save(dir.path(), &report).unwrap_err(), "field `totals.success_ratio`: invalid type: null");
         assert!(std::fs::read(&saved.json).unwrap() == before);
+        let refused = std::fs::read_to_string(dir.path().join(REFUSED_JSON)).unwrap();
+        assert!(refused.contains("\"success_ratio\": null"));
     }
 
     #[test]
@@ -279,6 +289,8 @@ mod tests {
         File::create(&path).unwrap().set_len(REPORT_BYTES_MAX + 1).unwrap();
         told(&read(&path).unwrap_err(), "huge.json has more than 268435456 bytes");
         // A pipe or a file that grows has no length that could be trusted.
+        let without_length = Path::new("/proc/self/status");
+        assert!(matches!(read_text(without_length, 4), Err(StoreError::TooLarge { .. })));
         std::fs::write(&path, "12345").unwrap();
         assert!(matches!(read_text(&path, 4), Err(StoreError::TooLarge { .. })));
         assert_eq!(read_text(&path, 5).unwrap(), "12345");
