@@ -1,11 +1,15 @@
 //! `muster-loadtest`: the command line of the load generator.
 
 use clap::{Parser, Subcommand};
+use muster_loadtest::report::commands;
 use muster_loadtest::simulation::RunArgs;
 use std::process::ExitCode;
 
 #[derive(Parser)]
-#[command(version, about = "Many MQTT devices in one process; the last line of output is JSON")]
+#[command(
+    version,
+    about = "Many MQTT devices in one process; the last line of a measurement's output is JSON"
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -21,6 +25,8 @@ enum Command {
     /// One sending process of a run; started by `run`.
     #[command(hide = true)]
     RunPart,
+    #[command(flatten)]
+    Report(commands::Command),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +37,10 @@ fn main() -> ExitCode {
         }),
         Command::Run(args) => muster_loadtest::simulation::run(args),
         Command::RunPart => muster_loadtest::simulation::part().map(|()| true),
+        Command::Report(command) => commands::run(command).map(|printed| {
+            print!("{}", printed.text);
+            printed.held
+        }),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
