@@ -1,6 +1,7 @@
 //! `run` as a command: simulate, write the report, say what broke.
 
 use crate::report::model::Report;
+use crate::report::store;
 use crate::run::run_part;
 pub use crate::run::{Profile, RunArgs, Transport, simulate};
 use anyhow::{Context, Result};
@@ -13,10 +14,8 @@ use serde_json::{Map, Value, json};
 pub fn run(args: &RunArgs) -> Result<bool> {
     let report = simulate(args)?;
     if let Some(dir) = &args.out {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let path = dir.join("report.json");
-        let text = serde_json::to_string_pretty(&report).context("the report has no JSON")?;
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+        let saved = store::save(dir, &report).context("cannot write the report")?;
+        eprintln!("report: {}", saved.html.display());
     }
     let mut held = true;
     for invariant in &report.invariants {
