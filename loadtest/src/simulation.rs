@@ -1,9 +1,10 @@
 //! `run` as a command: simulate, write the report, say what broke.
 
 use crate::report::model::Report;
+use crate::report::store;
 use crate::run::run_part;
 pub use crate::run::{Profile, RunArgs, Transport, simulate};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 /// Simulates and reports; answers whether every invariant held.
@@ -12,12 +13,6 @@ use serde_json::{Map, Value, json};
 /// The run could not be made, or the report cannot be written.
 pub fn run(args: &RunArgs) -> Result<bool> {
     let report = simulate(args)?;
-    if let Some(dir) = &args.out {
-        std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
-        let path = dir.join("report.json");
-        let text = serde_json::to_string_pretty(&report).context("the report has no JSON")?;
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    }
     let mut held = true;
     for invariant in &report.invariants {
         held &= invariant.held;
@@ -25,6 +20,9 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         eprintln!("{mark:>7}  {}: {}", invariant.name, invariant.detail);
     }
     println!("{}", figures(&report, held));
+    if let Some(dir) = &args.out {
+        eprintln!("{}", store::save(dir, &report)?.html.display());
+    }
     Ok(held)
 }
 
