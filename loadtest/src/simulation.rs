@@ -4,7 +4,7 @@ use crate::report::model::Report;
 use crate::report::store;
 use crate::run::run_part;
 pub use crate::run::{Profile, RunArgs, Transport, simulate};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 
 /// Simulates and reports; answers whether every invariant held.
@@ -13,10 +13,6 @@ use serde_json::{Map, Value, json};
 /// The run could not be made, or the report cannot be written.
 pub fn run(args: &RunArgs) -> Result<bool> {
     let report = simulate(args)?;
-    if let Some(dir) = &args.out {
-        let saved = store::save(dir, &report).context("cannot write the report")?;
-        eprintln!("report: {}", saved.html.display());
-    }
     let mut held = true;
     for invariant in &report.invariants {
         held &= invariant.held;
@@ -24,6 +20,9 @@ pub fn run(args: &RunArgs) -> Result<bool> {
         eprintln!("{mark:>7}  {}: {}", invariant.name, invariant.detail);
     }
     println!("{}", figures(&report, held));
+    if let Some(dir) = &args.out {
+        eprintln!("{}", store::save(dir, &report)?.html.display());
+    }
     Ok(held)
 }
 

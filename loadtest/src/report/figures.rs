@@ -92,10 +92,11 @@ const DESCRIBES: Kind = Kind { better: Better::Neither, ..NEVER };
 pub(super) const NEVER_NAMES: [&str; 2] = ["lost", "duplicated"];
 
 /// Latencies with what they are; in this order, before any other.
-const LATENCIES: [(&str, &str); 8] = [
+const LATENCIES: [(&str, &str); 9] = [
     ("puback", "publish to PUBACK, all"),
     ("live", "of these live"),
     ("backlog", "of these backlog"),
+    ("storm_live", "live while the fleet came back with its backlog"),
     ("service", "from the actual send to PUBACK"),
     ("send_late", "the generator's own delay"),
     ("stored", "publish to stored (probes)"),
@@ -251,18 +252,9 @@ pub(super) fn stored_readings(report: &Report) -> f64 {
     records as f64 * report.setup.readings_per_message
 }
 
-/// Bytes that stay: what the data directory grew by, without the event log, which is emptied again.
-pub(super) fn bytes_that_stay(report: &Report) -> Option<f64> {
-    let grown = report.cost.stored_bytes? as f64;
-    let mut logs = report.samples.iter().filter_map(|sample| sample.log_bytes);
-    let first = logs.next().unwrap_or(0) as f64;
-    let last = logs.next_back().map_or(first, |bytes| bytes as f64);
-    Some((grown - (last - first)).max(0.0))
-}
-
 fn stored_bytes_per_reading(report: &Report) -> Option<f64> {
     let readings = stored_readings(report);
-    bytes_that_stay(report).filter(|_| readings > 0.0).map(|bytes| bytes / readings)
+    report.cost.stored_bytes.filter(|_| readings > 0.0).map(|bytes| bytes as f64 / readings)
 }
 
 #[cfg(test)]
@@ -297,17 +289,14 @@ mod tests {
     }
 
     #[test]
-    fn the_event_log_does_not_count_as_storage_and_a_missing_ledger_means_acknowledgements() {
+    fn storage_is_by_the_ledgers_readings_and_without_one_by_the_acknowledged() {
         let mut report = Report::default();
         report.setup.readings_per_message = 5.0;
         report.totals.acked = 100;
         report.cost.stored_bytes = Some(60_000);
         assert_eq!(by_name(&report, "stored_bytes_per_reading").value, 120.0);
-        let log = |bytes| Sample { log_bytes: Some(bytes), ..Sample::default() };
-        report.samples = vec![log(1_000), Sample::default(), log(11_000)];
-        assert_eq!(by_name(&report, "stored_bytes_per_reading").value, 100.0);
         report.totals.ledger = Some(super::super::model::Ledger { stored: 50, ..Default::default() });
-        assert_eq!(by_name(&report, "stored_bytes_per_reading").value, 200.0);
+        assert_eq!(by_name(&report, "stored_bytes_per_reading").value, 240.0);
     }
 
     #[test]

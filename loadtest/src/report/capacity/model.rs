@@ -70,7 +70,7 @@ impl Measured {
             readings: figures::stored_readings(report),
             cores: report.cost.server_cpu_cores,
             memory_bytes: report.cost.server_rss_bytes.map(|bytes| bytes as f64),
-            storage_bytes: figures::bytes_that_stay(report),
+            storage_bytes: report.cost.stored_bytes.map(|bytes| bytes as f64),
             transport: Transport::of(report),
             seconds: report.setup.seconds,
             other_load_cores: report.cost.other_load_cores,

@@ -193,7 +193,7 @@ pub(super) fn costs(report: &Report) -> String {
         ("server, processor", cost.server_cpu_cores.map_or_else(unknown, |cores| Unit::Cores.show(cores))),
         ("server, largest memory", cost.server_rss_bytes.map_or_else(unknown, bytes)),
         ("server, most open files", cost.server_files.map_or_else(unknown, count)),
-        ("server, data directory grew by", cost.stored_bytes.map_or_else(unknown, bytes)),
+        ("server, databases grew by", cost.stored_bytes.map_or_else(unknown, bytes)),
         ("generator, processor", Unit::Cores.show(cost.generator_cpu_cores)),
         ("generator, memory at the end", bytes(cost.generator_rss_bytes)),
         ("everything else, processor", Unit::Cores.show(cost.other_load_cores)),
