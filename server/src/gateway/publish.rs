@@ -74,7 +74,7 @@ fn origin(envelope: &Envelope<'_>) -> Result<Origin, Refusal> {
     let (queue_id, seq) = (envelope.queue_id.0, envelope.seq);
     let (may_queue, may_direct) = match envelope.class {
         UpClass::Telemetry | UpClass::Event => (true, false),
-        UpClass::Birth | UpClass::State | UpClass::Death => (false, true),
+        UpClass::Birth | UpClass::State | UpClass::Death | UpClass::Credit => (false, true),
         UpClass::Result | UpClass::Ota | UpClass::Log | UpClass::Senml => (true, true),
     };
     match (queue_id != 0, seq != 0) {

@@ -8,6 +8,7 @@
 //! input's size suggests, since every decoder checks the byte limit beside its type first.
 
 mod borrowed;
+mod credit;
 mod envelope;
 mod error;
 mod ids;
@@ -17,6 +18,9 @@ mod topic;
 mod value;
 
 pub use borrowed::{ReadingRef, TelemetryRef};
+pub use credit::{
+    CREDIT_BYTES_MAX, CREDIT_REQUEST_BYTES_MAX, Credit, CreditRequest, RECONNECT_SPREAD_MS_MAX,
+};
 pub use envelope::{ENVELOPE_BYTES_MAX, Envelope, PUBLISH_BYTES_MAX, SEQ_MAX, WIRE_VERSION, WireError};
 pub use error::ErrorCode;
 pub use ids::{DeviceId, IdError, QueueId, TenantId};

@@ -24,6 +24,8 @@ pub enum UpClass {
     Death,
     /// RFC 8428 packs of foreign devices.
     Senml,
+    /// A request for credit, for the gateway itself: never a record of the log.
+    Credit,
 }
 
 /// What the server sends to a device.
@@ -41,7 +43,7 @@ pub enum DownClass {
 
 impl UpClass {
     /// Every class, in the order of its number.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Telemetry,
         Self::Event,
         Self::State,
@@ -51,6 +53,7 @@ impl UpClass {
         Self::Birth,
         Self::Death,
         Self::Senml,
+        Self::Credit,
     ];
 
     /// The topic's last level.
@@ -66,6 +69,7 @@ impl UpClass {
             Self::Birth => "birth",
             Self::Death => "death",
             Self::Senml => "senml",
+            Self::Credit => "credit",
         }
     }
 
@@ -82,6 +86,7 @@ impl UpClass {
             Self::Birth => 7,
             Self::Death => 8,
             Self::Senml => 9,
+            Self::Credit => 10,
         }
     }
 

@@ -2,11 +2,12 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use muster_wire::{
-    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, DEATH_BYTES_MAX, DROPS_MAX, Death, DeviceId, DownClass,
-    DropRange, DropReason, ENVELOPE_BYTES_MAX, EVENT_BYTES_MAX, Envelope, Event, EventKind,
-    METRIC_NAME_BYTES_MAX, NAME_BYTES_MAX, PIPELINES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX,
-    Reading, SEQ_MAX, STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX,
-    Telemetry, TenantId, Topic, UpClass, Value, WIRE_VERSION, senml,
+    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, CREDIT_BYTES_MAX, CREDIT_REQUEST_BYTES_MAX, Credit,
+    CreditRequest, DEATH_BYTES_MAX, DROPS_MAX, Death, DeviceId, DownClass, DropRange, DropReason,
+    ENVELOPE_BYTES_MAX, EVENT_BYTES_MAX, Envelope, Event, EventKind, METRIC_NAME_BYTES_MAX, NAME_BYTES_MAX,
+    PIPELINES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, RECONNECT_SPREAD_MS_MAX, Reading, SEQ_MAX,
+    STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX, Telemetry, TenantId,
+    Topic, UpClass, Value, WIRE_VERSION, senml,
 };
 use serde_cbor::Value as Cbor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,9 +43,11 @@ fn every_class_has_its_channel_and_operations_and_there_are_no_others() {
     for class in UpClass::ALL {
         let name = class.as_str();
         legs.push(("up", name));
-        let verbs = [("receive", "receive"), ("forward", "send")];
-        operations
-            .extend(verbs.map(|(verb, action)| (format!("{verb}-{name}"), action, format!("up-{name}"))));
+        operations.insert((format!("receive-{name}"), "receive", format!("up-{name}")));
+        // A request for credit ends at the gateway: no integration client follows it.
+        if class != UpClass::Credit {
+            operations.insert((format!("forward-{name}"), "send", format!("up-{name}")));
+        }
         let channel = &document["channels"][format!("up-{name}").as_str()];
         assert_eq!(channel["x-number"].as_i64(), Some(i64::from(class.number())), "{name}");
         assert_eq!(names(&channel["messages"]), BTreeSet::from([name.to_owned()]));
@@ -82,6 +85,7 @@ fn limits() -> BTreeMap<&'static str, i64> {
         ("messages/birth/x-body-bytes-max", BIRTH_BYTES_MAX),
         ("messages/death/x-body-bytes-max", DEATH_BYTES_MAX),
         ("messages/senml/x-body-bytes-max", senml::SENML_BYTES_MAX),
+        ("messages/credit/x-body-bytes-max", CREDIT_REQUEST_BYTES_MAX),
         ("schemas/Envelope/x-bytes-max", ENVELOPE_BYTES_MAX),
         ("schemas/Envelope/items/seq/maximum", usize::try_from(SEQ_MAX).unwrap()),
         ("schemas/Telemetry/properties/readings/minItems", 1),
@@ -107,6 +111,13 @@ fn limits() -> BTreeMap<&'static str, i64> {
         ("schemas/State/properties/queues/maxItems", QUEUES_MAX),
         ("schemas/State/properties/drops/maxItems", DROPS_MAX),
         ("schemas/Death/properties/reason/x-bytes-max", NAME_BYTES_MAX),
+        ("schemas/CreditRequest/properties/backlog/minimum", 1),
+        ("schemas/Credit/x-bytes-max", CREDIT_BYTES_MAX),
+        ("schemas/Credit/minItems", 4),
+        (
+            "schemas/Credit/items/reconnect_spread_ms/maximum",
+            usize::try_from(RECONNECT_SPREAD_MS_MAX).unwrap(),
+        ),
         ("schemas/Senml/minItems", 1),
         ("schemas/Senml/maxItems", READINGS_MAX),
         ("schemas/Senml/items/properties/bver/maximum", 10),
@@ -244,6 +255,9 @@ fn bodies() -> Vec<Body> {
         (Birth::CLASS, birth.encode(), |bytes| Birth::decode(bytes).is_ok()),
         (State::CLASS, state.encode(), |bytes| State::decode(bytes).is_ok()),
         (Death::CLASS, Death { reason: text() }.encode(), |bytes| Death::decode(bytes).is_ok()),
+        (CreditRequest::CLASS, CreditRequest { backlog: 60 }.encode(), |bytes| {
+            CreditRequest::decode(bytes).is_ok()
+        }),
     ]
 }
 
@@ -287,6 +301,21 @@ fn the_envelope_is_what_its_schema_says() {
         assert_eq!(fields[1], Cbor::Integer(i128::from(class.number())));
     }
     assert_eq!(schema["items"][0]["const"].as_i64(), Some(i64::from(WIRE_VERSION)));
+}
+
+#[test]
+fn the_credit_is_what_its_schema_says() {
+    let document = document();
+    let message = resolve(&document, &document["channels"]["dn-credit"]["messages"]["grant"]);
+    let schema = resolve(&document, &message["payload"]);
+    let credit = Credit { epoch: u64::MAX, records: 64, reconnect_spread_ms: 6_667 };
+    let whole: Cbor = serde_cbor::from_slice(&credit.encode()).unwrap();
+    conforms(&document, schema, &whole, "credit");
+    assert_eq!(schema["items"][0]["const"].as_i64(), Some(i64::from(WIRE_VERSION)));
+    let Cbor::Array(mut fields) = whole else { panic!("an array") };
+    fields.push(Cbor::Text("of a later server".into()));
+    assert_eq!(schema["additionalItems"].as_bool(), Some(true));
+    assert_eq!(Credit::decode(&serde_cbor::to_vec(&Cbor::Array(fields)).unwrap()).unwrap(), credit);
 }
 
 /// A pack of one record with a value for each field named, in both forms; they decode alike.

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use muster_wire::{
-    Birth, BoundingBox, Death, DropRange, DropReason, Envelope, Event, EventKind, QueueId, QueueState,
-    Reading, State, Telemetry, UpClass, Value,
+    Birth, BoundingBox, Credit, CreditRequest, Death, DropRange, DropReason, Envelope, Event, EventKind,
+    QueueId, QueueState, Reading, State, Telemetry, UpClass, Value, WireError,
 };
 
 macro_rules! check {
@@ -126,6 +126,50 @@ fn death() {
 }
 
 #[test]
+fn credit_request() {
+    check!(CreditRequest { backlog: 60 }, CreditRequest, "a100183c");
+    check!(CreditRequest { backlog: u64::MAX }, CreditRequest, "a1001bffffffffffffffff");
+}
+
+#[test]
+fn credit() {
+    check!(Credit { epoch: 7, records: 0, reconnect_spread_ms: 0 }, Credit, "8401070000");
+    check!(
+        Credit { epoch: 0x0123_4567_89ab_cdef, records: 64, reconnect_spread_ms: 6_667 },
+        Credit,
+        "84011b0123456789abcdef1840191a0b"
+    );
+    check!(
+        Credit { epoch: u64::MAX, records: u32::MAX, reconnect_spread_ms: u32::MAX },
+        Credit,
+        "84011bffffffffffffffff1affffffff1affffffff"
+    );
+}
+
+/// What a server of a later day may send to a device of today, and what it may not.
+#[test]
+fn a_credit_with_later_fields_is_taken_and_another_version_is_told() {
+    let decode = |bytes: &str| Credit::decode(&hex::decode(bytes).unwrap());
+    let credit = Credit { epoch: 7, records: 64, reconnect_spread_ms: 5 };
+    assert_eq!(decode("840107184005").unwrap(), credit);
+    assert_eq!(decode("860107184005a10102f6").unwrap(), credit);
+    assert!(matches!(decode("840207184005"), Err(WireError::Version(2))));
+    for bad in [
+        "",
+        "80",
+        "83010718",
+        "8301071840",
+        "840107184005ff",
+        "850107184005",
+        "9f0107184005ff",
+        "a0",
+        "840120184005",
+    ] {
+        assert!(matches!(decode(bad), Err(WireError::Malformed { .. })), "{bad}");
+    }
+}
+
+#[test]
 fn numbers_of_classes_kinds_and_reasons_never_change() {
     let classes: Vec<(u8, &str)> =
         UpClass::ALL.iter().map(|class| (class.number(), class.as_str())).collect();
@@ -139,6 +183,7 @@ fn numbers_of_classes_kinds_and_reasons_never_change() {
         (7, "birth"),
         (8, "death"),
         (9, "senml"),
+        (10, "credit"),
     ];
     assert_eq!(classes, expect);
     for (at, reason) in DropReason::ALL.iter().enumerate() {

@@ -3,11 +3,12 @@
 
 use muster_wire::senml;
 use muster_wire::{
-    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, DEATH_BYTES_MAX, DROPS_MAX, Death, DeviceId, DropRange,
-    DropReason, ENVELOPE_BYTES_MAX, EVENT_BYTES_MAX, Envelope, Event, EventKind, METRIC_NAME_BYTES_MAX,
-    NAME_BYTES_MAX, PIPELINES_MAX, PUBLISH_BYTES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, Reading,
-    SEQ_MAX, STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX, Telemetry,
-    TelemetryRef, TenantId, Topic, UpClass, Value, WireError, check_metric_name,
+    BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, CREDIT_BYTES_MAX, CREDIT_REQUEST_BYTES_MAX, Credit,
+    CreditRequest, DEATH_BYTES_MAX, DROPS_MAX, Death, DeviceId, DropRange, DropReason, ENVELOPE_BYTES_MAX,
+    EVENT_BYTES_MAX, Envelope, Event, EventKind, METRIC_NAME_BYTES_MAX, NAME_BYTES_MAX, PIPELINES_MAX,
+    PUBLISH_BYTES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, Reading, SEQ_MAX, STATE_BYTES_MAX,
+    SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX, Telemetry, TelemetryRef, TenantId, Topic,
+    UpClass, Value, WireError, check_metric_name,
 };
 
 /// Makes one of `max`, which is taken, and one of `max + 1`, whose refusal holds all `parts`.
@@ -155,13 +156,15 @@ fn reports_are_bounded() {
 #[test]
 fn bodies_over_their_bytes_are_not_looked_at() {
     type Decode = fn(&[u8]) -> Result<(), WireError>;
-    let bodies: [(&str, usize, Decode); 7] = [
+    let bodies: [(&str, usize, Decode); 9] = [
         ("telemetry", TELEMETRY_BYTES_MAX, |bytes| Telemetry::decode(bytes).map(|_| ())),
         ("telemetry", TELEMETRY_BYTES_MAX, |bytes| TelemetryRef::decode(bytes).map(|_| ())),
         ("event", EVENT_BYTES_MAX, |bytes| Event::decode(bytes).map(|_| ())),
         ("birth", BIRTH_BYTES_MAX, |bytes| Birth::decode(bytes).map(|_| ())),
         ("state", STATE_BYTES_MAX, |bytes| State::decode(bytes).map(|_| ())),
         ("death", DEATH_BYTES_MAX, |bytes| Death::decode(bytes).map(|_| ())),
+        ("credit request", CREDIT_REQUEST_BYTES_MAX, |bytes| CreditRequest::decode(bytes).map(|_| ())),
+        ("credit", CREDIT_BYTES_MAX, |bytes| Credit::decode(bytes).map(|_| ())),
         ("senml", senml::SENML_BYTES_MAX, |bytes| senml::decode(bytes).map(|_| ())),
     ];
     for (what, max, decode) in bodies {
@@ -171,6 +174,16 @@ fn bodies_over_their_bytes_are_not_looked_at() {
         let error = decode(&vec![0; max + 1]).unwrap_err().to_string();
         assert_eq!(error, format!("{what} has {} bytes, more than {max}", max + 1));
     }
+}
+
+#[test]
+fn a_request_for_credit_is_for_one_record_at_least() {
+    assert!(CreditRequest::decode(&CreditRequest { backlog: 1 }.encode()).is_ok());
+    let error = CreditRequest::decode(&CreditRequest { backlog: 0 }.encode()).unwrap_err().to_string();
+    assert!(error.contains("credit request: backlog") && error.contains("1 at least"), "{error}");
+    assert!(CreditRequest { backlog: u64::MAX }.encode().len() <= CREDIT_REQUEST_BYTES_MAX);
+    let largest = Credit { epoch: u64::MAX, records: u32::MAX, reconnect_spread_ms: u32::MAX };
+    assert_eq!(Credit::decode(&largest.encode()).unwrap(), largest);
 }
 
 #[test]

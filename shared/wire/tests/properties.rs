@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use muster_wire::{
-    Birth, Death, DeviceId, DownClass, Envelope, Event, Leg, QueueId, Reading, ReadingRef, State, Telemetry,
-    TelemetryRef, TenantId, Topic, UpClass, Value,
+    Birth, Credit, CreditRequest, Death, DeviceId, DownClass, Envelope, Event, Leg, QueueId, Reading,
+    ReadingRef, State, Telemetry, TelemetryRef, TenantId, Topic, UpClass, Value,
 };
 use proptest::prelude::*;
 
@@ -43,6 +43,8 @@ fn decode_all(bytes: &[u8]) {
     let _ = Birth::decode(bytes);
     let _ = State::decode(bytes);
     let _ = Death::decode(bytes);
+    let _ = Credit::decode(bytes);
+    let _ = CreditRequest::decode(bytes);
 }
 
 proptest! {
@@ -89,7 +91,8 @@ proptest! {
         let body = Telemetry { readings }.encode();
         let envelope =
             Envelope { class: UpClass::Telemetry, queue_id: QueueId(7), seq: 9, measured_at_us: 5, body: &body };
-        for mut bytes in [envelope.encode(), body.clone()] {
+        let credit = Credit { epoch: u64::MAX, records: 64, reconnect_spread_ms: 70_000 }.encode();
+        for mut bytes in [envelope.encode(), body.clone(), credit] {
             let at = at.index(bytes.len());
             bytes[at] ^= 1 << bit;
             decode_all(&bytes);
@@ -125,6 +128,8 @@ fn a_promised_length_allocates_nothing() {
         "a100bf",
         "bb7fffffffffffffff",
         "9b7fffffffffffffff",
+        "9b7fffffffffffffff01184005",
+        "bb7fffffffffffffff00",
     ] {
         decode_all(&hex::decode(head).unwrap());
     }

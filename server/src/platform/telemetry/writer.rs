@@ -134,7 +134,7 @@ impl Writer<'_, '_> {
             },
             // The gateway writes a Disconnected record too; the will itself tells the store nothing more.
             Some(UpClass::Death) => Ok(()),
-            Some(UpClass::Result | UpClass::Ota | UpClass::Log) | None => {
+            Some(UpClass::Result | UpClass::Ota | UpClass::Log | UpClass::Credit) | None => {
                 self.accounted(slot, record, |_, _, _, _| {
                     Err(Refusal::new("no consumer", "class is not stored").into())
                 })
