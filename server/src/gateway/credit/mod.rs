@@ -85,8 +85,10 @@ impl Asked {
 
 /// The fleet's credit.
 pub(crate) struct Credits {
-    epoch: u64,
-    spread_ms: AtomicU32,
+    /// This start.
+    pub(crate) epoch: u64,
+    /// What who connects or asks now is told.
+    pub(crate) spread_ms: AtomicU32,
     line: Line,
     pub(crate) probe: probe::Probe,
     /// Somebody came to an empty line.
