@@ -38,12 +38,13 @@ pub struct Broker {
     pub gate: Arc<Semaphore>,
     /// What follows the next SUBACKs.
     pub after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
-    /// The newest connection's way out.
-    out: Arc<Mutex<Option<Out>>>,
+    /// The newest connection's way out, while it is up.
+    out: Arc<Mutex<Option<WeakOut>>>,
 }
 
 /// Packets on their way out, and whether they wait for the gate.
 type Out = mpsc::UnboundedSender<(bool, Vec<u8>)>;
+type WeakOut = mpsc::WeakUnboundedSender<(bool, Vec<u8>)>;
 
 /// Permits that no test uses up.
 const OPEN: usize = 1_000_000;
@@ -56,7 +57,7 @@ impl Broker {
         let answers: Arc<Mutex<VecDeque<Answer>>> = Arc::default();
         let (plan, gate) = (Arc::clone(&answers), Arc::new(Semaphore::new(OPEN)));
         let after_suback: Arc<Mutex<VecDeque<_>>> = Arc::default();
-        let out: Arc<Mutex<Option<Out>>> = Arc::default();
+        let out: Arc<Mutex<Option<WeakOut>>> = Arc::default();
         let newest = Arc::clone(&out);
         let broker = Self {
             port,
@@ -70,7 +71,7 @@ impl Broker {
             while let Ok((stream, _)) = listener.accept().await {
                 let (plan, gate, after) = (Arc::clone(&plan), Arc::clone(&gate), Arc::clone(&after_suback));
                 let (replies, waiting) = mpsc::unbounded_channel();
-                *newest.lock().unwrap() = Some(replies.clone());
+                *newest.lock().unwrap() = Some(replies.downgrade());
                 tokio::spawn(serve(stream, sender.clone(), plan, gate, after, (replies, waiting)));
             }
         });
@@ -80,7 +81,8 @@ impl Broker {
     /// Sends a packet on the newest connection.
     pub fn send(&self, packet: Vec<u8>) {
         let out = self.out.lock().unwrap();
-        out.as_ref().expect("a connection").send((false, packet)).expect("it is up");
+        let out = out.as_ref().and_then(WeakOut::upgrade).expect("a connection that is up");
+        out.send((false, packet)).expect("it is up");
     }
 
     pub fn close_gate(&self) {

@@ -21,6 +21,8 @@ mod probe;
 mod tests;
 
 pub(crate) use controller::Cut;
+#[cfg(test)]
+pub(crate) use line::WAITING_MAX;
 
 use super::Core;
 use super::link::{Link, Message};
@@ -177,6 +179,11 @@ impl Credits {
         code
     }
 
+    /// How many links wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.line.len()
+    }
+
     /// A connection ended.
     pub(crate) fn leave(&self, link: &Link) {
         self.line.leave(link);
@@ -186,7 +193,7 @@ impl Credits {
         let log = core.log.stats();
         let stored = core.log.released(STORE_READER).unwrap_or(log.durable_next);
         Signals {
-            waits: self.line.len() > 0,
+            waits: self.waiting() > 0,
             disk_delay: self.probe.take(),
             late,
             log_bytes: log.bytes,
@@ -215,7 +222,7 @@ impl Credits {
                 metrics.credit_granted.inc_by(u64::from(records));
             }
         }
-        metrics.credit_waiting.set(i64::try_from(self.line.len()).unwrap_or(i64::MAX));
+        metrics.credit_waiting.set(i64::try_from(self.waiting()).unwrap_or(i64::MAX));
     }
 
     /// Grants; runs for the gateway's life.

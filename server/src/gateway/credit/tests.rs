@@ -123,7 +123,7 @@ fn what_a_link_cannot_be_told_is_not_spent() {
     core.credits.leave(&left);
     let mut controller = controller();
     core.credits.grant(&core.metrics, &mut controller);
-    assert_eq!((core.credits.line.len(), core.metrics.credit_granted.get()), (0, 0));
+    assert_eq!((core.credits.waiting(), core.metrics.credit_granted.get()), (0, 0));
     // All of the bank is left: a burst of the start's budget.
     let after: Vec<_> = (0..20).map(|at| follower(&core, &format!("d{at}"))).collect();
     after.iter().for_each(|link| ask(&core, link, 64));
@@ -144,9 +144,9 @@ fn grants_of_one_turn_are_bounded() {
     links.iter().for_each(|link| ask(&core, link, 1));
     core.credits.grant(&core.metrics, &mut controller);
     assert!(controller.may_grant(), "it is not the budget that ends it");
-    assert_eq!((core.credits.line.len(), core.metrics.credit_waiting.get()), (1, 1));
+    assert_eq!((core.credits.waiting(), core.metrics.credit_waiting.get()), (1, 1));
     core.credits.grant(&core.metrics, &mut controller);
-    assert_eq!(core.credits.line.len(), 0);
+    assert_eq!(core.credits.waiting(), 0);
 }
 
 #[test]
