@@ -10,7 +10,7 @@ use muster_agent::metrics::Metrics;
 use muster_agent::queue::{Bounds, Queue, QueueClass};
 use muster_agent::supervisor::{StopSender, stop_pair};
 use muster_agent::uplink::{Settings, Uplink};
-use muster_wire::{Birth, DeviceId, DropReason, State, TenantId, UpClass};
+use muster_wire::{Birth, Credit, CreditRequest, DeviceId, DropReason, State, TenantId, UpClass};
 use std::sync::Arc;
 use std::time::Duration;
 use support::{Answer, Broker, Seen};
@@ -189,6 +189,77 @@ async fn the_window_holds_with_a_silent_server() {
         tokio::time::timeout(Duration::from_millis(300), bench.broker.next_of(UpClass::Telemetry)).await;
     assert!(more.is_err(), "a thirty-first record came");
     assert_eq!(bench.queue.released(), [1, 1]);
+}
+
+/// The packet that tells a device about credit.
+fn credit(epoch: u64, records: u32) -> Vec<u8> {
+    let topic = b"muster/acme/press-7/dn/credit";
+    let payload = Credit { epoch, records, reconnect_spread_ms: 0 }.encode();
+    let rest = [&[0, u8::try_from(topic.len()).unwrap()], &topic[..], &[0], &payload].concat();
+    [&[0x30, u8::try_from(rest.len()).unwrap()], &rest[..]].concat()
+}
+
+impl Bench {
+    /// The next request for credit, and the telemetry that came before it.
+    async fn asked(&mut self) -> (u64, Vec<u64>) {
+        let mut before = Vec::new();
+        loop {
+            match self.broker.next().await {
+                Seen::Publish { topic, class: UpClass::Credit, seq, body, .. } => {
+                    assert_eq!((topic.as_str(), seq), ("muster/acme/press-7/up/credit", 0));
+                    return (CreditRequest::decode(&body).unwrap().backlog, before);
+                }
+                Seen::Publish { class: UpClass::Telemetry, seq, .. } => before.push(seq),
+                _ => {}
+            }
+        }
+    }
+
+    /// Telemetry as it comes, up to a number.
+    async fn telemetry_upto(&mut self, last: u64) -> Vec<u64> {
+        let mut seqs = Vec::new();
+        while seqs.last() != Some(&last) {
+            seqs.push(self.broker.next_of(UpClass::Telemetry).await.0);
+        }
+        seqs
+    }
+}
+
+#[tokio::test]
+async fn under_control_live_records_go_at_once_and_the_backlog_as_credit_comes() {
+    let mut bench = Bench::new().await;
+    bench.broker.after_suback.lock().unwrap().push_back(credit(7, 0));
+    bench.put(QueueClass::Telemetry, 100).await;
+    bench.start();
+    assert_eq!(bench.asked().await, (100, vec![]), "nothing is sent before");
+    assert_eq!(bench.put(QueueClass::Telemetry, 1).await, 101);
+    assert_eq!(bench.telemetry_upto(101).await, [101], "live before all of the backlog");
+    bench.broker.send(credit(7, 40));
+    let (backlog, sent) = bench.asked().await;
+    assert!((20..=30).contains(&sent.len()), "asks when half is spent: {sent:?}");
+    assert_eq!(backlog, 60, "beyond what there is credit for");
+    let rest = bench.telemetry_upto(40).await;
+    assert_eq!([sent, rest].concat(), (1..=40).collect::<Vec<_>>());
+    bench.put(QueueClass::Telemetry, 1).await;
+    assert_eq!(bench.telemetry_upto(102).await, [102], "no credit is left");
+    bench.broker.send(credit(7, 60));
+    assert_eq!(bench.telemetry_upto(100).await, (41..=100).collect::<Vec<_>>());
+    bench.released([103, 1]).await;
+    assert!(bench.metrics.received.get() >= 3);
+}
+
+#[tokio::test]
+async fn credit_is_not_carried_over_to_another_connection() {
+    let mut bench = Bench::new().await;
+    bench.broker.after_suback.lock().unwrap().extend([credit(7, 50), credit(8, 0)]);
+    bench.broker.plan(&[Answer::Hang, Answer::Close]);
+    bench.put(QueueClass::Telemetry, 10).await;
+    bench.start();
+    while bench.broker.next().await != Seen::Lost {}
+    assert_eq!(bench.asked().await, (10, vec![]));
+    bench.broker.send(credit(8, 10));
+    assert_eq!(bench.telemetry_upto(10).await, (1..=10).collect::<Vec<_>>());
+    bench.released([11, 1]).await;
 }
 
 /// A message of QoS 0 that takes so many bytes as a packet.

@@ -27,6 +27,14 @@ impl Backoff {
         doubled.mul_f64(self.rng.random_range(0.5..=1.0))
     }
 
+    /// The wait after one more failure; the first one at any time within `spread`, where that is longer: a fleet
+    /// that lost its server at one moment comes back over that time.
+    pub fn first_wait_within(&mut self, spread: Duration) -> Duration {
+        let is_first = self.failures == 0;
+        let own = self.next_wait();
+        if is_first && spread > own { spread.mul_f64(self.rng.random_range(0.0..=1.0)) } else { own }
+    }
+
     /// A success: the next wait is the first again.
     pub fn reset(&mut self) {
         self.failures = 0;
@@ -46,5 +54,26 @@ mod tests {
         }
         backoff.reset();
         assert!(backoff.next_wait().as_millis() <= 100);
+    }
+
+    #[test]
+    fn the_first_wait_alone_is_spread_and_only_by_more_than_its_own() {
+        let (min, max) = (Duration::from_millis(100), Duration::from_secs(3));
+        let mut backoff = Backoff::new(min, max, 7);
+        let spread = Duration::from_secs(10);
+        let mut tenths = [0; 10];
+        for _ in 0..1_000 {
+            let wait = backoff.first_wait_within(spread);
+            assert!(wait <= spread);
+            tenths[usize::try_from(wait.as_millis()).unwrap().min(9_999) / 1_000] += 1;
+            assert!(backoff.first_wait_within(spread) <= 2 * min, "the second is its own");
+            backoff.reset();
+        }
+        assert!(tenths.iter().all(|count| *count > 50), "{tenths:?}");
+        for spread in [Duration::ZERO, min / 2] {
+            let wait = backoff.first_wait_within(spread);
+            assert!((min / 2..=min).contains(&wait), "{wait:?}");
+            backoff.reset();
+        }
     }
 }

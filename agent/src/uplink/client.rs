@@ -44,8 +44,10 @@ pub(super) struct LinkOptions {
 pub(super) enum LinkEvent {
     /// CONNACK; the server's packet limit, if it named one.
     Connected { packet_bytes_max: Option<u32> },
+    /// The SUBACK, and whether it grants the subscription.
+    Subscribed { granted: bool },
     /// A message from the server.
-    Received { topic: String, bytes: usize },
+    Received { topic: String, payload: Vec<u8> },
     /// The connection ended or was never made.
     Lost { reason: String },
 }
@@ -122,6 +124,11 @@ impl Link {
         Ok(ack(notice))
     }
 
+    /// Publishes with QoS 0: it may be lost with the connection.
+    pub(super) fn tell(&self, topic: &str, payload: Vec<u8>) -> Result<(), LinkClosed> {
+        self.client.try_publish(topic, payload, PublishOptions::at_most_once()).map_err(|_| LinkClosed)
+    }
+
     /// Sends DISCONNECT once what is in flight is answered, within [`DISCONNECT_TIMEOUT`].
     pub(super) async fn disconnect(mut self) {
         if self.client.try_disconnect_with_timeout(DISCONNECT_TIMEOUT).is_err() {
@@ -157,13 +164,15 @@ async fn drive(
             }
             Ok(Event::Incoming(Packet::Publish(publish))) => {
                 let topic = String::from_utf8_lossy(&publish.topic).into_owned();
-                LinkEvent::Received { topic, bytes: publish.payload.len() }
+                LinkEvent::Received { topic, payload: publish.payload.to_vec() }
             }
             Ok(Event::Incoming(Packet::SubAck(suback))) => {
-                if suback.return_codes.iter().any(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
-                    tracing::warn!(codes = ?suback.return_codes, "the server refused the subscription");
+                let codes = &suback.return_codes;
+                let granted = codes.iter().all(|code| matches!(code, SubscribeReasonCode::Success(_)));
+                if !granted {
+                    tracing::warn!(?codes, "the server refused the subscription");
                 }
-                continue;
+                LinkEvent::Subscribed { granted }
             }
             Ok(Event::Incoming(Packet::Disconnect(disconnect))) => {
                 tracing::warn!(reason = ?disconnect.reason_code, "the server disconnects");
@@ -215,7 +224,10 @@ mod tests {
         assert!(matches!(link.next().await, LinkEvent::Connected { .. }));
         for _ in 0..messages {
             let event = link.next().await;
-            assert!(matches!(&event, LinkEvent::Received { topic, bytes: 0 } if topic == "t"), "{event:?}");
+            assert!(
+                matches!(&event, LinkEvent::Received { topic, payload } if topic == "t" && payload.is_empty()),
+                "{event:?}"
+            );
         }
     }
 }

@@ -5,11 +5,13 @@
 //! there before (and what the server refused for now).
 //!
 //! Promise: every durable record is wanted again until [`Core::settle`] said it is done; the release mark
-//! only passes records that are done; the newest telemetry waits for no backlog, and no backlog starves.
+//! only passes records that are done; the newest telemetry waits for no backlog, and no backlog starves. Where the
+//! server controls the fleet, the backlog is sent against [`credit`](super::credit) only, and live records without.
 //! Limits: [`WINDOW`] records in flight; a live lane that falls [`LIVE_LAG_MAX`] behind gives its oldest
 //! part to the backlog.
 
 use super::backoff::Backoff;
+use super::credit::Allowance;
 use super::ranges::RangeSet;
 use crate::queue::{QueueClass, Seq};
 use muster_wire::DropReason;
@@ -141,6 +143,7 @@ pub struct Core {
     turn: u64,
     hold: Backoff,
     held_until: Option<Duration>,
+    allowance: Allowance,
 }
 
 /// The order of the lanes for one turn. Events before telemetry and live before backlog, but each third
@@ -165,15 +168,53 @@ impl Core {
             turn: 0,
             hold: Backoff::new(HOLD_MIN, HOLD_MAX, seed),
             held_until: None,
+            allowance: Allowance::default(),
         }
     }
 
     /// A connection begins: what was in flight is to be sent again, as backlog.
-    pub fn connected(&mut self, durable: [Seq; 2]) {
+    pub fn connected(&mut self, durable: [Seq; 2], now: Duration) {
+        self.allowance.connected(now);
         for (cursor, durable) in self.cursors.iter_mut().zip(durable) {
             cursor.restart(durable);
         }
         self.held_until = None;
+    }
+
+    /// The server answered the subscription, on which credit would come.
+    pub fn subscribed(&mut self, granted: bool, now: Duration) {
+        self.allowance.subscribed(granted, now);
+    }
+
+    /// The server told about credit: its start, and how many more records of the backlog may be sent.
+    pub fn credit(&mut self, epoch: u64, records: u32, now: Duration) {
+        self.allowance.heard(epoch, records, now);
+    }
+
+    /// How many records to ask credit for now; counts as asked.
+    pub fn ask(&mut self, now: Duration) -> Option<u64> {
+        if self.is_held(now) {
+            return None;
+        }
+        self.allowance.ask(self.backlog(), now)
+    }
+
+    /// When credit is to be asked for next, or no longer waited for.
+    #[must_use]
+    pub fn look_at(&self, now: Duration) -> Option<Duration> {
+        if self.is_held(now) {
+            return None;
+        }
+        self.allowance.look_at(self.backlog(), now)
+    }
+
+    /// Records that wait in the backlog.
+    fn backlog(&self) -> u64 {
+        self.cursors.iter().map(|cursor| cursor.backlog.count()).sum()
+    }
+
+    fn is_held(&self, now: Duration) -> bool {
+        self.held_until.is_some_and(|until| now < until)
     }
 
     /// Records in flight.
@@ -200,15 +241,17 @@ impl Core {
         self.held_until
     }
 
-    /// The record to publish next, if the window, the pause and the queue allow one.
+    /// The record to publish next, if the window, the pause, the queue and for the backlog the server allow one.
     pub fn next(&mut self, durable: [Seq; 2], now: Duration) -> Option<Want> {
-        if self.in_flight() >= RECORDS_IN_FLIGHT_MAX as u64
-            || self.held_until.is_some_and(|until| now < until)
-        {
+        if self.in_flight() >= RECORDS_IN_FLIGHT_MAX as u64 || self.is_held(now) {
             return None;
         }
         self.held_until = None;
+        let backlog_may = self.allowance.may_send(now);
         order(self.turn).into_iter().find_map(|(class, lane)| {
+            if lane == Lane::Backlog && !backlog_may {
+                return None;
+            }
             let seq = self.cursors[class.index()].next(lane, durable[class.index()])?;
             Some(Want { class, lane, seq })
         })
@@ -226,6 +269,9 @@ impl Core {
         }
         cursor.take(want.lane, seq, seq + 1);
         cursor.in_flight.insert(seq, seq + 1);
+        if want.lane == Lane::Backlog {
+            self.allowance.spend();
+        }
         self.turn += 1;
         true
     }

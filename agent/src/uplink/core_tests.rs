@@ -1,11 +1,18 @@
 use super::*;
+use proptest::prelude::*;
 
 const NOW: Duration = Duration::from_secs(100);
 
 fn core(released: [Seq; 2], durable: [Seq; 2]) -> Core {
     let mut core = Core::new(released, 1);
-    core.connected(durable);
+    connect(&mut core, durable);
     core
+}
+
+/// A connection to a server that controls nothing.
+fn connect(core: &mut Core, durable: [Seq; 2]) {
+    core.connected(durable, NOW);
+    core.subscribed(false, NOW);
 }
 
 fn send(core: &mut Core, durable: [Seq; 2]) -> Option<(QueueClass, Lane, Seq)> {
@@ -91,7 +98,7 @@ fn a_lost_connection_sends_again_what_is_not_done() {
     let mut core = core([1, 1], [6, 1]);
     while send(&mut core, [6, 1]).is_some() {}
     core.settle(QueueClass::Telemetry, 2);
-    core.connected([7, 1]);
+    connect(&mut core, [7, 1]);
     assert_eq!(core.in_flight(), 0);
     let again: Vec<_> = std::iter::from_fn(|| send(&mut core, [7, 1])).map(|sent| sent.2).collect();
     assert_eq!(again, [1, 3, 4, 5, 6]);
@@ -152,7 +159,7 @@ fn a_gap_that_passes_what_is_done_sends_nothing_twice() {
     let mut core = core([1, 1], [6, 1]);
     while send(&mut core, [6, 1]).is_some() {}
     core.settle(QueueClass::Telemetry, 4);
-    core.connected([6, 1]);
+    connect(&mut core, [6, 1]);
     let want = core.next([6, 1], NOW).unwrap();
     assert!(!core.found(want, 4), "4 is done; 1 to 3 are gone");
     assert_eq!(core.released(QueueClass::Telemetry), 5);
@@ -174,4 +181,214 @@ fn pauses_grow_with_each_refusal_for_now_up_to_a_bound() {
     assert!(pauses[0] <= HOLD_MIN);
     assert!(pauses.iter().all(|pause| *pause <= HOLD_MAX), "{pauses:?}");
     assert!(pauses[10..].iter().all(|pause| *pause >= HOLD_MAX / 2), "{pauses:?}");
+}
+
+/// A connection under control, without credit.
+fn controlled(released: [Seq; 2], durable: [Seq; 2]) -> Core {
+    let mut core = Core::new(released, 1);
+    core.connected(durable, NOW);
+    core.credit(7, 0, NOW);
+    core
+}
+
+#[test]
+fn until_the_server_says_whether_it_gives_credit_only_live_records_are_sent() {
+    let mut core = Core::new([1, 1], 1);
+    core.connected([10, 1], NOW);
+    assert_eq!(core.next([10, 1], NOW), None);
+    assert_eq!(send(&mut core, [11, 1]), Some((QueueClass::Telemetry, Lane::Live, 10)));
+    assert_eq!(core.next([11, 1], NOW), None);
+    let until = core.look_at(NOW).unwrap();
+    assert!(core.next([11, 1], until).is_some());
+    core.subscribed(false, NOW);
+    assert!(core.next([11, 1], NOW).is_some());
+}
+
+#[test]
+fn the_backlog_takes_credit_and_live_records_none() {
+    let mut core = controlled([1, 1], [100, 1]);
+    assert_eq!(core.next([100, 1], NOW), None);
+    assert_eq!((core.ask(NOW), core.ask(NOW)), (Some(99), None));
+    core.credit(7, 3, NOW);
+    let sent: Vec<_> = std::iter::from_fn(|| send(&mut core, [105, 1])).collect();
+    let lanes = |lane| sent.iter().filter(|each| each.1 == lane).map(|each| each.2).collect::<Vec<_>>();
+    assert_eq!(lanes(Lane::Live), [100, 101, 102, 103, 104]);
+    assert_eq!(lanes(Lane::Backlog), [1, 2, 3]);
+    assert_eq!(core.ask(NOW), Some(96), "asks again: half of the grant is spent");
+}
+
+#[test]
+fn numbers_that_are_gone_take_no_credit() {
+    let mut core = controlled([1, 1], [100, 1]);
+    core.credit(7, 2, NOW);
+    let want = core.next([100, 1], NOW).unwrap();
+    core.gone(want, 50);
+    let want = core.next([100, 1], NOW).unwrap();
+    assert!(core.found(want, 60));
+    assert!(send(&mut core, [100, 1]).is_some());
+    assert_eq!(core.next([100, 1], NOW), None);
+    assert_eq!(core.ask(NOW), Some(38));
+}
+
+#[test]
+fn a_record_that_is_kept_asks_for_credit_again_once_the_pause_is_over() {
+    let mut core = controlled([1, 1], [2, 1]);
+    core.credit(7, 1, NOW);
+    assert!(send(&mut core, [2, 1]).is_some());
+    core.keep(QueueClass::Telemetry, 1, NOW);
+    assert_eq!((core.ask(NOW), core.look_at(NOW)), (None, None), "not while it pauses");
+    let until = core.held_until().unwrap();
+    assert_eq!(core.next([2, 1], until), None);
+    assert_eq!(core.ask(until), Some(1));
+    core.credit(7, 1, until);
+    assert_eq!(core.next([2, 1], until).map(|want| want.seq), Some(1));
+}
+
+#[test]
+fn credit_ends_with_its_connection() {
+    let mut core = controlled([1, 1], [100, 1]);
+    core.credit(7, 50, NOW);
+    core.connected([100, 1], NOW);
+    core.credit(7, 0, NOW);
+    assert_eq!(core.next([100, 1], NOW), None);
+    assert_eq!(core.ask(NOW), Some(99));
+}
+
+/// One step of a device's life, for the property below.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Accept { class: usize, records: u64 },
+    Send,
+    Settle,
+    Keep,
+    Tell { epoch: u64, records: u32 },
+    Grant { lost: bool },
+    Pass { ms: u64 },
+    Reconnect { controlled: bool },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..2_usize, 1..50_u64).prop_map(|(class, records)| Step::Accept { class, records }),
+        Just(Step::Send),
+        Just(Step::Send),
+        Just(Step::Settle),
+        Just(Step::Settle),
+        Just(Step::Keep),
+        (0..3_u64, 0..40_u32).prop_map(|(epoch, records)| Step::Tell { epoch, records }),
+        any::<bool>().prop_map(|lost| Step::Grant { lost }),
+        (1..6_000_u64).prop_map(|ms| Step::Pass { ms }),
+        any::<bool>().prop_map(|controlled| Step::Reconnect { controlled }),
+    ]
+}
+
+/// The device, and what the server gave it.
+struct Device {
+    core: Core,
+    durable: [Seq; 2],
+    in_flight: Vec<(QueueClass, Seq)>,
+    now: Duration,
+    /// Epoch and credit, where the server controls.
+    credit: Option<(u64, u64)>,
+}
+
+impl Device {
+    fn new() -> Self {
+        let core = Core::new([1, 1], 1);
+        Self { core, durable: [1, 1], in_flight: Vec::new(), now: NOW, credit: None }
+    }
+
+    fn connect(&mut self, controlled: bool) {
+        self.in_flight.clear();
+        self.core.connected(self.durable, self.now);
+        self.core.subscribed(controlled, self.now);
+        self.credit = None;
+        if controlled {
+            self.tell(0, 0);
+        }
+    }
+
+    fn tell(&mut self, epoch: u64, records: u32) {
+        self.core.credit(epoch, records, self.now);
+        let left = self.credit.filter(|(known, _)| *known == epoch).map_or(0, |(_, left)| left);
+        self.credit = Some((epoch, left + u64::from(records)));
+    }
+
+    /// Sends what may be sent.
+    fn send(&mut self) {
+        while let Some(want) = self.core.next(self.durable, self.now) {
+            assert!(self.core.found(want, want.seq));
+            self.in_flight.push((want.class, want.seq));
+            if want.lane == Lane::Backlog
+                && let Some((_, left)) = &mut self.credit
+            {
+                assert!(*left > 0, "a record of the backlog without credit");
+                *left -= 1;
+            }
+        }
+        let held = self.core.held_until().is_some_and(|until| self.now < until);
+        if self.in_flight.len() < RECORDS_IN_FLIGHT_MAX && !held {
+            for class in QueueClass::ALL {
+                let live = self.core.cursors[class.index()].live;
+                assert_eq!(live, self.durable[class.index()], "a live record waits");
+            }
+            let backlog = self.core.backlog();
+            if backlog > 0 {
+                assert_eq!(self.credit.map(|(_, left)| left), Some(0), "it waits for nothing else");
+                let at = self.core.look_at(self.now).expect("somebody will ask");
+                assert!(at <= self.now + super::super::credit::ASK_AGAIN);
+            }
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        match step {
+            Step::Accept { class, records } => self.durable[class] += records,
+            Step::Send => self.send(),
+            Step::Settle => {
+                if let Some((class, seq)) = self.in_flight.pop() {
+                    self.core.settle(class, seq);
+                }
+            }
+            Step::Keep => {
+                if let Some((class, seq)) = self.in_flight.pop() {
+                    self.core.keep(class, seq, self.now);
+                }
+            }
+            Step::Tell { epoch, records } if self.credit.is_some() => self.tell(epoch, records),
+            Step::Tell { .. } => {}
+            Step::Grant { lost } => {
+                if let Some(asked) = self.core.ask(self.now) {
+                    let epoch = self.credit.expect("asks only under control").0;
+                    if !lost {
+                        self.tell(epoch, u32::try_from(asked.min(64)).unwrap());
+                    }
+                }
+            }
+            Step::Pass { ms } => self.now += Duration::from_millis(ms),
+            Step::Reconnect { controlled } => self.connect(controlled),
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_backlog_keeps_to_its_credit_live_records_never_wait_and_everything_drains(
+        controlled in any::<bool>(), backlog in 0..200_u64, steps in prop::collection::vec(step(), 0..120)
+    ) {
+        let mut device = Device::new();
+        device.durable = [1 + backlog, 1 + backlog / 3];
+        device.connect(controlled);
+        for each in steps {
+            device.step(each);
+        }
+        // From now on the server answers everything.
+        for _ in 0..2_000 {
+            device.send();
+            device.step(Step::Settle);
+            device.step(Step::Grant { lost: false });
+            device.now += Duration::from_secs(1);
+        }
+        prop_assert!(device.core.is_drained(device.durable));
+    }
 }

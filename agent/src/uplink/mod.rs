@@ -3,13 +3,15 @@
 //! Started by [`crate::app`]; reads the queue, talks MQTT 5 over TLS through `client` (the only file that imports the
 //! client library), decides through the pure `core`. Promise: QoS 1, at most 32 publishes in flight, live records
 //! before the backlog, a birth after each connect, a state while something changes and whenever drops wait; a
-//! record is released by its PUBACK or by a durable drop record, never otherwise. Offline: waits with jitter and
-//! tries again for ever. The journal is told the release mark at most [`RELEASE_INTERVAL`] late and writes it within
+//! record is released by its PUBACK or by a durable drop record, never otherwise. The backlog is sent as the server
+//! gives credit for it (`credit`). Offline: waits with jitter, at first as far as the server said that its fleet
+//! should be spread, and tries again for ever. The journal is told the release mark at most [`RELEASE_INTERVAL`] late and writes it within
 //! 5 s more: a crash repeats what was acknowledged in that time, and the server knows it by queue_id and seq.
 
 mod backoff;
 mod client;
 pub mod core;
+pub mod credit;
 mod lanes;
 pub mod ranges;
 mod session;
@@ -24,7 +26,7 @@ use client::LinkOptions;
 use muster_journal::{Fs, RealFs};
 use muster_wire::{Birth, Death, DeviceId, DownClass, Envelope, QueueId, TenantId, Topic, UpClass};
 use rustls::ClientConfig;
-use session::{Ended, Session};
+use session::{End, Ended, Session};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -79,6 +81,9 @@ struct Topics {
     event: String,
     birth: String,
     state: String,
+    /// Requests for credit, and what the server says to them.
+    ask: String,
+    credit: String,
 }
 
 /// A seed for jitter.
@@ -124,6 +129,8 @@ impl<F: Fs> Uplink<F> {
             event: topic(UpClass::Event),
             birth: topic(UpClass::Birth),
             state: topic(UpClass::State),
+            ask: topic(UpClass::Credit),
+            credit: Topic::down(tenant, device, DownClass::Credit).to_string(),
         };
         Self { queue, clock, metrics, stop, settings, options, topics, started: Instant::now() }
     }
@@ -142,14 +149,15 @@ impl<F: Fs> Uplink<F> {
             let death = Death { reason: "connection lost".into() }.encode();
             let will = self.direct(UpClass::Death, &death);
             let link = client::Link::open(&self.options, will);
-            let (ended, useful) = Session::new(&mut self, &mut core, &mut lanes, link).run().await?;
+            let End { ended, useful, spread } =
+                Session::new(&mut self, &mut core, &mut lanes, link).run().await?;
             self.metrics.connected.set(0);
             let Ended::Lost(reason) = ended else { return Ok(()) };
             self.metrics.disconnects.inc();
             if useful {
                 delay.reset();
             }
-            let wait = delay.next_wait();
+            let wait = delay.first_wait_within(spread);
             tracing::warn!(reason, wait_ms = wait.as_millis(), "not connected, will try again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

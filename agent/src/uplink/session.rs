@@ -11,7 +11,10 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use muster_journal::{Fs, JournalError};
-use muster_wire::{DropReason, Envelope, PUBLISH_BYTES_MAX, QueueId, State, UpClass};
+use muster_wire::{
+    Credit, CreditRequest, DropReason, Envelope, PUBLISH_BYTES_MAX, QueueId, RECONNECT_SPREAD_MS_MAX, State,
+    UpClass,
+};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,15 @@ pub(super) enum Ended {
     Stopped,
     /// No connection, for this reason.
     Lost(String),
+}
+
+/// What a session leaves behind.
+pub(super) struct End {
+    pub(super) ended: Ended,
+    /// The server acknowledged something.
+    pub(super) useful: bool,
+    /// How far the server wants its fleet's next connects spread; zero where it said nothing.
+    pub(super) spread: Duration,
 }
 
 /// What a publish was for.
@@ -40,6 +52,7 @@ pub(super) struct Session<'a, F: Fs> {
     answers: FuturesUnordered<BoxFuture<'static, (Sent, Ack)>>,
     connected: bool,
     useful: bool,
+    spread: Duration,
     packet_bytes_max: usize,
     reporting: bool,
     reported: Report,
@@ -70,6 +83,7 @@ impl<'a, F: Fs> Session<'a, F> {
             answers: FuturesUnordered::new(),
             connected: false,
             useful: false,
+            spread: Duration::ZERO,
             packet_bytes_max: PUBLISH_BYTES_MAX,
             reporting: false,
             reported: Report::default(),
@@ -83,8 +97,8 @@ impl<'a, F: Fs> Session<'a, F> {
         }
     }
 
-    /// Runs until the connection is lost or the agent stops; true where the server acknowledged something.
-    pub(super) async fn run(mut self) -> Result<(Ended, bool), QueueError> {
+    /// Runs until the connection is lost or the agent stops.
+    pub(super) async fn run(mut self) -> Result<End, QueueError> {
         let wake = self.uplink.queue.wake();
         let mut stop = self.uplink.stop.clone();
         loop {
@@ -97,7 +111,7 @@ impl<'a, F: Fs> Session<'a, F> {
                         let unanswered = self.core.in_flight();
                         self.uplink.metrics.published(PublishEnd::Unanswered, unanswered);
                         self.release(true)?;
-                        return Ok((Ended::Lost(reason), self.useful));
+                        return Ok(End { ended: Ended::Lost(reason), useful: self.useful, spread: self.spread });
                     }
                 }
                 Some((sent, ack)) = self.answers.next(), if !self.answers.is_empty() => {
@@ -112,6 +126,7 @@ impl<'a, F: Fs> Session<'a, F> {
             }
             if self.connected {
                 self.pump()?;
+                self.ask_if_due();
                 self.report_if_due();
             }
             self.release(false)?;
@@ -120,7 +135,7 @@ impl<'a, F: Fs> Session<'a, F> {
                 if self.connected {
                     self.link.disconnect().await;
                 }
-                return Ok((Ended::Stopped, self.useful));
+                return Ok(End { ended: Ended::Stopped, useful: self.useful, spread: self.spread });
             }
         }
     }
@@ -136,7 +151,10 @@ impl<'a, F: Fs> Session<'a, F> {
         let reports = self.connected && !self.reporting;
         let report = reports.then_some(self.report_due);
         let look = (reports && self.look_skipped).then_some(self.look_due);
-        let timers = [release, held, report, look, self.drain_until];
+        let now = self.now();
+        let credit = self.connected.then(|| self.core.look_at(now)).flatten();
+        let credit = credit.map(|at| self.uplink.started + at);
+        let timers = [release, held, report, look, credit, self.drain_until];
         timers.into_iter().flatten().fold(Instant::now() + STATE_INTERVAL_IDLE, Instant::min)
     }
 
@@ -151,16 +169,50 @@ impl<'a, F: Fs> Session<'a, F> {
                 if let Some(max) = packet_bytes_max {
                     self.packet_bytes_max = max as usize;
                 }
-                self.core.connected(self.uplink.queue.accepted_next());
+                let now = self.now();
+                self.core.connected(self.uplink.queue.accepted_next(), now);
                 self.send_report(UpClass::Birth);
                 None
             }
-            LinkEvent::Received { topic, bytes } => {
-                tracing::debug!(topic, bytes, "a message that no part of this agent takes yet");
+            LinkEvent::Subscribed { granted } => {
+                let now = self.now();
+                self.core.subscribed(granted, now);
+                None
+            }
+            LinkEvent::Received { topic, payload } => {
                 self.uplink.metrics.received.inc();
+                if topic == self.uplink.topics.credit {
+                    self.take_credit(&payload);
+                } else {
+                    let bytes = payload.len();
+                    tracing::debug!(topic, bytes, "a message that no part of this agent takes yet");
+                }
                 None
             }
             LinkEvent::Lost { reason } => Some(reason),
+        }
+    }
+
+    fn take_credit(&mut self, payload: &[u8]) {
+        let now = self.now();
+        match Credit::decode(payload) {
+            Ok(Credit { epoch, records, reconnect_spread_ms }) => {
+                tracing::debug!(epoch, records, reconnect_spread_ms, "credit");
+                self.core.credit(epoch, records, now);
+                self.spread = Duration::from_millis(reconnect_spread_ms.min(RECONNECT_SPREAD_MS_MAX).into());
+            }
+            Err(error) => tracing::warn!(error = chain(&error), "credit that cannot be read"),
+        }
+    }
+
+    /// Asks for credit where the backlog waits for it.
+    fn ask_if_due(&mut self) {
+        let now = self.now();
+        let Some(backlog) = self.core.ask(now) else { return };
+        let payload = self.uplink.direct(UpClass::Credit, &CreditRequest { backlog }.encode());
+        // One that is lost is asked again.
+        if let Err(error) = self.link.tell(&self.uplink.topics.ask, payload) {
+            tracing::debug!(%error, "credit could not be asked for");
         }
     }
 

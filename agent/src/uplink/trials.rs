@@ -4,7 +4,7 @@
 //! The server here is a set of keys. It checks every report as the ledger does: nothing below a reported release mark
 //! may be neither stored nor dropped.
 
-use super::core::{Core, Verdict, judge};
+use super::core::{Core, Lane, Verdict, judge};
 use super::lanes::{Fetch, Lanes};
 use crate::clock::ManualClock;
 use crate::config;
@@ -70,6 +70,8 @@ struct Life {
     lanes: Lanes<SimFs>,
     in_flight: Vec<(QueueClass, QueueId, Seq, u64)>,
     now: Duration,
+    /// What the server gave on this connection, where it controls the backlog.
+    credit: Option<u64>,
 }
 
 /// A step's failure: the disk's, which a cut explains, or a broken promise.
@@ -130,7 +132,7 @@ impl Trial {
             .and_then(|queue| {
                 let core = Core::new(queue.released(), 1);
                 let lanes = Lanes::open(&queue)?;
-                Ok(Life { queue, core, lanes, in_flight: Vec::new(), now: Duration::ZERO })
+                Ok(Life { queue, core, lanes, in_flight: Vec::new(), now: Duration::ZERO, credit: None })
             })
             .map_err(Broken::Queue)
             .and_then(|mut life| self.live(&mut life, last));
@@ -142,7 +144,7 @@ impl Trial {
     }
 
     fn live(&mut self, life: &mut Life, last: bool) -> Result<(), Broken> {
-        life.core.connected(life.queue.accepted_next());
+        self.connect(life);
         for _ in 0..self.rng.below(80) {
             let step = self.step(life);
             self.note_accepted(&life.queue);
@@ -172,7 +174,10 @@ impl Trial {
         match self.rng.below(11) {
             0..=3 => self.append(life),
             4 => self.commit(life)?,
-            5 | 6 => self.pump(life)?,
+            5 | 6 => {
+                self.grant(life, 9);
+                self.pump(life)?;
+            }
             7 => {
                 for _ in 0..self.rng.below(8) {
                     self.answer(life)?;
@@ -191,10 +196,29 @@ impl Trial {
             }
             _ => {
                 life.in_flight.clear();
-                life.core.connected(life.queue.accepted_next());
+                self.connect(life);
             }
         }
         Ok(())
+    }
+
+    /// Half of the servers control the backlog.
+    fn connect(&mut self, life: &mut Life) {
+        life.core.connected(life.queue.accepted_next(), life.now);
+        life.credit = self.rng.one_in(2).then_some(0);
+        life.core.subscribed(life.credit.is_some(), life.now);
+        if life.credit.is_some() {
+            life.core.credit(7, 0, life.now);
+        }
+    }
+
+    /// The server may answer a request for credit, with less.
+    fn grant(&mut self, life: &mut Life, most: u64) {
+        if let (Some(asked), Some(credit)) = (life.core.ask(life.now), &mut life.credit) {
+            let records = asked.min(self.rng.below(most + 1));
+            *credit += records;
+            life.core.credit(7, u32::try_from(records).unwrap(), life.now);
+        }
     }
 
     fn append(&mut self, life: &Life) {
@@ -237,6 +261,11 @@ impl Trial {
                 Fetch::Gone { upto } => life.core.gone(want, upto),
                 Fetch::Record(record) => {
                     if life.core.found(want, record.seq) {
+                        if let Some(credit) = life.credit.as_mut().filter(|_| want.lane == Lane::Backlog) {
+                            let left = credit.checked_sub(1);
+                            *credit =
+                                left.ok_or("a record of the backlog was sent without credit".to_owned())?;
+                        }
                         let (time, body) = record.body.ok_or("a record of another build".to_owned())?;
                         let serial = body.first_chunk::<8>().ok_or("a short record".to_owned())?;
                         let serial = u64::from_le_bytes(*serial);
@@ -287,6 +316,7 @@ impl Trial {
         self.note_accepted(&life.queue);
         for _ in 0..10_000 {
             life.now += Duration::from_secs(60);
+            self.grant(life, 9);
             self.pump(life)?;
             self.answer(life)?;
             let drained = life.core.is_drained(life.queue.accepted_next());

@@ -38,7 +38,13 @@ pub struct Broker {
     pub gate: Arc<Semaphore>,
     /// What follows the next SUBACKs.
     pub after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    /// The newest connection's way out, while it is up.
+    out: Arc<Mutex<Option<WeakOut>>>,
 }
+
+/// Packets on their way out, and whether they wait for the gate.
+type Out = mpsc::UnboundedSender<(bool, Vec<u8>)>;
+type WeakOut = mpsc::WeakUnboundedSender<(bool, Vec<u8>)>;
 
 /// Permits that no test uses up.
 const OPEN: usize = 1_000_000;
@@ -51,15 +57,32 @@ impl Broker {
         let answers: Arc<Mutex<VecDeque<Answer>>> = Arc::default();
         let (plan, gate) = (Arc::clone(&answers), Arc::new(Semaphore::new(OPEN)));
         let after_suback: Arc<Mutex<VecDeque<_>>> = Arc::default();
-        let broker =
-            Self { port, seen, answers, gate: Arc::clone(&gate), after_suback: Arc::clone(&after_suback) };
+        let out: Arc<Mutex<Option<WeakOut>>> = Arc::default();
+        let newest = Arc::clone(&out);
+        let broker = Self {
+            port,
+            seen,
+            answers,
+            gate: Arc::clone(&gate),
+            after_suback: Arc::clone(&after_suback),
+            out,
+        };
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (plan, gate, after) = (Arc::clone(&plan), Arc::clone(&gate), Arc::clone(&after_suback));
-                tokio::spawn(serve(stream, sender.clone(), plan, gate, after));
+                let (replies, waiting) = mpsc::unbounded_channel();
+                *newest.lock().unwrap() = Some(replies.downgrade());
+                tokio::spawn(serve(stream, sender.clone(), plan, gate, after, (replies, waiting)));
             }
         });
         broker
+    }
+
+    /// Sends a packet on the newest connection.
+    pub fn send(&self, packet: Vec<u8>) {
+        let out = self.out.lock().unwrap();
+        let out = out.as_ref().and_then(WeakOut::upgrade).expect("a connection that is up");
+        out.send((false, packet)).expect("it is up");
     }
 
     pub fn close_gate(&self) {
@@ -118,10 +141,10 @@ async fn serve(
     plan: Arc<Mutex<VecDeque<Answer>>>,
     gate: Arc<Semaphore>,
     after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
+    (replies, mut waiting): (Out, mpsc::UnboundedReceiver<(bool, Vec<u8>)>),
 ) {
     let (mut stream, mut out) = stream.into_split();
     // Answers wait for the gate without holding up what is read.
-    let (replies, mut waiting) = mpsc::unbounded_channel::<(bool, Vec<u8>)>();
     tokio::spawn(async move {
         while let Some((gated, reply)) = waiting.recv().await {
             if gated && let Ok(permit) = gate.acquire().await {
@@ -146,11 +169,16 @@ async fn serve(
             }
             3 => {
                 let (topic, rest) = text(&body);
-                let (id, payload) = ([rest[0], rest[1]], &rest[3..]);
+                let with_id = kind & 0b0110 != 0;
+                let (id, payload) =
+                    if with_id { ([rest[0], rest[1]], &rest[3..]) } else { ([0; 2], &rest[1..]) };
                 let envelope = Envelope::decode(payload).unwrap();
                 let (class, queue_id, seq) = (envelope.class, envelope.queue_id.0, envelope.seq);
                 let _ =
                     seen.send(Seen::Publish { topic, class, queue_id, seq, body: envelope.body.to_vec() });
+                if !with_id {
+                    continue;
+                }
                 gated = seq != 0;
                 let answer = if seq == 0 { None } else { plan.lock().unwrap().pop_front() };
                 match answer.unwrap_or(Answer::Reason(0)) {

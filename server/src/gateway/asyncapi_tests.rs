@@ -9,7 +9,7 @@ use super::link::{FILTERS_MAX, OUTBOX_BYTES_MAX, OUTBOX_MESSAGES_MAX};
 use super::metrics::SUBACKS;
 use super::publish::SENML_BYTES_MAX;
 use super::reason::{CloseReason, ConnectRefusal, Refusal};
-use super::{Config, TICKS_PER_S, live};
+use super::{Config, TICKS_PER_S, credit, live};
 use crate::platform::config;
 use std::collections::BTreeMap;
 use yaml_rust2::{Yaml, YamlLoader};
@@ -89,6 +89,8 @@ fn limits_are_the_documents() {
         ("outbox-bytes", integer(OUTBOX_BYTES_MAX)),
         ("unacknowledged-to-a-client", integer(UNACKED_MAX)),
         ("unacknowledged-from-a-3.1.1-client", integer(UNACKED_MAX_V3)),
+        ("credit-records-of-one-grant", i64::from(credit::GRANT_MAX)),
+        ("devices-waiting-for-credit", integer(credit::WAITING_MAX)),
     ];
     assert_eq!(numbers(&mqtt()["limits"]), BTreeMap::from(expect));
     assert_eq!(

@@ -20,8 +20,9 @@ use super::publish::{self, Admitted};
 use super::rate::Bucket;
 use super::reason::{CloseReason, Refusal};
 use super::stream::{Stream, close_with};
-use crate::platform::event_log::{AppendError, Kind, NewRecord, Origin};
+use crate::platform::event_log::AppendError;
 use bytes::BytesMut;
+use muster_wire::UpClass;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -40,8 +41,6 @@ const READS_PER_TURN: usize = 4;
 const OUT_BYTES_MAX: usize = 64 * 1024;
 /// Unacknowledged PUBLISHes of an MQTT 3.1.1 client, which cannot be told a maximum.
 pub(crate) const UNACKED_MAX_V3: usize = 1_024;
-/// Bytes of a refused message that its record keeps.
-const REJECTED_BYTES_MAX: usize = 4 * 1024;
 /// An incomplete packet of up to this size is copied to the read buffer rather than read in place.
 const TAIL_COPY_MAX: usize = 4 * 1024;
 
@@ -286,6 +285,7 @@ impl Connection {
         }
         if heard {
             self.link.heard_at_tick.store(self.core.tick(), Ordering::Relaxed);
+            self.core.credits.heard(&self.core.metrics, &self.link);
         }
         Ok(())
     }
@@ -361,22 +361,16 @@ impl Connection {
         if publish.retain {
             return self.refuse(publish, Refusal::Retain);
         }
-        let Admitted { class, origin, measured_at_us, body } =
-            match publish::admit(&self.link.name, &publish.topic, &publish.payload) {
-                Ok(admitted) => admitted,
-                Err(refusal) => return self.refuse(publish, refusal),
-            };
-        let record = NewRecord {
-            kind: Kind::Message,
-            tenant: tenant.as_str(),
-            device: device.as_str(),
-            class: class.number(),
-            qos: publish.qos,
-            origin,
-            measured_at_us,
-            body,
+        let message = match publish::admit(&self.link.name, &publish.topic, &publish.payload) {
+            Ok(Admitted::Message(message)) => message,
+            Ok(Admitted::Credit(asked)) => {
+                let code = self.core.credits.request(&self.core.metrics, &self.link, asked);
+                self.answer(publish, self.behind_all(), code);
+                return Ok(Outcome::Done);
+            }
+            Err(refusal) => return self.refuse(publish, refusal),
         };
-        match self.core.append(&record) {
+        match self.core.append(&message.record(tenant, device, publish.qos)) {
             Ok(position) => {
                 self.taken(publish, position, 0);
                 Ok(Outcome::Done)
@@ -391,14 +385,24 @@ impl Connection {
     }
 
     fn taken(&mut self, publish: &Publish, position: u64, code: u8) {
-        if publish.qos == 0 {
-            self.core.metrics.taken(Taken::AtMostOnce);
-            return;
+        match (publish.qos, code) {
+            (0, _) => self.core.metrics.taken(Taken::AtMostOnce),
+            (_, 0) => self.core.metrics.taken(Taken::AtLeastOnce),
+            _ => {}
         }
-        if code == 0 {
-            self.core.metrics.taken(Taken::AtLeastOnce);
+        self.answer(publish, position, code);
+    }
+
+    /// Has a PUBLISH with QoS 1 acknowledged once the position is durable.
+    fn answer(&mut self, publish: &Publish, position: u64, code: u8) {
+        if publish.qos > 0 {
+            self.acks.push_back(Ack { position, packet_id: publish.packet_id, code });
         }
-        self.acks.push_back(Ack { position, packet_id: publish.packet_id, code });
+    }
+
+    /// The position of an answer that waits for nothing but those before it.
+    fn behind_all(&self) -> u64 {
+        self.acks.back().map_or(0, |last| last.position)
     }
 
     /// Refuses a PUBLISH in the way that the client's protocol has.
@@ -408,7 +412,7 @@ impl Connection {
             return Ok(Outcome::Done);
         }
         let position = match self.version {
-            Version::Five => self.acks.back().map_or(0, |last| last.position),
+            Version::Five => self.behind_all(),
             Version::Three => match self.reject(publish, refusal)? {
                 Some(position) => position,
                 None => return Ok(Outcome::Wait),
@@ -429,18 +433,12 @@ impl Connection {
             self.core.metrics.refused(refusal, publish.qos);
             return Err(CloseReason::NotAuthorized);
         };
-        let class = publish::own_class(&self.link.name, &publish.topic).map_or(0, |class| class.number());
-        let record = NewRecord {
-            kind: Kind::Rejected { reason: refusal.code() },
-            tenant: tenant.as_str(),
-            device: device.as_str(),
-            class,
-            qos: publish.qos,
-            origin: Origin::Direct,
-            measured_at_us: 0,
-            body: &publish.payload[..publish.payload.len().min(REJECTED_BYTES_MAX)],
-        };
-        match self.core.append(&record) {
+        let class = publish::own_class(&self.link.name, &publish.topic);
+        if class == Ok(UpClass::Credit) {
+            return Ok(Some(self.behind_all()));
+        }
+        let class = class.map_or(0, UpClass::number);
+        match self.core.append(&publish::rejected(tenant, device, class, publish, refusal)) {
             Ok(position) => Ok(Some(position)),
             Err(AppendError::Full) => Ok(None),
             Err(AppendError::TooLarge | AppendError::Failed) => Err(CloseReason::ServerFault),
@@ -495,6 +493,7 @@ impl Drop for Connection {
     /// However it ended, even by a panic, the name is free again and the end recorded.
     fn drop(&mut self) {
         self.core.fanout.leave(&self.link);
+        self.core.credits.leave(&self.link);
         self.core.live.remove(&self.core, &self.link, self.ended);
     }
 }

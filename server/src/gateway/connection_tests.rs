@@ -1,13 +1,14 @@
 //! What a connection takes before it reads no more, against a core whose log never becomes durable by itself.
 
 use super::Core;
-use super::codec::Version;
+use super::codec::{FilterAsked, Version};
 use super::connection::{Connection, Opened, PENDING_BYTES_MAX, UNACKED_MAX_V3};
+use super::down;
 use super::link::Link;
 use super::stream::Stream;
 use super::tests::{append_until_full, core, link, set_device, sockets};
 use bytes::BytesMut;
-use muster_wire::{Envelope, QueueId, UpClass};
+use muster_wire::{Credit, CreditRequest, Envelope, QueueId, UpClass};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -50,6 +51,53 @@ fn publishes(count: usize) -> Vec<Vec<u8>> {
         [&[0x32, u8::try_from(rest.len()).expect("under 128")], &rest[..]].concat()
     };
     (0..count).map(publish).collect()
+}
+
+#[tokio::test]
+async fn who_speaks_is_told_how_far_a_grown_fleet_spreads_its_return() {
+    let (core, _dir) = core();
+    let (link, mut client) = connected(&core).await;
+    let asked = FilterAsked { path: "muster/acme/pump/dn/credit".into(), qos: 0 };
+    assert_eq!(down::subscribe(&core, &link, &asked), 0);
+    let told = |reconnect_spread_ms| {
+        let credit = Credit { epoch: core.credits.epoch, records: 0, reconnect_spread_ms }.encode();
+        let topic = asked.path.as_bytes();
+        let topic_bytes = u16::try_from(topic.len()).expect("short").to_be_bytes();
+        let rest = [&topic_bytes[..], topic, &credit].concat();
+        [&[0x30, u8::try_from(rest.len()).expect("under 128")], &rest[..]].concat()
+    };
+    settle().await;
+    core.credits.spread_ms.store(6_000, Ordering::Relaxed);
+    for _ in 0..2 {
+        client.write_all(&[0xC0, 0]).await.expect("sent");
+        settle().await;
+    }
+    let expect = [told(0), vec![0xD0, 0], told(6_000), vec![0xD0, 0]].concat();
+    let mut bytes = vec![0; 1_000];
+    let count = client.read(&mut bytes).await.expect("readable");
+    assert_eq!(bytes[..count], expect, "once");
+}
+
+#[tokio::test]
+async fn who_ends_while_it_waits_for_credit_waits_no_longer() {
+    let (core, _dir) = core();
+    let (link, mut client) = connected(&core).await;
+    let asked = FilterAsked { path: "muster/acme/pump/dn/credit".into(), qos: 0 };
+    assert_eq!(down::subscribe(&core, &link, &asked), 0);
+    let body = CreditRequest { backlog: 60 }.encode();
+    let envelope =
+        Envelope { class: UpClass::Credit, queue_id: QueueId(0), seq: 0, measured_at_us: 5, body: &body };
+    let topic = b"muster/acme/pump/up/credit";
+    let topic_bytes = u16::try_from(topic.len()).expect("short").to_be_bytes();
+    let rest = [&topic_bytes[..], topic, &envelope.encode()].concat();
+    let ask = [&[0x30, u8::try_from(rest.len()).expect("under 128")], &rest[..]].concat();
+    let before = core.log.stats().next_seq;
+    client.write_all(&ask).await.expect("sent");
+    settle().await;
+    assert_eq!((core.credits.waiting(), core.log.stats().next_seq), (1, before), "in line, not in the log");
+    drop(client);
+    settle().await;
+    assert_eq!((core.live.len(), core.credits.waiting()), (0, 0));
 }
 
 async fn settle() {

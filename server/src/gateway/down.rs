@@ -1,17 +1,20 @@
 //! What goes to a client: its subscriptions and the messages that wait for it.
 //!
-//! Called by `connection`. Messages come from `fanout` (a tenant's own software) and from
-//! `Gateway::deliver` (devices), through the link's bounded queue. QoS 1 is sent once: no session outlives
+//! Called by `connection`. Messages come from `fanout` (a tenant's own software), from
+//! `Gateway::deliver` and `credit` (devices), through the link's bounded queue. QoS 1 is sent once: no session outlives
 //! its connection, so what was not acknowledged is the sender's to repeat on the next one.
 
 use super::Core;
 use super::codec::{FilterAsked, Version};
+use super::credit::SPREAD_NOT_TOLD;
 use super::encode;
 use super::identity::Identity;
 use super::link::{FILTERS_MAX, Link};
 use super::metrics::{Metrics, Sent};
 use super::publish::{self, SUBACK_QUOTA, UpFilter};
+use muster_wire::DownClass;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Unacknowledged messages to a client, where it allows more.
 pub(crate) const UNACKED_MAX: usize = 32;
@@ -81,11 +84,18 @@ pub(crate) fn subscribe(core: &Core, link: &Arc<Link>, asked: &FilterAsked) -> u
     let granted = asked.qos.min(1);
     let subscribed = match &link.identity {
         Identity::Device { .. } => publish::down_classes(&link.name, &asked.path).map(|classes| {
-            link.with_outbox(|outbox| {
+            // Credit that is lost is asked for again: no acknowledgement, no place in the client's window.
+            let credit = publish::down_bit(DownClass::Credit);
+            let before = link.with_outbox(|outbox| {
+                let before = outbox.down;
                 outbox.down |= classes;
                 outbox.down_qos_one &= !classes;
-                outbox.down_qos_one |= if granted == 1 { classes } else { 0 };
+                outbox.down_qos_one |= if granted == 1 { classes & !credit } else { 0 };
+                before
             });
+            if classes & !before & credit != 0 {
+                core.credits.announce(&core.metrics, link);
+            }
         }),
         Identity::Integration { tenant, .. } => UpFilter::parse(tenant, &asked.path).and_then(|filter| {
             let from = core.log.durable_next();
@@ -113,6 +123,9 @@ pub(crate) fn unsubscribe(link: &Link, path: &str) -> u8 {
         Identity::Device { .. } => publish::down_classes(&link.name, path).unwrap_or(0),
         Identity::Integration { .. } => 0,
     };
+    if classes & publish::down_bit(DownClass::Credit) != 0 {
+        link.spread_told_ms.store(SPREAD_NOT_TOLD, Ordering::Relaxed);
+    }
     link.with_outbox(|outbox| {
         let before = (outbox.filters.len(), outbox.down);
         outbox.filters.retain(|(known, _)| !known.is(path));

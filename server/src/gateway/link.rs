@@ -1,10 +1,11 @@
 //! What others may touch of a connection: its name, its end, its queue of messages to send.
 //!
-//! The connection's own task holds the socket; `live`, `acks`, `stalls` and `fanout` hold this, ask for
+//! The connection's own task holds the socket; `live`, `acks`, `stalls`, `credit` and `fanout` hold this, ask for
 //! something and wake the task. No channel: an idle connection's part here is about 200 bytes.
 //!
 //! Limits: [`OUTBOX_MESSAGES_MAX`] and [`OUTBOX_BYTES_MAX`] waiting messages.
 
+use super::credit::SPREAD_NOT_TOLD;
 use super::identity::Identity;
 use super::publish::UpFilter;
 use super::reason::CloseReason;
@@ -98,6 +99,10 @@ pub(crate) struct Link {
     pub(crate) silence_ticks_max: u32,
     /// Not read because of us: the keep-alive clock stands.
     pub(crate) unread: AtomicBool,
+    /// Records asked for while it stands in the line of `credit`; 0 otherwise.
+    pub(crate) credit_asked: AtomicU32,
+    /// The newest reconnect spread it was told, or `credit::SPREAD_NOT_TOLD`.
+    pub(crate) spread_told_ms: AtomicU32,
     will: Mutex<Option<Box<Will>>>,
     outbox: Mutex<Option<Box<Outbox>>>,
     close: AtomicU8,
@@ -121,6 +126,8 @@ impl Link {
             heard_at_tick: AtomicU32::new(tick),
             silence_ticks_max,
             unread: AtomicBool::new(false),
+            credit_asked: AtomicU32::new(0),
+            spread_told_ms: AtomicU32::new(SPREAD_NOT_TOLD),
             will: Mutex::new(will.map(Box::new)),
             outbox: Mutex::new(None),
             close: AtomicU8::new(0),

@@ -1,5 +1,6 @@
 //! The gateway's counters, by reason from the closed sets of `reason`. No label names a device.
 
+use super::credit::{Asked, Cut};
 use super::publish::{SUBACK_BAD_FILTER, SUBACK_NO_SHARE, SUBACK_NOT_AUTHORIZED, SUBACK_QUOTA};
 use super::reason::{CloseReason, ConnectRefusal, EarlyEnd, Refusal};
 use prometheus::{IntCounter, IntCounterVec, IntGauge, Opts, Registry};
@@ -44,6 +45,14 @@ pub(crate) struct Metrics {
     pub(crate) codec_panics: IntCounter,
     /// Errors of accept, such as no file descriptor left.
     pub(crate) accept_errors: IntCounter,
+    /// Links that wait for credit.
+    pub(crate) credit_waiting: IntGauge,
+    /// Backlog records a second that the fleet may send.
+    pub(crate) credit_budget: IntGauge,
+    /// Backlog records granted.
+    pub(crate) credit_granted: IntCounter,
+    credit_requests: [IntCounter; 5],
+    credit_cuts: [IntCounter; 4],
     connect_refusals: Vec<IntCounter>,
     early_ends: Vec<IntCounter>,
     closes: Vec<IntCounter>,
@@ -75,14 +84,18 @@ fn single(registry: &Registry, name: &str, help: &str) -> Result<IntCounter, pro
     Ok(counter)
 }
 
+fn gauge(registry: &Registry, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+    let gauge = IntGauge::new(name, help)?;
+    registry.register(Box::new(gauge.clone()))?;
+    Ok(gauge)
+}
+
 impl Metrics {
     /// Registers every family.
     ///
     /// # Errors
     /// A name that is registered already.
     pub(crate) fn register(registry: &Registry) -> Result<Self, prometheus::Error> {
-        let connections = IntGauge::new("gateway_connections", "MQTT connections past their CONNACK")?;
-        registry.register(Box::new(connections.clone()))?;
         let refused = family(registry, "gateway_connects_refused_total", "CONNECTs refused")?;
         let early = family(registry, "gateway_early_ends_total", "sockets that ended before a CONNECT")?;
         let closes = family(registry, "gateway_disconnects_total", "MQTT connections ended")?;
@@ -92,8 +105,10 @@ impl Metrics {
         let taken = family(registry, "gateway_publishes_total", "PUBLISHes not refused")?;
         let subscribes = family(registry, "gateway_subscribes_total", "filters of SUBSCRIBEs, by answer")?;
         let sent = family(registry, "gateway_sent_total", "messages to subscribers and devices")?;
+        let asked = family(registry, "gateway_credit_requests_total", "requests for credit")?;
+        let cuts = family(registry, "gateway_credit_cuts_total", "cuts of the credit budget")?;
         Ok(Self {
-            connections,
+            connections: gauge(registry, "gateway_connections", "MQTT connections past their CONNACK")?,
             connects: single(registry, "gateway_connects_total", "CONNECTs accepted")?,
             fanout_skipped: single(
                 registry,
@@ -108,6 +123,11 @@ impl Metrics {
             )?,
             codec_panics: single(registry, "gateway_codec_panics_total", "panics caught in the codec")?,
             accept_errors: single(registry, "gateway_accept_errors_total", "errors of accept")?,
+            credit_waiting: gauge(registry, "gateway_credit_waiting", "devices that wait for credit")?,
+            credit_budget: gauge(registry, "gateway_credit_budget", "backlog records a second, all devices")?,
+            credit_granted: single(registry, "gateway_credit_granted_total", "backlog records granted")?,
+            credit_requests: Asked::ALL.map(|each| asked.with_label_values(&[each.label()])),
+            credit_cuts: Cut::ALL.map(|each| cuts.with_label_values(&[each.label()])),
             connect_refusals: ConnectRefusal::ALL
                 .map(|each| refused.with_label_values(&[each.label()]))
                 .to_vec(),
@@ -154,6 +174,14 @@ impl Metrics {
     pub(crate) fn sent(&self, how: Sent) {
         self.sent[how as usize].inc();
     }
+
+    pub(crate) fn credit_asked(&self, end: Asked) {
+        self.credit_requests[end as usize].inc();
+    }
+
+    pub(crate) fn credit_cut(&self, reason: Cut) {
+        self.credit_cuts[reason as usize].inc();
+    }
 }
 
 #[cfg(test)]
@@ -167,6 +195,8 @@ mod tests {
         ConnectRefusal::ALL.iter().for_each(|each| metrics.connect_refused(*each));
         EarlyEnd::ALL.iter().for_each(|each| metrics.early_end(*each));
         CloseReason::ALL.iter().for_each(|each| metrics.closed(*each));
+        Asked::ALL.iter().for_each(|each| metrics.credit_asked(*each));
+        Cut::ALL.iter().for_each(|each| metrics.credit_cut(*each));
         Refusal::ALL.iter().for_each(|each| {
             metrics.refused(*each, 0);
             metrics.refused(*each, 1);

@@ -6,7 +6,8 @@
 //! ```text
 //! listener -> connect -> connection -> publish (pure) -> EventLog::append
 //!                         ^  ^   ^------ acks   <- EventLog::on_durable
-//!                         |  '---------- stalls (log full)
+//!                         |  |---------- stalls (log full)
+//!                         |  '---------- credit (who may send its backlog)
 //!                         '------------- fanout <- EventLog::reader      live: names, keep-alive, cut-off
 //! ```
 //!
@@ -15,7 +16,8 @@
 //! another client or is buffered without bound. When the log is full nothing is lost and nobody is
 //! disconnected: see `connection` and `stalls`. When the process dies, what was not acknowledged is sent again.
 //!
-//! Architecture invariant: only `codec` touches the MQTT codec's decoder; nothing here decodes a body.
+//! Architecture invariant: only `codec` touches the MQTT codec's decoder; nothing here decodes a body, but for the
+//! requests of `up/credit`, which are addressed to the gateway (ADR 0013).
 //!
 //! Limits stand in [`Config`] and as named constants in the modules.
 
@@ -29,6 +31,7 @@ mod connect;
 mod connection;
 #[cfg(test)]
 mod connection_tests;
+mod credit;
 mod down;
 mod encode;
 mod fanout;
@@ -52,7 +55,7 @@ pub use tls::{ServerCertificate, TlsError, provider, server_config};
 
 use crate::devices::directory::Directory;
 use crate::platform::clock::SharedClock;
-use crate::platform::event_log::{AppendError, EventLog, NewRecord};
+use crate::platform::event_log::{AppendError, EventLog, Kind, NewRecord};
 use muster_wire::{DeviceId, DownClass, PUBLISH_BYTES_MAX, TenantId};
 use reason::CloseReason;
 use std::net::SocketAddr;
@@ -172,6 +175,7 @@ pub(crate) struct Core {
     pub(crate) acks: acks::Acks,
     pub(crate) stalls: stalls::Stalls,
     pub(crate) fanout: fanout::Fanout,
+    pub(crate) credits: credit::Credits,
     /// The rate limit in force: messages a second in the upper half, the burst in the lower.
     rate: AtomicU64,
     pub(crate) tick: AtomicU32,
@@ -198,6 +202,7 @@ impl Core {
             acks: acks::Acks::default(),
             stalls: stalls::Stalls::default(),
             fanout: fanout::Fanout::default(),
+            credits: credit::Credits::default(),
             tick: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             next_client_number: AtomicU64::new(1),
@@ -220,6 +225,11 @@ impl Core {
     pub(crate) fn append(&self, record: &NewRecord<'_>) -> Result<u64, AppendError> {
         let appended = self.log.append(record);
         self.stalls.note(appended.map(|_| ()), self.tick());
+        if let Ok(position) = appended
+            && record.kind == Kind::Message
+        {
+            self.credits.probe.appended(position, || self.log.durable_next());
+        }
         appended
     }
 }
@@ -300,12 +310,14 @@ impl Gateway {
         let weak = Arc::downgrade(&self.core);
         self.core.log.on_durable(Box::new(move |durable_next| {
             if let Some(core) = weak.upgrade() {
+                core.credits.probe.durable(durable_next);
                 core.acks.tell(durable_next);
             }
         }));
         self.core.acks.tell(self.core.log.durable_next());
         runtime.spawn(acks::Acks::run(self.core.clone()));
         runtime.spawn(stalls::Stalls::run(self.core.clone()));
+        runtime.spawn(credit::Credits::run(self.core.clone()));
         runtime.spawn(live::sweep(self.core.clone()));
         runtime.spawn(live::follow_directory(self.core.clone()));
         let core = self.core.clone();

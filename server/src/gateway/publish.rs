@@ -1,15 +1,20 @@
 //! Decides on a PUBLISH and on a SUBSCRIBE's filters: pure, no IO, no clock.
 //!
-//! Called by `connection` for each packet. The envelope is decoded, its body never. A device may use its
+//! Called by `connection` for each packet. The envelope is decoded, its body never, but for the request for credit,
+//! which is for the gateway itself. A device may use its
 //! own `up/` to publish and its own `dn/` to subscribe; an integration client may subscribe within its
 //! tenant's `up/` and publish nothing.
 
+use super::codec::Publish;
 use super::reason::Refusal;
-use crate::platform::event_log::Origin;
-use muster_wire::{DeviceId, DownClass, Envelope, Leg, TenantId, Topic, UpClass, WireError};
+use crate::platform::event_log::{Kind, NewRecord, Origin};
+use muster_wire::{CreditRequest, DeviceId, DownClass, Envelope, Leg, TenantId, Topic, UpClass, WireError};
 
 /// The largest SenML pack, in bytes; as much as one telemetry body.
 pub(crate) const SENML_BYTES_MAX: usize = muster_wire::TELEMETRY_BYTES_MAX;
+
+/// Bytes of a refused message that its record keeps.
+const REJECTED_BYTES_MAX: usize = 4 * 1024;
 
 /// The SUBACK code for a filter that is not the client's to use.
 pub(crate) const SUBACK_NOT_AUTHORIZED: u8 = 0x87;
@@ -20,13 +25,58 @@ pub(crate) const SUBACK_QUOTA: u8 = 0x97;
 /// The SUBACK code for `$share/`.
 pub(crate) const SUBACK_NO_SHARE: u8 = 0x9E;
 
-/// A PUBLISH that may go into the log.
+/// A PUBLISH on a device's own topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Admitted<'a> {
-    pub(crate) class: UpClass,
-    pub(crate) origin: Origin,
-    pub(crate) measured_at_us: i64,
-    pub(crate) body: &'a [u8],
+pub(crate) enum Admitted<'a> {
+    /// It may go into the log.
+    Message(Sealed<'a>),
+    /// For `credit`, whatever it is: never into the log.
+    Credit(Result<CreditRequest, Refusal>),
+}
+
+/// A message whose body nobody looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sealed<'a> {
+    class: UpClass,
+    origin: Origin,
+    measured_at_us: i64,
+    body: &'a [u8],
+}
+
+impl<'a> Sealed<'a> {
+    /// The log's record of it.
+    pub(crate) fn record(&self, tenant: &'a TenantId, device: &'a DeviceId, qos: u8) -> NewRecord<'a> {
+        NewRecord {
+            kind: Kind::Message,
+            tenant: tenant.as_str(),
+            device: device.as_str(),
+            class: self.class.number(),
+            qos,
+            origin: self.origin,
+            measured_at_us: self.measured_at_us,
+            body: self.body,
+        }
+    }
+}
+
+/// The log's record of a refused PUBLISH of class number `class`, 0 where its topic has none.
+pub(crate) fn rejected<'a>(
+    tenant: &'a TenantId,
+    device: &'a DeviceId,
+    class: u8,
+    publish: &'a Publish,
+    refusal: Refusal,
+) -> NewRecord<'a> {
+    NewRecord {
+        kind: Kind::Rejected { reason: refusal.code() },
+        tenant: tenant.as_str(),
+        device: device.as_str(),
+        class,
+        qos: publish.qos,
+        origin: Origin::Direct,
+        measured_at_us: 0,
+        body: &publish.payload[..publish.payload.len().min(REJECTED_BYTES_MAX)],
+    }
 }
 
 /// The class of a device's own `up/` topic. The usual case takes two comparisons, no parse.
@@ -54,19 +104,33 @@ pub(crate) fn admit<'a>(name: &str, topic: &[u8], payload: &'a [u8]) -> Result<A
         if payload.len() > SENML_BYTES_MAX {
             return Err(Refusal::BadPayload);
         }
-        return Ok(Admitted { class, origin: Origin::Direct, measured_at_us: 0, body: payload });
+        let sealed = Sealed { class, origin: Origin::Direct, measured_at_us: 0, body: payload };
+        return Ok(Admitted::Message(sealed));
     }
+    let envelope = opened(class, payload);
+    if class == UpClass::Credit {
+        return Ok(Admitted::Credit(envelope.and_then(|envelope| credit_request(&envelope))));
+    }
+    let envelope = envelope?;
+    let origin = origin(&envelope)?;
+    let Envelope { measured_at_us, body, .. } = envelope;
+    Ok(Admitted::Message(Sealed { class, origin, measured_at_us, body }))
+}
+
+/// The envelope, where it is one and of the topic's class.
+fn opened(class: UpClass, payload: &[u8]) -> Result<Envelope<'_>, Refusal> {
     let envelope = Envelope::decode(payload).map_err(|error| match error {
         WireError::Version(_) => Refusal::UnknownVersion,
         WireError::TooLarge { .. } | WireError::Malformed { .. } | WireError::Rule { .. } => {
             Refusal::BadPayload
         }
     })?;
-    if envelope.class != class {
-        return Err(Refusal::BadPayload);
-    }
-    let origin = origin(&envelope)?;
-    Ok(Admitted { class, origin, measured_at_us: envelope.measured_at_us, body: envelope.body })
+    if envelope.class == class { Ok(envelope) } else { Err(Refusal::BadPayload) }
+}
+
+fn credit_request(envelope: &Envelope<'_>) -> Result<CreditRequest, Refusal> {
+    origin(envelope)?;
+    CreditRequest::decode(envelope.body).map_err(|_| Refusal::BadPayload)
 }
 
 /// Telemetry and events are records of a queue; birth, state and death are not; the rest may be either.
@@ -114,7 +178,8 @@ impl UpFilter {
             "+" | "#" => None,
             text => {
                 let known = UpClass::ALL.into_iter().find(|known| known.as_str() == text);
-                Some(known.ok_or(SUBACK_NOT_AUTHORIZED)?)
+                // Requests for credit end at the gateway: who follows them would wait for ever.
+                Some(known.filter(|class| *class != UpClass::Credit).ok_or(SUBACK_NOT_AUTHORIZED)?)
             }
         };
         Ok(Self { device, class, path: path.into() })
@@ -203,7 +268,11 @@ mod tests {
 
     fn check(topic: &str, payload: &[u8], expect: Result<UpClass, Refusal>) {
         let admitted = admit("acme/pump", topic.as_bytes(), payload);
-        assert_eq!(admitted.map(|each| each.class), expect, "{topic}");
+        let class = admitted.map(|admitted| match admitted {
+            Admitted::Message(sealed) => sealed.class,
+            Admitted::Credit(_) => UpClass::Credit,
+        });
+        assert_eq!(class, expect, "{topic}");
     }
 
     #[test]
@@ -257,6 +326,32 @@ mod tests {
     }
 
     #[test]
+    fn a_request_for_credit_is_opened_and_never_admitted_to_the_log() {
+        let request = CreditRequest { backlog: 60 };
+        let payload = |class, queue_id: u64, body: &[u8]| {
+            let (queue_id, seq) = (QueueId(queue_id), u64::from(queue_id != 0));
+            Envelope { class, queue_id, seq, measured_at_us: 5, body }.encode()
+        };
+        let mut newer = payload(UpClass::Credit, 0, &request.encode());
+        newer[1] = 2;
+        for (payload, expect) in [
+            (payload(UpClass::Credit, 0, &request.encode()), Ok(request)),
+            (payload(UpClass::Credit, 1, &request.encode()), Err(Refusal::BadPayload)),
+            (payload(UpClass::State, 0, &request.encode()), Err(Refusal::BadPayload)),
+            (payload(UpClass::Credit, 0, &CreditRequest { backlog: 0 }.encode()), Err(Refusal::BadPayload)),
+            (payload(UpClass::Credit, 0, &[0xA1; 100]), Err(Refusal::BadPayload)),
+            (request.encode(), Err(Refusal::BadPayload)),
+            (Vec::new(), Err(Refusal::BadPayload)),
+            (newer, Err(Refusal::UnknownVersion)),
+        ] {
+            let admitted = admit("acme/pump", b"muster/acme/pump/up/credit", &payload);
+            assert_eq!(admitted, Ok(Admitted::Credit(expect)));
+        }
+        let payload = payload(UpClass::Credit, 0, &request.encode());
+        check("muster/acme/fan/up/credit", &payload, Err(Refusal::ForeignTopic));
+    }
+
+    #[test]
     fn a_device_subscribes_to_its_own_dn_only() {
         for (path, expect) in [
             ("muster/acme/pump/dn/#", Ok(0b1111)),
@@ -293,6 +388,7 @@ mod tests {
             ("muster/acme/#", SUBACK_NOT_AUTHORIZED),
             ("#", SUBACK_NOT_AUTHORIZED),
             ("muster/acme/+/up/nothing", SUBACK_NOT_AUTHORIZED),
+            ("muster/acme/+/up/credit", SUBACK_NOT_AUTHORIZED),
             ("$share/g/muster/acme/+/up/#", SUBACK_NO_SHARE),
             ("muster/acme/é/up/#", SUBACK_BAD_FILTER),
         ] {

@@ -4,7 +4,7 @@ use muster_server::devices::directory::{DeviceAuth, Directory, IntegrationToken,
 use muster_server::gateway::{self, Config, Dependencies, Gateway, ServerCertificate};
 use muster_server::platform::clock::{SharedClock, SystemClock};
 use muster_server::platform::event_log::{EventLog, Kind, Options, Origin, Pin};
-use muster_wire::{DeviceId, Envelope, QueueId, TenantId, UpClass};
+use muster_wire::{Credit, DeviceId, Envelope, QueueId, TenantId, UpClass};
 use prometheus::Registry;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use std::io::{Read, Write};
@@ -298,6 +298,10 @@ pub fn packet(first: u8, body: &[u8]) -> Vec<u8> {
     out
 }
 
+fn covers_credit(path: &str) -> bool {
+    ["/dn/credit", "/dn/+", "/dn/#"].iter().any(|end| path.ends_with(end))
+}
+
 /// A byte stream to the gateway.
 pub trait Stream: Read + Write + Send {}
 impl<T: Read + Write + Send> Stream for T {}
@@ -308,6 +312,8 @@ pub struct Client {
     pub version: u8,
     /// The body of the CONNACK.
     pub connack: Vec<u8>,
+    /// The announcement, while a subscription covers `dn/credit`.
+    pub credit: Option<Credit>,
 }
 
 pub fn socket(address: SocketAddr) -> TcpStream {
@@ -324,7 +330,7 @@ impl Client {
     }
 
     pub fn over(stream: Box<dyn Stream>, version: u8) -> Self {
-        Self { stream, version, connack: Vec::new() }
+        Self { stream, version, connack: Vec::new(), credit: None }
     }
 
     #[track_caller]
@@ -422,7 +428,20 @@ impl Client {
         self.send(&packet(0x82, &body));
         let (first, body) = self.receive().expect("a SUBACK");
         assert_eq!((first, &body[..2]), (0x90, &packet_id.to_be_bytes()[..]), "SUBACK");
-        *body.last().unwrap()
+        let code = *body.last().unwrap();
+        if code <= 1 && covers_credit(path) && self.credit.is_none() {
+            self.credit = Some(self.next_credit());
+        }
+        code
+    }
+
+    /// The next message, which is about credit.
+    #[track_caller]
+    pub fn next_credit(&mut self) -> Credit {
+        let (topic, payload, packet_id) = self.message();
+        assert!(topic.ends_with("/dn/credit"), "{topic}");
+        assert_eq!(packet_id, 0, "credit is not acknowledged");
+        Credit::decode(&payload).unwrap()
     }
 
     #[track_caller]
@@ -435,6 +454,7 @@ impl Client {
         self.send(&packet(0xA2, &body));
         let (first, body) = self.receive().expect("an UNSUBACK");
         assert_eq!((first, &body[..2]), (0xB0, &packet_id.to_be_bytes()[..]), "UNSUBACK");
+        self.credit = self.credit.filter(|_| !covers_credit(path));
         body[2..].to_vec()
     }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::type_complexity, reason = "tables and helpers of tests")]
 
 mod bad_input;
+mod credit;
 mod failed_sync;
 mod flow;
 mod full;

@@ -10,6 +10,7 @@ use crate::state::{Inner, Segment, State, block_bytes, lock, segment_name};
 use crate::types::Sabotage;
 use crate::types::{DropReason, FullOf, Options, Seq, WhenFull};
 use std::io;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// What [`Stats::failed`](crate::Stats::failed) says after an orderly end.
@@ -197,6 +198,8 @@ impl<F: Fs> Writer<F> {
     fn publish(&mut self, inner: &Inner<F>, segment: Segment) {
         let mut state = lock(&inner.state);
         state.durable_next = segment.next_seq;
+        // Who is woken below may ask for the mark before the callbacks are told.
+        inner.durable_next.store(segment.next_seq, Ordering::Release);
         match state.segments.back_mut() {
             Some(last) if last.id == segment.id => *last = segment,
             _ => state.segments.push_back(segment),

@@ -148,3 +148,14 @@ fn a_record_that_nobody_waits_for_is_written_all_the_same() {
     written(append(Urgency::Soon));
     journal.close().expect("closes");
 }
+
+#[test]
+fn who_waited_for_a_record_sees_the_mark_above_it() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (journal, _) = open(&Options { bytes_max: 1024 * 1024, ..options(dir.path()) });
+    for _ in 0..2_000 {
+        let seq = journal.append(1, b"x").expect("appends");
+        journal.wait_durable(seq).expect("durable");
+        assert!(journal.durable_next() > seq, "{seq} is durable, and the mark does not say so");
+    }
+}

@@ -109,6 +109,7 @@ struct Shared<F: Fs> {
     clock: SharedClock,
     /// `received_at_us` of the newest record. Held while appending, so stamps grow with positions.
     stamp_us: Mutex<i64>,
+    bytes_max: u64,
 }
 
 impl EventLog<RealFs> {
@@ -151,9 +152,11 @@ impl<F: Fs> EventLog<F> {
         let journal_clock = clock.clone();
         let options =
             muster_journal::Options { epoch: EpochPolicy::PerLog, when_full: WhenFull::Refuse, ..options };
+        let bytes_max = options.bytes_max;
         let (journal, opened) = Journal::open(fs, options, move || journal_clock.now_us())
             .map_err(|source| EventLogError::Journal { step: "cannot be opened", source })?;
-        let log = Self { shared: Arc::new(Shared { journal, clock, stamp_us: Mutex::new(i64::MIN) }) };
+        let log =
+            Self { shared: Arc::new(Shared { journal, clock, stamp_us: Mutex::new(i64::MIN), bytes_max }) };
         log.restore_stamp(opened.first_seq, opened.next_seq)?;
         Ok(log)
     }
@@ -289,6 +292,18 @@ impl<F: Fs> EventLog<F> {
     pub fn release(&self, name: &str, upto: u64) -> Result<(), EventLogError> {
         let released = self.shared.journal.release(name, upto);
         released.map_err(|source| EventLogError::Journal { step: "cannot be released", source })
+    }
+
+    /// A pinning or holding reader's release mark; none where there is no such reader.
+    #[must_use]
+    pub fn released(&self, name: &str) -> Option<u64> {
+        self.shared.journal.released(name)
+    }
+
+    /// Bytes on disk before appends answer `Full`.
+    #[must_use]
+    pub fn bytes_max(&self) -> u64 {
+        self.shared.bytes_max
     }
 
     /// The oldest position held.
