@@ -1,6 +1,7 @@
 //! The smallest HTTP/1.1 client that talks to the admin API on loopback: blocking, JSON, one connection kept.
 //!
-//! Called by `demo` and `bench`. No TLS: the API's listener is plain and on this machine.
+//! Called by `demo` and `bench`. The load generator has a larger one (`observe::http`), whose crate would make every
+//! `cargo xtask` build TLS and an embedded database first. No TLS: the API's listener is plain and on this machine.
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;

@@ -1,6 +1,7 @@
 use super::super::handle::ServerFacts;
 use super::*;
 use serde_json::json;
+use std::io::BufRead as _;
 use std::net::TcpListener;
 use std::sync::mpsc;
 use std::thread::JoinHandle;

@@ -188,15 +188,20 @@ pub fn judge(
     let judge = Judge { server, tenants, expected, owners, progress, done: AtomicU32::new(0) };
     let all: Vec<usize> = (0..expected.devices.len()).collect();
     let (mut counts, again) = judge.read(&all, Missing::LookAgain);
-    let is_past = again.is_empty() || drain.wait(Proof::Past);
+    let mut is_past = again.is_empty() || drain.wait(Proof::Past);
     counts.join(judge.read(&again, Missing::Count).0);
+    let mut alerts = alerts::invariant(server, tenants, &expected.alarms);
+    if !alerts.held {
+        is_past &= drain.wait(Proof::Past);
+        alerts = alerts::invariant(server, tenants, &expected.alarms);
+    }
     let mut ledger = ledger(server, tenants)?;
     ledger.duplicated = counts.duplicated.count;
     let mut invariants = vec![drain.invariant(drained && is_past, began.elapsed())];
     invariants.extend(of_serials(&counts, &ledger));
     invariants.push(apart::invariant(server, tenants, expected, &counts.foreign));
     if !expected.alarms.is_empty() {
-        invariants.push(alerts::invariant(server, tenants, &expected.alarms));
+        invariants.push(alerts);
     }
     Ok(Verdict { invariants, ledger, counts })
 }

@@ -133,7 +133,7 @@ fn note_missing(missing: &mut Amiss, range: &RangeInclusive<u32>, inside: &[u32]
     }
     let listed = missing.first.len();
     let absent = range.clone().filter(|seq| inside.binary_search(seq).is_err());
-    // As many as there are at most: the walk ends with the last that is listed.
+    // The walk ends with the last that is listed, or with the range.
     missing.first.extend(absent.take(LISTED_MAX.saturating_sub(listed)));
     missing.count += count;
 }

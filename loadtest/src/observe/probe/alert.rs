@@ -108,10 +108,11 @@ impl Matcher {
         Self { rule_id: rule_id.to_owned(), ..Self::default() }
     }
 
-    /// Takes a watch; tells when its alert came, where it has. False: too many wait.
+    /// Takes a watch; tells its intended time and when its alert came, where it has. Too many wait: it comes back.
     pub(super) fn watch(&mut self, watch: AlertWatch) -> Result<Option<(Instant, Instant)>, AlertWatch> {
         let key = (watch.device.clone(), watch.excursion);
-        if let Some(at) = self.early.remove(&key) {
+        // One that came before it was intended is of an earlier run: its clearing.
+        if let Some(at) = self.early.remove(&key).filter(|at| *at >= watch.intended) {
             return Ok(Some((watch.intended, at)));
         }
         if self.waiting.len() >= WATCHED_MAX {

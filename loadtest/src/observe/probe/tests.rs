@@ -126,6 +126,10 @@ fn an_alert_is_matched_to_its_own_excursion() {
     assert_eq!(matcher.seen(alert("c", "r1", value(9)), at(60)), None);
     assert_eq!(matcher.seen(alert("c", "r1", value(9)), at(61)), None);
     assert_eq!(matcher.watch(watch("c", 9, at(55))), Ok(Some((at(55), at(60)))));
+    // One that came before it was intended was opened by somebody else.
+    assert_eq!(matcher.seen(alert("c", "r1", value(10)), at(60)), None);
+    assert_eq!(matcher.watch(watch("c", 10, at(65))), Ok(None));
+    assert_eq!(matcher.seen(alert("c", "r1", value(10)), at(70)), Some(at(65)));
     assert_eq!(matcher.give_up(at(0)), 0);
     assert_eq!(matcher.give_up(at(1)), 1);
     assert_eq!(matcher.seen(alert("a", "r1", value(1)), at(70)), None);
