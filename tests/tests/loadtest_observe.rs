@@ -194,7 +194,9 @@ fn a_server_that_is_killed_is_judged_to_the_last_serial() {
             alerts.watch(watch);
             // Data of today: older would open historical alerts.
             let now = SystemClock.now_us();
-            [alarm_value(excursions), alarm_value(excursions), 0.0].map(|value| fleet[2].alarm(value, now));
+            for value in [alarm_value(excursions), alarm_value(excursions), 0.0] {
+                fleet[2].alarm(value, now);
+            }
         }
     }
     let mut seen = 0;
@@ -294,7 +296,7 @@ fn a_store_that_cannot_commit_holds_nobody_up_and_catches_up() {
         let text = Client::new(server.handle(), "")
             .call("GET", "/metrics", None)
             .map_err(|error| error.to_string())?;
-        metric(&text.body, "store_failures").ok_or_else(|| text.body)
+        metric(&text.body, "store_failures").ok_or(text.body)
     };
     wait_for("the store to fail", || match failures()? {
         count if count >= 1.0 => Ok(()),

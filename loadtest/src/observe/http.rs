@@ -11,7 +11,7 @@
 mod answer;
 
 use super::handle::{Access, ServerHandle};
-use answer::{Head, Unread, read_body, read_head};
+use answer::{Head, read_body, read_head};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io::{self, BufReader, ErrorKind, Read, Write};

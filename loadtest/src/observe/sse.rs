@@ -58,6 +58,7 @@ pub struct LiveStream {
 struct Shared {
     stop: AtomicBool,
     opened: AtomicU64,
+    read: AtomicU64,
 }
 
 impl LiveStream {
@@ -95,6 +96,12 @@ impl LiveStream {
     #[must_use]
     pub fn opened(&self) -> u64 {
         self.shared.opened.load(Ordering::Acquire)
+    }
+
+    /// How many events were read from it, those that wait for their reader included.
+    #[must_use]
+    pub fn read(&self) -> u64 {
+        self.shared.read.load(Ordering::Acquire)
     }
 }
 
@@ -205,6 +212,7 @@ impl Reader {
         if matches!(event.kind.as_str(), "hello" | "reset") {
             self.shared.opened.fetch_add(1, Ordering::AcqRel);
         }
+        self.shared.read.fetch_add(1, Ordering::AcqRel);
         self.sender.send(event).is_ok()
     }
 }

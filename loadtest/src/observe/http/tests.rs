@@ -1,4 +1,5 @@
 use super::super::handle::ServerFacts;
+use super::answer::Unread;
 use super::*;
 use serde_json::json;
 use std::io::BufRead as _;

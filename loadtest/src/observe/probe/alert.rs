@@ -60,7 +60,7 @@ impl AlertProbe {
         let client = Client::of(server, access).time_max(ANSWER_TIME_MAX);
         let path = access.path(&format!("alerts?rule={rule_id}&limit=500"));
         let matcher = Matcher::of(rule_id);
-        let watcher = Watcher { live, client, path, matcher, listed: Instant::now() };
+        let watcher = Watcher { live, client, path, matcher, listed: None };
         let work = move |board: &Board, incoming: &Receiver<AlertWatch>| watcher.run(board, incoming);
         Ok(Self(Worker::start("alert-probe", work).context("cannot start a thread")?))
     }
@@ -160,7 +160,7 @@ struct Watcher {
     path: String,
     matcher: Matcher,
     /// When the list was looked at.
-    listed: Instant,
+    listed: Option<Instant>,
 }
 
 impl Watcher {
@@ -174,13 +174,8 @@ impl Watcher {
                 self.take(board, &event);
             }
             let now = Instant::now();
-            let is_due = now.duration_since(self.listed) > LIST_INTERVAL;
-            if is_due
-                && self
-                    .matcher
-                    .oldest()
-                    .is_some_and(|oldest| now.saturating_duration_since(oldest) > LIST_INTERVAL)
-            {
+            let is_long_ago = |then: Instant| now.saturating_duration_since(then) > LIST_INTERVAL;
+            if self.listed.is_none_or(is_long_ago) && self.matcher.oldest().is_some_and(is_long_ago) {
                 self.list(board);
             }
             if let Some(before) = now.checked_sub(GIVE_UP_AFTER) {
@@ -213,18 +208,14 @@ impl Watcher {
         }
     }
 
-    /// Looks for what waits in the list of alerts. One that fails is made again later.
+    /// Looks for what waits in the list of alerts.
     fn list(&mut self, board: &Board) {
-        self.listed = Instant::now();
+        self.listed = Some(Instant::now());
         if self.matcher.waiting.is_empty() {
             return;
         }
-        if let Err(error) = self.list_pages(board)
-            && error.is_passing()
-        {
-            // Soon, but not in a loop.
-            self.listed = self.listed.checked_sub(LIST_INTERVAL / 2).unwrap_or(self.listed);
-        }
+        // What fails is looked up again when it is overdue.
+        let _ = self.list_pages(board);
     }
 
     fn list_pages(&mut self, board: &Board) -> Result<(), HttpError> {

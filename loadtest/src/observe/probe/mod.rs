@@ -48,7 +48,7 @@ pub struct ProbeResult {
     pub given_up: u64,
     /// Messages that were not watched, since too many were.
     pub not_watched: u64,
-    /// Messages that were still looked for at the end.
+    /// Messages that are still looked for.
     pub waiting: u64,
     /// Of those that were seen: not when they came, but later in a list. Their latency is an upper bound.
     pub seen_late: u64,

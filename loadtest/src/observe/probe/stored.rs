@@ -89,6 +89,7 @@ impl Looker {
     fn run(mut self, board: &Board, incoming: &Receiver<StoredWatch>) {
         while !board.is_stopped() {
             self.receive(board, incoming);
+            board.lock().result.waiting = self.late.len() as u64;
             let now = Instant::now();
             let mut at = 0;
             while at < self.late.len() && !board.is_stopped() {

@@ -136,16 +136,23 @@ fn events_wait_for_their_reader_up_to_the_bound_and_none_is_lost() {
     let live = fake.live();
     let (mut stream, ..) = fake.accept();
     head(&mut stream);
-    let count = EVENTS_MAX + 500;
-    for number in 0..count {
-        chunk(&mut stream, &format!("event: alert\ndata: {number}\n\n"));
-    }
+    let count = EVENTS_MAX as u64 + 500;
+    let fill = |stream: &mut TcpStream, read: u64| {
+        for number in 0..count {
+            chunk(stream, &format!("event: alert\ndata: {number}\n\n"));
+        }
+        // The thread stands with one more before a full channel.
+        let began = Instant::now();
+        while live.read() <= read + EVENTS_MAX as u64 {
+            assert!(began.elapsed() < LONG, "{} were read", live.read());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    };
+    fill(&mut stream, 0);
     for number in 0..count {
         assert_eq!(live.next(LONG).unwrap().data, number.to_string());
     }
+    fill(&mut stream, count);
     // A thread that waits for room ends, too.
-    for number in 0..count {
-        chunk(&mut stream, &format!("event: alert\ndata: {number}\n\n"));
-    }
     drop(live);
 }
