@@ -1,6 +1,7 @@
 //! `muster-loadtest`: the command line of the load generator.
 
 use clap::{Parser, Subcommand};
+use muster_loadtest::enrol::{self, EnrolArgs};
 use muster_loadtest::simulation::RunArgs;
 use std::process::ExitCode;
 
@@ -18,6 +19,7 @@ enum Command {
     Bench(muster_loadtest::Command),
     /// A load simulation: a fleet with profiles and faults, and what must hold afterwards.
     Run(Box<RunArgs>),
+    Enrol(EnrolArgs),
     /// One sending process of a run; started by `run`.
     #[command(hide = true)]
     RunPart,
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
             true
         }),
         Command::Run(args) => muster_loadtest::simulation::run(args),
+        Command::Enrol(args) => enrol::run(args).map(|()| true),
         Command::RunPart => muster_loadtest::simulation::part().map(|()| true),
     };
     match outcome {
