@@ -64,7 +64,7 @@ enum Keys {
     Own(Vec<OwnKey>),
 }
 
-/// A device's own chain and key, as bytes: a key that is ready to sign takes three times their memory.
+/// A device's own chain and key, as bytes: only a handshake needs the key ready to sign.
 #[derive(Debug)]
 pub(crate) struct OwnKey {
     /// The device's certificate, and those between it and the authority.
@@ -335,5 +335,51 @@ mod tests {
         assert_eq!(identities.device(1).login.as_ref().unwrap().1, "b,c");
         assert!(Identities::new("bench", 3, &Tokens::File(file.path())).is_err());
         assert!(Identities::new("Bench", 1, &Tokens::None).is_err());
+    }
+
+    /// What a device shows in a handshake.
+    fn shown(identities: &Identities, number: u32) -> Arc<CertifiedKey> {
+        let (config, _) = identities.tls(number).unwrap().unwrap();
+        config.client_auth_cert_resolver.resolve(&[], &[]).unwrap()
+    }
+
+    #[test]
+    fn each_device_shows_its_own_certificate_and_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, ca_key, file) = (dir.path().join("ca"), dir.path().join("ca.key"), dir.path().join("ids"));
+        let pair = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        std::fs::write(&ca, params.self_signed(&pair).unwrap().pem()).unwrap();
+        std::fs::write(&ca_key, pair.serialize_pem()).unwrap();
+        let identities = || Identities::new("bench", 2, &Tokens::Prefix("t-")).unwrap();
+
+        // Signed here: certificates of their own, for one key.
+        let signed = identities().with_tls("localhost", &ca, Some(&ca_key)).unwrap();
+        let (one, other) = (shown(&signed, 0), shown(&signed, 1));
+        assert!(one.cert != other.cert && one.key.public_key() == other.key.public_key());
+        assert!(one.keys_match().is_ok() && signed.device(0).login.is_none());
+
+        // From a file, in another order and among others.
+        let mut writer = crate::enrol::file::Writer::begin(&file).unwrap();
+        let mut keys = std::collections::BTreeMap::new();
+        for (at, name) in ["d00001", "d00007", "d00000"].into_iter().enumerate() {
+            let key = KeyPair::generate().unwrap();
+            let pem = CertificateParams::default().self_signed(&key).unwrap().pem();
+            let entry = crate::enrol::file::Entry::certified("bench", name, pem, key.serialize_pem());
+            writer.put(at, &entry).unwrap();
+            keys.insert(name, rcgen::PublicKeyData::subject_public_key_info(&key));
+        }
+        writer.finish().unwrap();
+        let own = identities().with_tls("localhost", &ca, None).unwrap().with_own_keys(&file).unwrap();
+        for (number, name) in [(0, "d00000"), (1, "d00001")] {
+            let shown = shown(&own, number);
+            assert!(shown.keys_match().is_ok() && own.device(number).login.is_none());
+            assert_eq!(shown.key.public_key().unwrap().as_ref(), &keys[name][..]);
+        }
+        let more = Identities::new("bench", 3, &Tokens::None).unwrap();
+        let more = more.with_tls("localhost", &ca, None).unwrap().with_own_keys(&file);
+        let error = more.map(|_| ()).unwrap_err().to_string();
+        assert!(error.ends_with(" does not name bench/d00002"), "{error}");
     }
 }

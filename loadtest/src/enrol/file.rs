@@ -149,8 +149,8 @@ impl Entries {
             if self.number > LINES_MAX {
                 bail!("{}: more than {LINES_MAX} lines", place());
             }
-            let text = std::str::from_utf8(&line).with_context(|| format!("{}: no text", place()))?;
-            if !text.trim().is_empty() {
+            let text = std::str::from_utf8(&line).with_context(|| format!("{}: no text", place()))?.trim();
+            if !text.is_empty() {
                 return Entry::parse(text, place()).map(Some);
             }
         }

@@ -76,8 +76,8 @@ impl Target {
             args.bootstrap.as_deref().filter(|_| args.api.is_some()).map(read_bootstrap).transpose()?;
         let (Some(addr), true) = (&args.addr, owner.is_some() || args.identities.is_some()) else {
             bail!(
-                "give one of: --server BINARY; --api with --bootstrap and --addr; --identities with --addr; \
-                 --plain-mqtt"
+                "give one of: --server BINARY; --api with --bootstrap and --addr; --plain-mqtt; --identities with \
+                 --addr"
             );
         };
         let facts = ServerFacts { http: args.api.clone(), pid: args.server_pid, ..ServerFacts::default() };
