@@ -144,7 +144,8 @@ fn tokens_that_were_issued_in_bulk_are_taken_too() {
     let lines: Vec<String> = (0..DEVICES)
         .map(|number| {
             let device = format!("pump-{number}");
-            server.api.post("/api/v1/tenants/default/devices", &json!({ "id": device }));
+            let made = server.api.post("/api/v1/tenants/default/devices", &json!({ "id": device }));
+            assert_eq!(made["id"], device.as_str());
             let path = format!("/api/v1/tenants/default/devices/{device}/token");
             let token = server.api.post(&path, &json!({}))["token"].clone();
             json!({ "tenant": "default", "device": device, "token": token }).to_string()
