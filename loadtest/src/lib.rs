@@ -9,6 +9,7 @@
 mod arithmetic;
 mod connection;
 mod engine;
+pub mod enrol;
 mod identity;
 mod lanes;
 mod meter;

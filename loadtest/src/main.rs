@@ -1,6 +1,7 @@
 //! `muster-loadtest`: the command line of the load generator.
 
 use clap::{Parser, Subcommand};
+use muster_loadtest::enrol::{self, EnrolArgs};
 use muster_loadtest::report::commands;
 use muster_loadtest::simulation::RunArgs;
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ enum Command {
     Bench(muster_loadtest::Command),
     /// A load simulation: a fleet with profiles and faults, and what must hold afterwards.
     Run(Box<RunArgs>),
+    Enrol(EnrolArgs),
     /// One sending process of a run; started by `run`.
     #[command(hide = true)]
     RunPart,
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
             true
         }),
         Command::Run(args) => muster_loadtest::simulation::run(args),
+        Command::Enrol(args) => enrol::run(args).map(|()| true),
         Command::RunPart => muster_loadtest::simulation::part().map(|()| true),
         Command::Report(command) => commands::run(command).map(|printed| {
             print!("{}", printed.text);

@@ -119,9 +119,24 @@ pub struct RunArgs {
     /// The CA of its certificate (PEM), for `tls` and `mtls`.
     #[arg(long)]
     pub ca: Option<PathBuf>,
-    /// The device CA's key (PEM), for `mtls`.
+    /// The device CA's key (PEM), for `mtls`: certificates are signed here, all for one key.
     #[arg(long, requires = "ca")]
     pub ca_key: Option<PathBuf>,
+    /// Each device gets key and certificate as a real one does: by a claim, at the enrolment listener. For `mtls`;
+    /// `--ca` is not needed then.
+    #[arg(long, conflicts_with_all = ["ca_key", "identities", "plain_mqtt"])]
+    pub enrol: bool,
+    /// That listener, `host:port`, where it is another than the server's claims say.
+    #[arg(long, requires = "enrol")]
+    pub enroll_addr: Option<String>,
+    /// Keep what `--enrol` got in this file, for its owner's eyes only.
+    #[arg(long, requires = "enrol")]
+    pub save_identities: Option<PathBuf>,
+    /// Takes devices that are enrolled already from a file: a line of JSON each with `tenant`, `device`, and
+    /// `certificate_pem` and `key_pem` (for `mtls`) or `token`. Nothing is registered. Without `--api` only what the
+    /// devices count is judged.
+    #[arg(long, conflicts_with_all = ["ca_key", "plain_mqtt"])]
+    pub identities: Option<PathBuf>,
     /// The name in the server's certificate; the address's host unless given.
     #[arg(long)]
     pub server_name: Option<String>,

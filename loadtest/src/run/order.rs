@@ -27,9 +27,12 @@ pub(crate) struct PartConfig {
     pub(crate) members: Vec<Member>,
     /// The first device's number in the whole run.
     pub(crate) first_number: u32,
-    /// The CA of the server's certificate, the device CA's key, the name in the server's certificate.
+    /// The CA of the server's certificate, and the device CA's key.
     pub(crate) ca: Option<PathBuf>,
     pub(crate) ca_key: Option<PathBuf>,
+    /// The file with the devices' own certificates and keys.
+    pub(crate) identities: Option<PathBuf>,
+    /// The name in the server's certificate.
     pub(crate) server_name: Option<String>,
     /// Devices keep to the server's flow control.
     pub(crate) credits: bool,

@@ -64,6 +64,9 @@ impl Part {
             let host = config.address.rsplit_once(':').map_or(config.address.as_str(), |(host, _)| host);
             let name = config.server_name.as_deref().unwrap_or(host);
             identities = identities.with_tls(name, ca, config.ca_key.as_deref())?;
+            if let Some(file) = &config.identities {
+                identities = identities.with_own_keys(file)?;
+            }
         }
         let options = Options {
             keep_alive_s: config.keep_alive_s,

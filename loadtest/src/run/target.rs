@@ -1,21 +1,25 @@
 //! What a run runs against: a server of its own, one that is there, or any MQTT broker; and the fleet made at it.
 //!
-//! Called by `run` before anything is sent. Devices belong to the tenants in turn; the first ones are watched and
-//! all belong to the first tenant.
+//! Called by `run` before anything is sent. Devices are registered, enrolled through claims, or taken from a file of
+//! identities as they are. They belong to the tenants in turn, or as the file says; the first ones are watched and all
+//! belong to the first tenant.
 
 use super::args::{RunArgs, Transport};
 use super::order::PartConfig;
 use super::profile::Watched;
 use super::subscriber::Way;
+use crate::enrol::file::fleet;
+use crate::enrol::{Place, enrol, read_bootstrap, tenant_names};
 use crate::identity::{Member, client_config, generated_name};
 use crate::modes::resolve;
 use crate::observe::handle::{Access, ServerFacts, ServerHandle};
+use crate::observe::http::Client;
 use crate::observe::provision::{self, Login, Owner};
 use crate::observe::server::{ManagedServer, ServerOptions};
-use crate::payload::LEVEL_METRIC;
+use crate::payload::{LEVEL_METRIC, SERIAL_METRIC};
 use anyhow::{Context, Result, bail};
 use rustls::pki_types::ServerName;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A probe that is watched until it is stored, and devices whose readings open alerts.
@@ -25,7 +29,8 @@ const CALM_METRIC: &str = "cpu_ratio";
 /// Devices of one generator process: descriptors for everything else stay free.
 const OTHER_FILES: u64 = 256;
 /// Settings that keep limits of normal operation out of a run's figures.
-const OWN_SETTINGS: [(&str, &str); 1] = [("quota.devices_max", "200000")];
+const OWN_SETTINGS: [(&str, &str); 2] =
+    [("quota.devices_max", "200000"), ("enroll.attempts_per_minute", "100000")];
 
 /// The server and the fleet at it.
 pub(crate) struct Target {
@@ -33,17 +38,22 @@ pub(crate) struct Target {
     pub(crate) own: Option<ManagedServer>,
     /// Where the server is; of a broker the process only.
     pub(crate) handle: ServerHandle,
-    /// One a tenant; none of a broker.
+    /// One a tenant; none of a broker, or where the API is not given.
     pub(crate) accesses: Vec<Access>,
     pub(crate) tenants: Vec<String>,
     pub(crate) members: Vec<Member>,
     pub(crate) watched: Watched,
     /// The rule that the alarm devices' levels open alerts of.
     pub(crate) alarm_rule: Option<String>,
+    /// Devices have readings of an earlier run, whose serials cannot be told from this one's.
+    pub(crate) has_past: bool,
     address: String,
+    is_broker: bool,
     is_tls: bool,
     ca: Option<PathBuf>,
     ca_key: Option<PathBuf>,
+    /// The file with each device's own certificate and key.
+    identities: Option<PathBuf>,
     server_name: Option<String>,
 }
 
@@ -52,27 +62,30 @@ impl Target {
     ///
     /// # Errors
     /// The server does not start, or the arguments do not say how to find one.
-    pub(crate) fn open(args: &RunArgs, work_dir: &std::path::Path) -> Result<Self> {
+    pub(crate) fn open(args: &RunArgs, work_dir: &Path) -> Result<Self> {
+        if args.enrol && args.transport != Transport::Mtls {
+            bail!("--enrol gives devices certificates: it needs --transport mtls");
+        }
         if let Some(address) = &args.plain_mqtt {
             return Self::broker(args, address);
         }
         if let Some(binary) = &args.server {
             return Self::own(args, binary, work_dir);
         }
-        let (Some(api), Some(bootstrap), Some(addr)) = (&args.api, &args.bootstrap, &args.addr) else {
-            bail!("give one of: --server BINARY; --api with --bootstrap and --addr; --plain-mqtt");
+        let owner =
+            args.bootstrap.as_deref().filter(|_| args.api.is_some()).map(read_bootstrap).transpose()?;
+        let (Some(addr), true) = (&args.addr, owner.is_some() || args.identities.is_some()) else {
+            bail!(
+                "give one of: --server BINARY; --api with --bootstrap and --addr; --plain-mqtt; --identities with \
+                 --addr"
+            );
         };
-        let text = std::fs::read_to_string(bootstrap)
-            .with_context(|| format!("cannot read {}", bootstrap.display()))?;
-        let bootstrap: Bootstrap = serde_json::from_str(&text)
-            .with_context(|| format!("{} is no bootstrap file", bootstrap.display()))?;
-        let facts = ServerFacts { http: Some(api.clone()), pid: args.server_pid, ..ServerFacts::default() };
-        let owner = Owner { email: bootstrap.email, password: bootstrap.password };
+        let facts = ServerFacts { http: args.api.clone(), pid: args.server_pid, ..ServerFacts::default() };
         let mut target = Self::empty(ServerHandle::new(facts), addr.clone());
         (target.ca, target.ca_key) = (args.ca.clone(), args.ca_key.clone());
         target.server_name = args.server_name.clone();
-        target.check_transport(args.transport)?;
-        target.enrol(args, &owner, &bootstrap.tenant)?;
+        target.check_transport(args)?;
+        target.fleet(args, owner, work_dir)?;
         Ok(target)
     }
 
@@ -85,10 +98,13 @@ impl Target {
             members: Vec::new(),
             watched: Watched::default(),
             alarm_rule: None,
+            has_past: false,
             address,
+            is_broker: false,
             is_tls: false,
             ca: None,
             ca_key: None,
+            identities: None,
             server_name: None,
         }
     }
@@ -99,13 +115,14 @@ impl Target {
         }
         let facts = ServerFacts { pid: args.server_pid, ..ServerFacts::default() };
         let mut target = Self::empty(ServerHandle::new(facts), address.to_owned());
+        target.is_broker = true;
         target.tenants = vec!["bench".to_owned()];
         let member = |number| Member { tenant: 0, name: generated_name(number), token: None };
         target.members = (0..args.devices).map(member).collect();
         Ok(target)
     }
 
-    fn own(args: &RunArgs, binary: &std::path::Path, work_dir: &std::path::Path) -> Result<Self> {
+    fn own(args: &RunArgs, binary: &Path, work_dir: &Path) -> Result<Self> {
         let mut set: Vec<(String, String)> =
             OWN_SETTINGS.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         for setting in &args.set {
@@ -126,37 +143,90 @@ impl Target {
         target.server_name = Some("localhost".to_owned());
         let (owner, tenant) = (server.owner().clone(), server.access().tenant.clone());
         target.own = Some(server);
-        target.enrol(args, &owner, &tenant)?;
+        target.fleet(args, Some((owner, tenant)), work_dir)?;
         Ok(target)
     }
 
-    fn check_transport(&self, transport: Transport) -> Result<()> {
-        match transport {
-            Transport::Tls | Transport::Mtls if self.ca.is_none() => bail!("--transport needs --ca"),
-            Transport::Mtls if self.ca_key.is_none() => bail!("--transport mtls needs --ca-key"),
+    fn check_transport(&self, args: &RunArgs) -> Result<()> {
+        let has_keys = self.ca_key.is_some() || args.enrol || args.identities.is_some();
+        match args.transport {
+            Transport::Mtls if !has_keys => {
+                bail!("--transport mtls needs one of --enrol, --identities and --ca-key")
+            }
+            // An enrolment tells the authority, which its claim pins.
+            Transport::Tls | Transport::Mtls if self.ca.is_none() && !args.enrol => {
+                bail!("--transport {} needs --ca", args.transport.name())
+            }
             _ => Ok(()),
         }
     }
 
-    /// Makes tenants, devices and the alarm rule.
-    fn enrol(&mut self, args: &RunArgs, owner: &Owner, first_tenant: &str) -> Result<()> {
-        let mut names = vec![first_tenant.to_owned()];
-        names.extend((1..args.tenants).map(|number| format!("load-{number:02}")));
+    /// Makes the tenants, devices and rules, or takes the devices of a file as they are.
+    fn fleet(&mut self, args: &RunArgs, owner: Option<(Owner, String)>, work_dir: &Path) -> Result<()> {
         self.is_tls = args.transport != Transport::Plain;
-        self.accesses = provision::tenants(&self.handle, owner, &names)?;
-        self.tenants = names;
-        self.watched = WATCHED;
-        let tenant_of = |number: u32| {
-            if number < WATCHED.count() { 0 } else { (number % u32::from(args.tenants)) as u16 }
-        };
         let login = if args.transport == Transport::Mtls { Login::Certificate } else { Login::Token };
-        let mut members: Vec<Member> = (0..args.devices)
-            .map(|number| Member { tenant: tenant_of(number), name: generated_name(number), token: None })
+        match (&args.identities, &owner) {
+            (Some(file), _) => self.take(args, file, login)?,
+            (None, Some((_, first))) => {
+                let tenant_of = |number: u32| {
+                    if number < WATCHED.count() { 0 } else { (number % u32::from(args.tenants)) as u16 }
+                };
+                let member =
+                    |number| Member { tenant: tenant_of(number), name: generated_name(number), token: None };
+                self.tenants = tenant_names(first, args.tenants);
+                self.members = (0..args.devices).map(member).collect();
+            }
+            (None, None) => bail!("nobody to register devices as"),
+        }
+        let Some((owner, _)) = owner else { return Ok(()) };
+        self.accesses = provision::tenants(&self.handle, &owner, &self.tenants)?;
+        if args.enrol {
+            self.enrol(args, work_dir)?;
+        } else if args.identities.is_none() {
+            self.register(args, login)?;
+        }
+        self.has_past = self.look_for_past()?;
+        self.watched = WATCHED;
+        let alarms: Vec<String> = (WATCHED.probes..WATCHED.count())
+            .map(|number| self.members[number as usize].name.clone())
             .collect();
+        let rule =
+            provision::alarm_rule(&self.handle, &self.accesses[0], "loadtest level", LEVEL_METRIC, &alarms)?;
+        self.alarm_rule = Some(rule);
+        self.make_rules(args)
+    }
+
+    /// Takes the devices of a file; those that are watched come first.
+    fn take(&mut self, args: &RunArgs, file: &Path, login: Login) -> Result<()> {
+        let found = fleet(file, args.devices, login)?;
+        if found.tenants.len() != usize::from(args.tenants) {
+            let (file, count) = (file.display(), found.tenants.len());
+            bail!("these devices of {file} belong to {count} tenants: give --tenants {count}");
+        }
+        let mut left = WATCHED.count();
+        let (mut members, others): (Vec<Member>, Vec<Member>) =
+            found.members.into_iter().partition(|member| {
+                let is_watched = member.tenant == 0 && left > 0;
+                left -= u32::from(is_watched);
+                is_watched
+            });
+        if left > 0 {
+            let (file, all, first) = (file.display(), WATCHED.count(), &found.tenants[0]);
+            bail!("the first tenant of {file} needs {all} devices: {first} has {}", members.len());
+        }
+        members.extend(others);
+        (self.tenants, self.members) = (found.tenants, members);
+        self.identities = Some(file.to_owned()).filter(|_| login == Login::Certificate);
+        Ok(())
+    }
+
+    /// Registers the devices, with tokens where they need them.
+    fn register(&mut self, args: &RunArgs, login: Login) -> Result<()> {
         for (tenant, access) in self.accesses.iter().enumerate() {
-            let mine: Vec<usize> =
-                (0..members.len()).filter(|at| usize::from(members[*at].tenant) == tenant).collect();
-            let names: Vec<String> = mine.iter().map(|at| members[*at].name.clone()).collect();
+            let mine: Vec<usize> = (0..self.members.len())
+                .filter(|at| usize::from(self.members[*at].tenant) == tenant)
+                .collect();
+            let names: Vec<String> = mine.iter().map(|at| self.members[*at].name.clone()).collect();
             let all = names.len();
             let told = |done: u32| {
                 if !args.quiet && done.is_multiple_of(1_000) {
@@ -165,16 +235,46 @@ impl Target {
             };
             let tokens = provision::devices(&self.handle, access, &names, login, &told)?;
             for (at, token) in mine.into_iter().zip(tokens) {
-                members[at].token = token;
+                self.members[at].token = token;
             }
         }
-        let alarms: Vec<String> =
-            (WATCHED.probes..WATCHED.count()).map(|number| members[number as usize].name.clone()).collect();
-        let rule =
-            provision::alarm_rule(&self.handle, &self.accesses[0], "loadtest level", LEVEL_METRIC, &alarms)?;
-        self.alarm_rule = Some(rule);
-        self.members = members;
-        self.make_rules(args)
+        Ok(())
+    }
+
+    /// Enrols the devices through claims; the authority that they learn is the server's.
+    fn enrol(&mut self, args: &RunArgs, work_dir: &Path) -> Result<()> {
+        let file = args.save_identities.clone().unwrap_or_else(|| work_dir.join("identities"));
+        let told = |done: u32| {
+            if !args.quiet && done.is_multiple_of(1_000) {
+                eprintln!("  {done} of {} devices enrolled", args.devices);
+            }
+        };
+        let listener = args.enroll_addr.as_deref();
+        let place = Place { server: &self.handle, accesses: &self.accesses, listener };
+        let enrolled = enrol(place, &self.members, &file, &told)?;
+        self.identities = Some(file);
+        if self.ca.is_none() {
+            let ca = work_dir.join("ca.pem");
+            std::fs::write(&ca, enrolled.ca_pem).with_context(|| format!("cannot write {}", ca.display()))?;
+            self.ca = Some(ca);
+        }
+        Ok(())
+    }
+
+    /// Whether a tenant's first device has serials already.
+    fn look_for_past(&self) -> Result<bool> {
+        for (tenant, access) in self.accesses.iter().enumerate() {
+            let is_of = |member: &&Member| usize::from(member.tenant) == tenant;
+            let Some(first) = self.members.iter().find(is_of) else { continue };
+            let (name, from, to) = (&first.name, i64::MIN, i64::MAX);
+            let path = format!("devices/{name}/readings?metric={SERIAL_METRIC}&from={from}&to={to}&limit=1");
+            let found = Client::of(&self.handle, access).get(&access.path(&path));
+            let found = found.with_context(|| format!("cannot read what {name} has sent before"))?;
+            if found["points"].as_array().is_some_and(|points| !points.is_empty()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Rules that watch a share of the first tenant's devices each, spread evenly, and never fire.
@@ -235,7 +335,11 @@ impl Target {
                 members,
                 first_number: first,
                 ca: self.ca.clone().filter(|_| self.is_tls),
-                ca_key: self.ca_key.clone().filter(|_| args.transport == Transport::Mtls),
+                ca_key: self
+                    .ca_key
+                    .clone()
+                    .filter(|_| args.transport == Transport::Mtls && self.identities.is_none()),
+                identities: self.identities.clone(),
                 server_name: self.server_name.clone(),
                 credits: self.is_muster() && !args.no_credits,
                 reports: self.is_muster(),
@@ -257,16 +361,8 @@ impl Target {
         Ok(Way { address: resolve(&self.address)?, tls })
     }
 
-    /// Whether it is ours, with an API.
+    /// Whether it is ours.
     pub(crate) fn is_muster(&self) -> bool {
-        !self.accesses.is_empty()
+        !self.is_broker
     }
-}
-
-/// What a first start of the server writes.
-#[derive(serde::Deserialize)]
-struct Bootstrap {
-    tenant: String,
-    email: String,
-    password: String,
 }
