@@ -63,29 +63,26 @@ impl Device {
             let user = format!("{}/{}", self.tenant, self.name);
             let login = Some((user.as_str(), self.token.as_str()));
             Connect { client_id: &self.name, login, keep_alive_s: 60 }.encode(Version::V5, &mut packet);
-            match self.ask(&packet)? {
-                Incoming::ConnAck { reason: 0, .. } => {}
-                other => return Err(format!("{other:?}")),
-            }
+            self.ask(&packet, |answer| matches!(answer, Incoming::ConnAck { reason: 0, .. }))?;
         }
         packet.clear();
         let topic = format!("muster/{}/{}/up/telemetry", self.tenant, self.name);
-        mqtt::publish(Version::V5, &topic, 1, payload, &mut packet);
-        match self.ask(&packet)? {
-            Incoming::PubAck { packet_id: 1, reason } if reason < 0x80 => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+        mqtt::publish(Version::V5, &topic, Some(1), payload, &mut packet);
+        self.ask(
+            &packet,
+            |answer| matches!(answer, Incoming::PubAck { packet_id: 1, reason } if *reason < 0x80),
+        )
     }
 
-    fn ask(&mut self, packet: &[u8]) -> Result<Incoming, String> {
+    /// Sends a packet; an error where its answer is not the expected one.
+    fn ask(&mut self, packet: &[u8], is_expected: impl FnOnce(&Incoming<'_>) -> bool) -> Result<(), String> {
         let stream = self.stream.as_mut().ok_or("no connection")?;
         stream.write_all(packet).map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
         loop {
-            if let Some((incoming, _)) =
-                mqtt::decode(Version::V5, &bytes).map_err(|error| error.to_string())?
-            {
-                return Ok(incoming);
+            let decoded = mqtt::decode(Version::V5, &bytes).map_err(|error| error.to_string())?;
+            if let Some((answer, _)) = decoded {
+                return if is_expected(&answer) { Ok(()) } else { Err(format!("{answer:?}")) };
             }
             let mut more = [0; 256];
             match stream.read(&mut more) {
