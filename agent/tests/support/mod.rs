@@ -135,26 +135,32 @@ fn text(bytes: &[u8]) -> (String, &[u8]) {
     (String::from_utf8(bytes[2..2 + length].to_vec()).unwrap(), &bytes[2 + length..])
 }
 
+/// Answers wait for the gate without holding up what is read.
+async fn answer(
+    mut out: tokio::net::tcp::OwnedWriteHalf,
+    gate: Arc<Semaphore>,
+    mut waiting: mpsc::UnboundedReceiver<(bool, Vec<u8>)>,
+) {
+    while let Some((gated, reply)) = waiting.recv().await {
+        if gated && let Ok(permit) = gate.acquire().await {
+            permit.forget();
+        }
+        if out.write_all(&reply).await.is_err() {
+            return;
+        }
+    }
+}
+
 async fn serve(
     stream: TcpStream,
     seen: mpsc::UnboundedSender<Seen>,
     plan: Arc<Mutex<VecDeque<Answer>>>,
     gate: Arc<Semaphore>,
     after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
-    (replies, mut waiting): (Out, mpsc::UnboundedReceiver<(bool, Vec<u8>)>),
+    (replies, waiting): (Out, mpsc::UnboundedReceiver<(bool, Vec<u8>)>),
 ) {
-    let (mut stream, mut out) = stream.into_split();
-    // Answers wait for the gate without holding up what is read.
-    tokio::spawn(async move {
-        while let Some((gated, reply)) = waiting.recv().await {
-            if gated && let Ok(permit) = gate.acquire().await {
-                permit.forget();
-            }
-            if out.write_all(&reply).await.is_err() {
-                return;
-            }
-        }
-    });
+    let (mut stream, out) = stream.into_split();
+    tokio::spawn(answer(out, gate, waiting));
     loop {
         let Ok((kind, body)) = packet(&mut stream).await else {
             let _ = seen.send(Seen::Lost);

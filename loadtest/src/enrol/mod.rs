@@ -104,8 +104,11 @@ pub(crate) fn enrol(
     Ok(Enrolled { claims: made, ca_pem })
 }
 
+/// A claim and its tenant's place.
+type TenantClaim = (u16, Claim);
+
 /// The claims for all members, as few as may be, each with its tenant; and which one each member spends.
-fn shared_claims(place: Place<'_>, members: &[Member]) -> Result<(Vec<(u16, Claim)>, Vec<usize>)> {
+fn shared_claims(place: Place<'_>, members: &[Member]) -> Result<(Vec<TenantClaim>, Vec<usize>)> {
     let (shares, sizes) = shares(members, USES_MAX);
     let mut clients = Clients::new(place);
     let mut claims = Vec::with_capacity(sizes.len());

@@ -8,6 +8,8 @@
 //!
 //! `MUSTER_TRIALS` sets how many run; a failure prints its seed (`MUSTER_SEED` repeats it).
 
+mod kept;
+
 use super::{Consumer, IngestError, Step};
 use crate::platform::clock::{Clock as _, ManualClock};
 use crate::platform::db::{Scope, Sync};
@@ -15,13 +17,13 @@ use crate::platform::event_log::{EventLog, Kind, NewRecord, Origin};
 use crate::platform::telemetry::{
     self, CrashPoint, Faults, ReadingsQuery, TelemetryError, TelemetryStore, Totals,
 };
+use kept::Kept;
 use muster_journal::sim::{Loss, Rng, SimFs};
 use muster_journal::{Sabotage, WriterMode};
 use muster_wire::{
     DropRange, DropReason, QueueId, QueueState, Reading, State, Telemetry, TenantId, UpClass, Value,
 };
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -108,35 +110,6 @@ struct Trial {
 enum Ended {
     PowerCut,
     Failed(String),
-}
-
-/// Copies of the store: as it was synced, and after each commit since.
-#[derive(Clone, Default)]
-struct Kept {
-    copies: Arc<Mutex<Vec<tempfile::TempDir>>>,
-    /// Syncs go unnoticed: the trials must fail.
-    ignores_syncs: bool,
-}
-
-impl Kept {
-    /// Keeps a copy of the store. Nothing writes to it meanwhile.
-    fn keep(&self, store: &Path) {
-        let copy = tempfile::tempdir().unwrap();
-        for name in ["telemetry.db", "telemetry.db-wal"] {
-            if store.join(name).exists() {
-                std::fs::copy(store.join(name), copy.path().join(name)).unwrap();
-            }
-        }
-        self.copies.lock().unwrap().push(copy);
-    }
-
-    /// The store is synced as it stands.
-    fn synced(&self, store: &Path) {
-        if !self.ignores_syncs {
-            self.copies.lock().unwrap().clear();
-            self.keep(store);
-        }
-    }
 }
 
 fn open_store(dir: &tempfile::TempDir, armed: &Armed, kept: &Kept) -> TelemetryStore {
