@@ -262,6 +262,19 @@ async fn credit_is_not_carried_over_to_another_connection() {
     bench.released([11, 1]).await;
 }
 
+#[tokio::test]
+async fn a_request_that_nobody_answers_is_repeated() {
+    let mut bench = Bench::new().await;
+    bench.broker.after_suback.lock().unwrap().push_back(credit(7, 0));
+    bench.put(QueueClass::Telemetry, 3).await;
+    bench.start();
+    for _ in 0..2 {
+        assert_eq!(bench.asked().await, (3, vec![]));
+    }
+    bench.broker.send(credit(7, 3));
+    bench.released([4, 1]).await;
+}
+
 /// A message of QoS 0 that takes so many bytes as a packet.
 fn message(bytes: usize) -> Vec<u8> {
     let rest = bytes - 4;
