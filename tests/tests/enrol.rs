@@ -190,4 +190,8 @@ fn identities_that_do_not_fit_the_run_are_named() {
     refused(&one, &format!("{addr} --devices 10 --enrol"), "cannot be used with");
     let output = loadtest("run --devices 10 --enrol --server none", &[]);
     assert!(said(&output).contains("--enrol gives devices certificates: it needs --transport mtls"));
+    for many in ["--devices 131073", "--tenants 1001"] {
+        let words = format!("enrol --api 127.0.0.1:1 --bootstrap x --save-identities x {many}");
+        assert!(said(&loadtest(&words, &[])).contains("--devices must be 1 to 131072, --tenants 1 to 1000"));
+    }
 }

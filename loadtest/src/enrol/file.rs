@@ -18,7 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Permissions};
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tempfile::NamedTempFile;
@@ -137,9 +137,7 @@ impl Entries {
         loop {
             self.number += 1;
             let place = || format!("{}, line {}", self.path.display(), self.number);
-            line.clear();
-            let mut limited = (&mut self.lines).take(LINE_BYTES_MAX + 1);
-            limited.read_until(b'\n', &mut line).with_context(|| format!("cannot read {}", place()))?;
+            read_line(&mut self.lines, &mut line).with_context(|| format!("cannot read {}", place()))?;
             if line.is_empty() {
                 return Ok(None);
             }
@@ -163,6 +161,12 @@ impl Iterator for Entries {
     fn next(&mut self) -> Option<Self::Item> {
         self.read().transpose()
     }
+}
+
+/// Reads a line, or one byte more of it than a line may have.
+fn read_line(from: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<usize> {
+    line.clear();
+    from.take(LINE_BYTES_MAX + 1).read_until(b'\n', line)
 }
 
 /// The devices of a file.

@@ -226,6 +226,8 @@ mod tests {
         assert_eq!(spent, [0, 1, 0, 2, 1, 2, 3]);
         assert_eq!(sizes, [(0, 2), (1, 2), (0, 2), (0, 1)]);
         assert_eq!(shares(&members, USES_MAX).1, [(0, 5), (1, 2)]);
+        let many = vec![members[0].clone(); USES_MAX as usize + 1];
+        assert_eq!(shares(&many, USES_MAX).1, [(0, USES_MAX), (0, 1)]);
     }
 
     #[test]
