@@ -84,6 +84,8 @@ enum Alarm {
     KeepAlive,
     /// Something may be sent again.
     Resume,
+    /// The server may have said nothing about flow control.
+    Unsure,
     /// A slow link passes some bytes.
     Pace,
 }

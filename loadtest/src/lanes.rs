@@ -27,6 +27,8 @@ pub(crate) struct Lanes {
     backlog: VecDeque<Due>,
     /// Credit that is left; none: the server asked for no flow control on this connection.
     credit: Option<u32>,
+    /// Nobody has said yet whether there is flow control: nothing but live leaves.
+    is_unsure: bool,
     /// The first of its making leaves first, whatever it waited for.
     pub(crate) is_ordered: bool,
 }
@@ -80,10 +82,24 @@ impl Lanes {
             self.backlog.append(&mut self.live);
         }
         self.credit = None;
+        self.is_unsure = false;
+    }
+
+    /// A connection begins: the backlog waits until the server's word, or until [`Self::nobody_spoke`].
+    pub(crate) fn connected(&mut self) {
+        (self.credit, self.is_unsure) = (Some(0), true);
+    }
+
+    /// No word of flow control came: the server has none.
+    pub(crate) fn nobody_spoke(&mut self) {
+        if self.is_unsure {
+            (self.credit, self.is_unsure) = (None, false);
+        }
     }
 
     /// The server granted credit, or announced that it will.
     pub(crate) fn granted(&mut self, records: u32) {
+        self.is_unsure = false;
         self.credit = Some(self.credit.unwrap_or(0).saturating_add(records));
     }
 
@@ -201,6 +217,22 @@ mod tests {
         lanes.disconnected(&mut VecDeque::new());
         assert_eq!(drain(&mut lanes), [3], "a connection without flow control drains freely");
         assert!(!lanes.wants_credit());
+    }
+
+    #[test]
+    fn a_backlog_waits_for_the_servers_word_and_not_for_ever() {
+        let mut lanes = Lanes::default();
+        lanes.push(due(1), false);
+        lanes.connected();
+        lanes.push(due(2), true);
+        assert_eq!(drain(&mut lanes), [2]);
+        lanes.nobody_spoke();
+        assert_eq!(drain(&mut lanes), [1]);
+        lanes.push(due(3), false);
+        lanes.connected();
+        lanes.granted(0);
+        lanes.nobody_spoke();
+        assert_eq!(drain(&mut lanes), [0_u64; 0], "the server spoke");
     }
 
     #[test]

@@ -310,6 +310,10 @@ impl Engine {
                     }
                 }
                 (Alarm::Resume, Phase::Online) => self.send_waiting(number),
+                (Alarm::Unsure, Phase::Online) => {
+                    device.lanes.nobody_spoke();
+                    self.send_waiting(number);
+                }
                 (Alarm::Pace, Phase::Online) => self.on_pace(number)?,
                 (Alarm::ConnectTimeout, Phase::Connecting | Phase::AwaitConnAck) => {
                     self.fail(number, "no CONNACK in time")?;

@@ -11,6 +11,8 @@ use crate::tally::queue_of;
 
 /// Bytes of publishes that are handed to the socket at once.
 const BATCH_BYTES: usize = 48 * 1024;
+/// How long a backlog waits for the server's first word about credit.
+const CREDIT_WORD_NS: u64 = 2_000_000_000;
 /// Between two requests for credit that were not answered.
 const CREDIT_REQUEST_NS: u64 = 5_000_000_000;
 
@@ -86,6 +88,11 @@ impl Engine {
             let packet_id = self.devices[number as usize].packet_id();
             mqtt::subscribe(self.options.version, &self.topic, 0, packet_id, &mut self.scratch);
             self.send_scratch(number);
+            let device = &mut self.devices[number as usize];
+            device.lanes.connected();
+            let generation = device.generation;
+            let due = self.now_ns() + CREDIT_WORD_NS;
+            self.wheel.set(due, Alarmed { device: number, generation, alarm: Alarm::Unsure });
         }
         if self.options.reports {
             self.report(number);

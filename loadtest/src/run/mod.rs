@@ -30,11 +30,11 @@ pub use profile::Profile;
 
 use crate::engine::{OnSent, SentRecord, wall_clock_us};
 use crate::observe::oracle;
-use crate::observe::probe::{AlertProbe, AlertWatch, StoredProbe, StoredWatch};
+use crate::observe::probe::{AlertProbe, AlertWatch, ProbeResult, StoredProbe, StoredWatch};
 use crate::observe::sample::Sampler;
 use crate::payload::{SERIAL_METRIC, serial_value};
 use crate::record::{What, excursion};
-use crate::report::model::{Cost, Invariant, Latency, REPORT_VERSION, Report, Setup};
+use crate::report::model::{Cost, Latency, REPORT_VERSION, Report, Setup};
 use crate::tally::histogram;
 use anyhow::{Context, Result, bail};
 use direct::Director;
@@ -285,17 +285,6 @@ impl<'a> Run<'a> {
         let mut latency = self.latencies()?;
         self.parts.quit();
         invariants.extend(self.subscribers.take().map(Subscribers::finish));
-        if let Some(probes) = self.probes.take() {
-            let probes = Arc::into_inner(probes).context("a probe is still in use")?;
-            for (name, result) in [("stored", probes.stored.finish()), ("alert", probes.alerts.finish())] {
-                invariants.push(Invariant {
-                    name: format!("{name}_probes_answered"),
-                    held: result.given_up == 0 && result.waiting == 0,
-                    detail: format!("{} seen, {} given up", result.histogram.len(), result.given_up),
-                });
-                latency.extend(result.latency().map(|found| (name.to_owned(), found)));
-            }
-        }
         if !self.target.accesses.is_empty() {
             progress.say("comparing with what the server holds");
             let rule = self.target.alarm_rule.as_deref();
@@ -318,6 +307,11 @@ impl<'a> Run<'a> {
             invariants.extend(found.invariants);
             totals.ledger = Some(found.ledger);
         }
+        // After the drain, so that the last ones were stored.
+        for (name, result) in self.take_probes()? {
+            invariants.push(verdict::of_probes(name, &result));
+            latency.extend(result.latency().map(|found| (name.to_owned(), found)));
+        }
         if let Some(server) = &self.server {
             server.lock().unwrap_or_else(PoisonError::into_inner).stop()?;
         }
@@ -334,6 +328,12 @@ impl<'a> Run<'a> {
             samples: self.gather.samples,
             faults: self.marks,
         })
+    }
+
+    fn take_probes(&mut self) -> Result<Vec<(&'static str, ProbeResult)>> {
+        let Some(probes) = self.probes.take() else { return Ok(Vec::new()) };
+        let probes = Arc::into_inner(probes).context("a probe is still in use")?;
+        Ok(vec![("stored", probes.stored.finish()), ("alert", probes.alerts.finish())])
     }
 
     fn latencies(&self) -> Result<BTreeMap<String, Latency>> {

@@ -4,6 +4,7 @@ use super::order::{DeviceResult, PartResult};
 use super::profile::Watched;
 use crate::identity::Member;
 use crate::observe::oracle::{Expected, ExpectedAlarms, ExpectedDevice};
+use crate::observe::probe::ProbeResult;
 use crate::record::excursion;
 use crate::report::model::{Invariant, Totals};
 use std::ops::RangeInclusive;
@@ -108,6 +109,13 @@ pub(crate) fn of_devices(all: &PartResult, has_faults: bool) -> Vec<Invariant> {
         ));
     }
     found
+}
+
+/// Everything that was watched must have been seen.
+pub(crate) fn of_probes(name: &str, result: &ProbeResult) -> Invariant {
+    let ProbeResult { histogram, given_up, waiting, .. } = result;
+    let detail = format!("{} seen, {given_up} given up, {waiting} not seen at the end", histogram.len());
+    invariant(&format!("{name}_probes_answered"), *given_up == 0 && *waiting == 0, detail)
 }
 
 /// What the store must hold of a run.
