@@ -135,20 +135,14 @@ fn text(bytes: &[u8]) -> (String, &[u8]) {
     (String::from_utf8(bytes[2..2 + length].to_vec()).unwrap(), &bytes[2 + length..])
 }
 
-/// Answers wait for the gate without holding up what is read.
-async fn answer(
-    mut out: tokio::net::tcp::OwnedWriteHalf,
-    gate: Arc<Semaphore>,
-    mut waiting: mpsc::UnboundedReceiver<(bool, Vec<u8>)>,
-) {
-    while let Some((gated, reply)) = waiting.recv().await {
-        if gated && let Ok(permit) = gate.acquire().await {
-            permit.forget();
-        }
-        if out.write_all(&reply).await.is_err() {
-            return;
-        }
-    }
+/// What is seen of a PUBLISH, its seq, and its packet id where it has one.
+fn publish(kind: u8, body: &[u8]) -> (Seen, u64, Option<[u8; 2]>) {
+    let (topic, rest) = text(body);
+    let (id, payload) =
+        if kind & 0b0110 == 0 { (None, &rest[1..]) } else { (Some([rest[0], rest[1]]), &rest[3..]) };
+    let envelope = Envelope::decode(payload).unwrap();
+    let (class, queue_id, seq) = (envelope.class, envelope.queue_id.0, envelope.seq);
+    (Seen::Publish { topic, class, queue_id, seq, body: envelope.body.to_vec() }, seq, id)
 }
 
 async fn serve(
@@ -157,10 +151,20 @@ async fn serve(
     plan: Arc<Mutex<VecDeque<Answer>>>,
     gate: Arc<Semaphore>,
     after_suback: Arc<Mutex<VecDeque<Vec<u8>>>>,
-    (replies, waiting): (Out, mpsc::UnboundedReceiver<(bool, Vec<u8>)>),
+    (replies, mut waiting): (Out, mpsc::UnboundedReceiver<(bool, Vec<u8>)>),
 ) {
-    let (mut stream, out) = stream.into_split();
-    tokio::spawn(answer(out, gate, waiting));
+    let (mut stream, mut out) = stream.into_split();
+    // Answers wait for the gate without holding up what is read.
+    tokio::spawn(async move {
+        while let Some((gated, reply)) = waiting.recv().await {
+            if gated && let Ok(permit) = gate.acquire().await {
+                permit.forget();
+            }
+            if out.write_all(&reply).await.is_err() {
+                return;
+            }
+        }
+    });
     loop {
         let Ok((kind, body)) = packet(&mut stream).await else {
             let _ = seen.send(Seen::Lost);
@@ -174,17 +178,9 @@ async fn serve(
                 vec![0x20, 6, 0, 0, 3, 0x21, 0, 32]
             }
             3 => {
-                let (topic, rest) = text(&body);
-                let with_id = kind & 0b0110 != 0;
-                let (id, payload) =
-                    if with_id { ([rest[0], rest[1]], &rest[3..]) } else { ([0; 2], &rest[1..]) };
-                let envelope = Envelope::decode(payload).unwrap();
-                let (class, queue_id, seq) = (envelope.class, envelope.queue_id.0, envelope.seq);
-                let _ =
-                    seen.send(Seen::Publish { topic, class, queue_id, seq, body: envelope.body.to_vec() });
-                if !with_id {
-                    continue;
-                }
+                let (publish, seq, id) = publish(kind, &body);
+                let _ = seen.send(publish);
+                let Some(id) = id else { continue };
                 gated = seq != 0;
                 let answer = if seq == 0 { None } else { plan.lock().unwrap().pop_front() };
                 match answer.unwrap_or(Answer::Reason(0)) {

@@ -29,8 +29,8 @@ pub(crate) const DISK_DELAY_FACTOR: u32 = 4;
 pub(crate) const DISK_DELAY_USUAL_MAX: Duration = Duration::from_millis(250);
 /// A turn that comes later than this tells that the gateway's threads have more to do than they can: handshakes.
 pub(crate) const LATE_MAX: Duration = Duration::from_millis(100);
-/// Durable records that the store has yet to commit: three of its largest batches, about a second of its time.
-pub(crate) const STORE_LAG_MAX: u64 = 50_000;
+/// How long a durable record may wait for the store: four of the times between two of its syncs.
+pub(crate) const STORE_LAG_MAX: Duration = Duration::from_secs(2);
 
 const MICRO: i64 = 1_000_000;
 
@@ -49,8 +49,8 @@ pub(crate) struct Signals {
     pub(crate) log_bytes_max: u64,
     /// The log takes nothing now.
     pub(crate) log_is_full: bool,
-    /// Durable records that the store has yet to commit; 0 where there is no store.
-    pub(crate) store_lag: u64,
+    /// How long the oldest record waits that the store has yet to sync; zero where there is no store.
+    pub(crate) store_lag: Duration,
 }
 
 /// Why the budget was cut.
@@ -188,7 +188,7 @@ mod tests {
         log_bytes: 1_000,
         log_bytes_max: 8_000,
         log_is_full: false,
-        store_lag: 0,
+        store_lag: Duration::ZERO,
     };
 
     /// Turns of one kind, one after another; gives the reasons of the cuts.
@@ -212,13 +212,13 @@ mod tests {
             (Signals { log_bytes: 5_005, ..WELL }, Some(Cut::Log)),
             (Signals { log_is_full: true, ..WELL }, Some(Cut::Log)),
             (Signals { store_lag: STORE_LAG_MAX, ..WELL }, None),
-            (Signals { store_lag: STORE_LAG_MAX + 1, ..WELL }, Some(Cut::Store)),
+            (Signals { store_lag: STORE_LAG_MAX + ms(1), ..WELL }, Some(Cut::Store)),
             (Signals { disk_delay: Some(DISK_DELAY_MAX), ..WELL }, None),
             (Signals { disk_delay: Some(DISK_DELAY_MAX + ms(1)), ..WELL }, Some(Cut::Disk)),
             (Signals { disk_delay: None, ..WELL }, None),
             (Signals { late: LATE_MAX, ..WELL }, None),
             (Signals { late: LATE_MAX + ms(1), ..WELL }, Some(Cut::Threads)),
-            (Signals { waits: false, store_lag: u64::MAX, ..WELL }, Some(Cut::Store)),
+            (Signals { waits: false, store_lag: Duration::MAX, ..WELL }, Some(Cut::Store)),
         ];
         for (signals, expect) in table {
             let (mut controller, mut now) = fresh();
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_cut_is_given_time_to_show() {
         let (mut controller, mut now) = fresh();
-        let over = Signals { store_lag: u64::MAX, ..WELL };
+        let over = Signals { store_lag: Duration::MAX, ..WELL };
         assert_eq!(turns(&mut controller, &mut now, 10, &over), [Cut::Store]);
         assert_eq!(turns(&mut controller, &mut now, 1, &over), [Cut::Store]);
         let cut_twice = BUDGET_START * 7 / 10 * 7 / 10;

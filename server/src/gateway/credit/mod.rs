@@ -15,6 +15,7 @@
 //! Limits: [`line::WAITING_MAX`] links wait; [`GRANTS_PER_TURN_MAX`] grants in a turn.
 
 mod controller;
+mod lag;
 mod line;
 mod probe;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use super::reason::Refusal;
 use crate::platform::secret::random_bytes;
 use crate::platform::telemetry::STORE_READER;
 use controller::{Controller, Signals};
+use lag::Lag;
 use line::{Line, Stood};
 use muster_wire::{Credit, CreditRequest, DownClass, RECONNECT_SPREAD_MS_MAX};
 use std::sync::Arc;
@@ -189,7 +191,7 @@ impl Credits {
         self.line.leave(link);
     }
 
-    fn signals(&self, core: &Core, late: Duration) -> Signals {
+    fn signals(&self, core: &Core, lag: &mut Lag, now: Duration, late: Duration) -> Signals {
         let log = core.log.stats();
         let stored = core.log.released(STORE_READER).unwrap_or(log.durable_next);
         Signals {
@@ -199,13 +201,19 @@ impl Credits {
             log_bytes: log.bytes,
             log_bytes_max: core.log.bytes_max(),
             log_is_full: core.stalls.is_full(core.tick()),
-            store_lag: log.durable_next.saturating_sub(stored),
+            store_lag: lag.note(now, log.durable_next, stored),
         }
     }
 
-    fn turn(&self, core: &Core, controller: &mut Controller, now: Duration, late: Duration) {
+    fn turn(
+        &self,
+        core: &Core,
+        (controller, lag): (&mut Controller, &mut Lag),
+        now: Duration,
+        late: Duration,
+    ) {
         self.spread_ms.store(spread_ms(core.live.len()), Ordering::Relaxed);
-        if let Some(cut) = controller.turn(now, &self.signals(core, late)) {
+        if let Some(cut) = controller.turn(now, &self.signals(core, lag, now, late)) {
             core.metrics.credit_cut(cut);
         }
         core.metrics.credit_budget.set(controller.budget());
@@ -228,13 +236,14 @@ impl Credits {
     /// Grants; runs for the gateway's life.
     pub(crate) async fn run(core: Arc<Core>) {
         let start = Instant::now();
-        let mut controller = Controller::new(Duration::ZERO);
+        let (mut controller, mut lag) = (Controller::new(Duration::ZERO), Lag::default());
         let mut turns = tokio::time::interval(TURN);
         turns.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 due = turns.tick() => {
-                    core.credits.turn(&core, &mut controller, start.elapsed(), due.elapsed());
+                    let state = (&mut controller, &mut lag);
+                    core.credits.turn(&core, state, start.elapsed(), due.elapsed());
                 }
                 // Who comes while there is budget left needs not wait for the turn.
                 () = core.credits.arrived.notified() => {}

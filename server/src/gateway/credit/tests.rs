@@ -6,7 +6,7 @@ use crate::gateway::down;
 use crate::gateway::link::OUTBOX_MESSAGES_MAX;
 use crate::gateway::tests::{append_until_full, core, link};
 use crate::platform::event_log::NewRecord;
-use controller::{BUDGET_START, STORE_LAG_MAX};
+use controller::BUDGET_START;
 
 const NOW: Duration = Duration::from_secs(100);
 
@@ -152,11 +152,16 @@ fn grants_of_one_turn_are_bounded() {
 #[test]
 fn the_controller_is_shown_the_log_and_how_far_the_store_is() {
     let (core, _dir) = core();
-    let signals = || core.credits.signals(&core, Duration::ZERO);
+    let mut lag = Lag::default();
+    let mut now = NOW;
+    let mut signals = || {
+        now += TURN;
+        core.credits.signals(&core, &mut lag, now, Duration::ZERO)
+    };
     let before = signals();
     assert_eq!(
         (before.waits, before.disk_delay, before.store_lag, before.log_is_full),
-        (false, None, 0, false)
+        (false, None, Duration::ZERO, false)
     );
     assert_eq!(before.log_bytes_max, 2 * 1024 * 1024);
     // The turn above armed the probe; its record becomes durable before the core is told.
@@ -165,13 +170,17 @@ fn the_controller_is_shown_the_log_and_how_far_the_store_is() {
     core.log.wait_durable(position).expect("durable");
     core.credits.probe.durable(core.log.durable_next());
     assert!(signals().disk_delay.is_some());
-    assert_eq!(signals().store_lag, 1);
+    for _ in 0..lag::RECORDS_MIN {
+        core.append(&message).expect("room");
+    }
+    core.log.commit().expect("durable");
+    signals();
+    assert!(signals().store_lag >= TURN);
     core.log.release(STORE_READER, core.log.durable_next()).expect("released");
-    assert_eq!(signals().store_lag, 0);
+    assert_eq!(signals().store_lag, Duration::ZERO);
     append_until_full(&core);
     let full = signals();
     assert!(full.log_is_full && full.log_bytes > full.log_bytes_max / 2, "{full:?}");
-    assert!(full.store_lag > 0 && full.store_lag < STORE_LAG_MAX);
     ask(&core, &follower(&core, "pump"), 1);
     assert!(signals().waits);
 }
@@ -182,7 +191,7 @@ fn a_turn_sets_the_spread_and_the_budget_and_counts_a_cut() {
     append_until_full(&core);
     let mut controller = controller();
     core.credits.spread_ms.store(7, Ordering::Relaxed);
-    core.credits.turn(&core, &mut controller, NOW + TURN, Duration::ZERO);
+    core.credits.turn(&core, (&mut controller, &mut Lag::default()), NOW + TURN, Duration::ZERO);
     assert_eq!(core.credits.spread_ms.load(Ordering::Relaxed), 0, "nobody is connected");
     assert_eq!(core.metrics.credit_budget.get(), BUDGET_START * 7 / 10);
 }
