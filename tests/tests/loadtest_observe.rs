@@ -63,29 +63,28 @@ impl Device {
             let user = format!("{}/{}", self.tenant, self.name);
             let login = Some((user.as_str(), self.token.as_str()));
             Connect { client_id: &self.name, login, keep_alive_s: 60 }.encode(Version::V5, &mut packet);
-            match self.ask(&packet)? {
-                Incoming::ConnAck { reason: 0, .. } => {}
-                other => return Err(format!("{other:?}")),
-            }
+            self.ask(&packet, |answer| matches!(answer, Incoming::ConnAck { reason: 0, .. }))?;
         }
         packet.clear();
         let topic = format!("muster/{}/{}/up/telemetry", self.tenant, self.name);
-        mqtt::publish(Version::V5, &topic, 1, payload, &mut packet);
-        match self.ask(&packet)? {
-            Incoming::PubAck { packet_id: 1, reason } if reason < 0x80 => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+        mqtt::publish(Version::V5, &topic, Some(1), payload, &mut packet);
+        let is_taken = |reason| reason < 0x80;
+        self.ask(
+            &packet,
+            |answer| matches!(answer, Incoming::PubAck { packet_id: 1, reason } if is_taken(*reason)),
+        )
     }
 
-    fn ask(&mut self, packet: &[u8]) -> Result<Incoming, String> {
+    /// Sends a packet and reads one; anything but what is wanted is an error.
+    fn ask(&mut self, packet: &[u8], is_wanted: impl Fn(&Incoming<'_>) -> bool) -> Result<(), String> {
         let stream = self.stream.as_mut().ok_or("no connection")?;
         stream.write_all(packet).map_err(|error| error.to_string())?;
         let mut bytes = Vec::new();
         loop {
-            if let Some((incoming, _)) =
-                mqtt::decode(Version::V5, &bytes).map_err(|error| error.to_string())?
-            {
-                return Ok(incoming);
+            match mqtt::decode(Version::V5, &bytes).map_err(|error| error.to_string())? {
+                Some((incoming, _)) if is_wanted(&incoming) => return Ok(()),
+                Some((other, _)) => return Err(format!("{other:?}")),
+                None => {}
             }
             let mut more = [0; 256];
             match stream.read(&mut more) {
