@@ -409,12 +409,14 @@ impl Until {
         certificates: &Arc<Certificates>,
         log: &EventLog,
     ) -> Result<(), AppError> {
+        // Before the ready file: whoever reads it may end the server at once.
+        let stop = reload::until_stop_signal();
         if let Some(path) = &self.ready_file {
             addresses.write(path)?;
         }
         let reloader = tokio::spawn(reload::follow(live, self.sources, self.log, certificates.clone()));
         let ended = tokio::select! {
-            () = reload::until_stop_signal() => Ok(()),
+            () = stop => Ok(()),
             why = log_stopped(log) => Err(AppError::LogStopped(why)),
         };
         tracing::info!("stopping");

@@ -11,16 +11,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 /// How often the file's time is looked at.
 const POLL: Duration = Duration::from_secs(5);
 
-/// Waits for the end.
-pub(super) async fn until_stop_signal() {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        tracing::error!("signals cannot be watched, only a kill ends the server");
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = term.recv() => tracing::info!(signal = "SIGTERM", "stop asked for"),
-        _ = int.recv() => tracing::info!(signal = "SIGINT", "stop asked for"),
+/// Waits for the end. Signals are watched from the call on, not from the first wait: one that comes while the server
+/// starts, or right behind its ready file, ends it in order.
+pub(super) fn until_stop_signal() -> impl Future<Output = ()> {
+    let watched = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()));
+    async move {
+        let (Ok(mut term), Ok(mut int)) = watched else {
+            tracing::error!("signals cannot be watched, only a kill ends the server");
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = term.recv() => tracing::info!(signal = "SIGTERM", "stop asked for"),
+            _ = int.recv() => tracing::info!(signal = "SIGINT", "stop asked for"),
+        }
     }
 }
 
