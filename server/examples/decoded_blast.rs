@@ -13,10 +13,10 @@ fn main() -> anyhow::Result<()> {
     std::fs::remove_dir_all(&dir)?;
     let blast = blast?;
     println!(
-        "{} messages, {} readings, {} commits in {:.2} s ({:.2} s of processor): {:.0} msg/s, {:.0} msg/s per core",
+        "{} messages, {} readings, {} batches in {:.2} s ({:.2} s of processor): {:.0} msg/s, {:.0} msg/s per core",
         blast.messages,
         blast.readings,
-        blast.commits,
+        blast.batches,
         blast.seconds,
         blast.cpu_seconds,
         blast.messages as f64 / blast.seconds,

@@ -259,7 +259,7 @@ impl App {
             true => {
                 let consumers = Consumers::start(&config, &parts).await?;
                 consumers.add_checks(&parts.slices.health);
-                metrics::of_store(&parts.metrics, &consumers.stored(), &parts.skipped)?;
+                metrics::of_store(&parts.metrics, &consumers.stored(), &parts.telemetry, &parts.skipped)?;
                 metrics::of_rules(&parts.metrics, &consumers.ruled(), &parts.rules.live)?;
                 Some(consumers)
             }

@@ -31,7 +31,7 @@ impl LogMarks {
         let number = |name| metric(text, name).and_then(whole);
         Self {
             durable: number("event_log_durable_position").or_else(|| number("event_log_next_position")),
-            stored: number("event_log_released_position"),
+            stored: number("event_log_stored_position").filter(|position| *position > 0),
             judged: number("rules_position"),
             bytes: number("event_log_bytes"),
         }
@@ -73,7 +73,7 @@ mod tests {
     #[test]
     fn marks_are_read_from_a_scrape() {
         let text = "# HELP event_log_bytes Bytes on disk\n# TYPE event_log_bytes gauge\nevent_log_bytes 4096\n\
-                    event_log_durable_position 120\nevent_log_released_position 100 1700000000\n\
+                    event_log_durable_position 120\nevent_log_stored_position 100 1700000000\n\
                     rules_position_more 7\nrules_position{a=\"b\"} 8\nrules_position\t130\n";
         let marks = LogMarks::read(text);
         let expect = LogMarks { durable: Some(120), stored: Some(100), judged: Some(130), bytes: Some(4096) };

@@ -6,6 +6,7 @@ use crate::ingest;
 use crate::ingest::skipped::Skipped;
 use crate::platform::event_log::EventLog;
 use crate::platform::live::LiveBus;
+use crate::platform::telemetry::TelemetryStore;
 use crate::rules::consumer::Progress;
 use prometheus::{PullingGauge, Registry};
 use std::sync::Arc;
@@ -28,11 +29,14 @@ pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), promethe
         let log = log.clone();
         Box::new(move || number(read(&log.stats())))
     };
-    let all: [(&str, &str, Read); 6] = [
+    let stored = log.clone();
+    let stored: Read = Box::new(move || number(stored.stored_next().unwrap_or(0)));
+    let all: [(&str, &str, Read); 7] = [
+        ("event_log_stored_position", "All below is in the store; 0: nothing reads this log", stored),
         ("event_log_bytes", "Bytes on disk", stat(|stats| stats.bytes)),
         ("event_log_next_position", "The next record's position", stat(|stats| stats.next_seq)),
         ("event_log_durable_position", "All below is on disk", stat(|stats| stats.durable_next)),
-        ("event_log_released_position", "All below is stored and synced", stat(|stats| stats.released)),
+        ("event_log_released_position", "All below may be deleted", stat(|stats| stats.released)),
         ("event_log_refused_appends", "Appends refused since the log was full", stat(|stats| stats.refused)),
         ("event_log_sync_failures", "Syncs that failed", stat(|stats| stats.sync_failures)),
     ];
@@ -43,14 +47,15 @@ pub(super) fn of_log(registry: &Registry, log: &EventLog) -> Result<(), promethe
 pub(super) fn of_store(
     registry: &Registry,
     progress: &Arc<ingest::Progress>,
+    telemetry: &TelemetryStore,
     skipped: &Skipped,
 ) -> Result<(), prometheus::Error> {
     let store = |read: fn(&ingest::Progress) -> u64| -> Read {
         let progress = progress.clone();
         Box::new(move || number(read(&progress)))
     };
-    let skipped = skipped.clone();
-    let all: [(&str, &str, Read); 8] = [
+    let (skipped, telemetry) = (skipped.clone(), telemetry.clone());
+    let all: [(&str, &str, Read); 9] = [
         ("store_messages", "Messages stored since the start", store(|progress| progress.now().messages)),
         ("store_readings", "Readings stored since the start", store(|progress| progress.now().readings)),
         ("store_events", "Inference results stored since the start", store(|progress| progress.now().events)),
@@ -69,7 +74,12 @@ pub(super) fn of_store(
             "Log positions that the store never read",
             Box::new(move || number(skipped.positions())),
         ),
-        ("store_commits", "Commits", store(|progress| progress.now().commits)),
+        ("store_batches", "Batches of the log stored", store(|progress| progress.now().batches)),
+        (
+            "store_memtable_entries",
+            "Records and readings that wait in memory to be flushed into the tables",
+            Box::new(move || number(telemetry.entries() as u64)),
+        ),
         (
             "store_failures",
             "Steps that failed and were tried again",

@@ -20,12 +20,12 @@ pub struct Blast {
     pub messages: u64,
     /// Readings stored.
     pub readings: u64,
-    /// Wall time of reading, decoding and storing.
+    /// Wall time of reading, decoding and storing, up to the last flush.
     pub seconds: f64,
     /// Processor time of the process meanwhile.
     pub cpu_seconds: f64,
-    /// Commits.
-    pub commits: u64,
+    /// Batches.
+    pub batches: u64,
 }
 
 impl Blast {
@@ -54,13 +54,14 @@ pub fn decoded_blast(
     log.commit()?;
     let store = TelemetryStore::open(&dir.join("telemetry.db"), StoreOptions::default())?;
     let mut consumer = Consumer::begin(log, store, clock, Vec::new())?;
-    let mut blast = Blast { messages: 0, readings: 0, seconds: 0.0, cpu_seconds: 0.0, commits: 0 };
+    let mut blast = Blast { messages: 0, readings: 0, seconds: 0.0, cpu_seconds: 0.0, batches: 0 };
     let (began, cpu) = (Instant::now(), cpu_seconds());
     while let Step::Stored { batch, .. } = consumer.step()? {
         blast.messages += batch.messages;
         blast.readings += batch.readings;
-        blast.commits += 1;
+        blast.batches += 1;
     }
+    consumer.finish()?;
     blast.seconds = began.elapsed().as_secs_f64();
     blast.cpu_seconds = cpu_seconds() - cpu;
     Ok(blast)

@@ -1,29 +1,35 @@
-//! The store consumer: reads the log, stores, syncs now and then, releases what is synced.
+//! The store consumer: reads the log into the store's memtable, flushes one shard after the other, syncs now and
+//! then, releases what is synced.
 
 use super::{Progress, Stop};
 use crate::platform::clock::SharedClock;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
 use crate::platform::telemetry::{
-    CrashPoint, LogSpan, RawBatch, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
+    CrashPoint, LogSpan, RawBatch, SHARDS, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
 };
 use muster_journal::{Fs, RealFs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Log bytes of one commit: some 15,000 small messages.
+/// Log bytes of one batch: some 15,000 small messages.
 pub const BATCH_BYTES_MAX: usize = 2 * 1024 * 1024;
-/// Pause after a commit that was not full. Commits share the disk with the log's fsync, which PUBACKs wait for.
-pub const COMMIT_INTERVAL: Duration = Duration::from_millis(25);
-/// How long a commit may wait until it is synced and the log is released up to it. What a power cut takes of the
+/// Pause after a batch that was not full: each costs a look at the log and a transaction.
+pub const BATCH_INTERVAL: Duration = Duration::from_millis(25);
+/// How long a reading waits in the memtable before it is in the tables. The longer, the more rows of a series go into
+/// one page at a time; the longer, the more of the log is read again after a crash.
+pub const FLUSH_AFTER: Duration = Duration::from_secs(30);
+/// How long a flush may wait until it is synced and the log is released up to it. What a power cut takes of the
 /// store is read from the log again, so fewer syncs cost nothing but log; each of them holds up the log's own.
-pub const SYNC_INTERVAL: Duration = Duration::from_millis(500);
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(2);
+/// The memtable is flushed ahead of its time where it holds up a release of this part of the log's bytes.
+const LOG_HELD_MAX: f64 = 0.25;
 /// Ticks that may be read without a commit of the cursor: they have no effect but time.
 pub(super) const TICKS_HELD_MAX: usize = 60;
 const WAIT: Duration = Duration::from_millis(500);
 const RETRY_DELAY_MIN: Duration = Duration::from_millis(100);
 const RETRY_DELAY_MAX: Duration = Duration::from_secs(5);
 
-/// Called after each commit with what was stored. It must not block: the live bus has a bounded queue of its own
+/// Called after each batch with what was stored. It must not block: the live bus has a bounded queue of its own
 /// and drops what does not fit. A batch carries a bounded number of items.
 pub type OnStored = Box<dyn Fn(&StoredBatch) + Send>;
 
@@ -64,11 +70,15 @@ pub struct Consumer<F: Fs = RealFs> {
     clock: SharedClock,
     on_stored: Vec<OnStored>,
     reader: LogReader<F>,
-    /// Where the cursor stands.
+    /// All below is in the store.
     cursor: u64,
-    /// When the first commit was made that is not synced.
+    /// When the next shard is flushed; none where no time is set.
+    flush_due: Option<Instant>,
+    flush_interval: Duration,
+    /// When something was stored or flushed first that the log is not released behind.
     unsynced_since: Option<Instant>,
     sync_interval: Duration,
+    released: u64,
     ticks_held: usize,
     progress: Arc<Progress>,
     /// The last step failed: the reader may stand beyond the cursor.
@@ -94,18 +104,21 @@ impl<F: Fs> Consumer<F> {
             on_stored,
             reader,
             cursor,
+            flush_due: None,
+            flush_interval: FLUSH_AFTER / SHARDS as u32,
             unsynced_since: None,
             sync_interval: SYNC_INTERVAL,
+            released: cursor,
             ticks_held: 0,
             progress: Arc::default(),
             astray: false,
         })
     }
 
-    /// Lets commits wait for another time than [`SYNC_INTERVAL`]: zero syncs each of them.
+    /// Flushes and syncs only when told to: for trials.
     #[must_use]
-    pub fn with_sync_interval(mut self, interval: Duration) -> Self {
-        self.sync_interval = interval;
+    pub fn by_hand(mut self) -> Self {
+        (self.flush_interval, self.sync_interval) = (Duration::MAX, Duration::MAX);
         self
     }
 
@@ -124,9 +137,10 @@ impl<F: Fs> Consumer<F> {
         let start = store.begin(span, clock.now_us())?;
         log.stamp_at_least(start.received_at_us);
         let reader = log.reader(STORE_READER, start.from, Pin::Pins)?;
-        // What an earlier run committed and did not sync may be in the cursor.
+        // What an earlier run flushed and did not sync may be in the cursor.
         store.sync()?;
         log.release(STORE_READER, start.from)?;
+        log.note_stored(start.from);
         tracing::info!(position = start.from, lost = start.lost.is_some(), "store reads the event log");
         Ok((start.from, reader))
     }
@@ -141,36 +155,115 @@ impl<F: Fs> Consumer<F> {
             self.recover()?;
         }
         self.astray = true;
+        let step = self.try_step();
+        self.astray = match &step {
+            Ok(_) => false,
+            // A full disk, a database that another holds: what was stored so far stays where it is.
+            Err(IngestError::Store(error)) if error.is_before_anything() => {
+                self.reader.seek(self.cursor);
+                self.ticks_held = 0;
+                false
+            }
+            Err(_) => true,
+        };
+        step
+    }
+
+    fn try_step(&mut self) -> Result<Step, IngestError> {
         let step = self.store_next()?;
-        if self.sync_due_in().is_some_and(|wait| wait.is_zero()) {
-            self.sync()?;
-        }
-        self.astray = false;
         if let Step::Stored { batch, .. } = &step {
             for hook in &self.on_stored {
                 hook(batch);
             }
         }
+        self.flush_due()?;
+        if self.sync_due_in().is_some_and(|wait| wait.is_zero()) {
+            self.sync()?;
+        }
         Ok(step)
     }
 
-    /// Syncs what is committed, then lets the log go up to there.
+    /// Flushes the next shard where its time has come, and ahead of time what takes too much memory or log.
+    fn flush_due(&mut self) -> Result<(), IngestError> {
+        let mut flushed = self.store.flush_overfull()?;
+        let now = Instant::now();
+        if self.holds_too_much_log() {
+            self.store.flush_all()?;
+            self.sync_all()?;
+        } else if self.flush_due.is_some_and(|due| due <= now) {
+            flushed |= self.store.flush_next()?;
+            self.flush_due = None;
+        }
+        if self.flush_due.is_none() && self.store.is_pending() {
+            self.flush_due = now.checked_add(self.flush_interval);
+        }
+        if flushed {
+            self.unsynced_since.get_or_insert(now);
+        }
+        Ok(())
+    }
+
+    fn holds_too_much_log(&self) -> bool {
+        let log = self.log.stats();
+        let (held, all) =
+            (self.cursor.saturating_sub(self.released), log.next_seq.saturating_sub(log.first_seq));
+        held as f64 / all.max(1) as f64 * log.bytes as f64 > LOG_HELD_MAX * self.log.bytes_max() as f64
+    }
+
+    /// Flushes the next shard in turn: for trials.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn flush_next(&mut self) -> Result<(), IngestError> {
+        self.astray = true;
+        if self.store.flush_next()? {
+            self.unsynced_since.get_or_insert_with(Instant::now);
+        }
+        self.astray = false;
+        Ok(())
+    }
+
+    /// Flushes and syncs all that was read, and lets the log go up to there.
+    ///
+    /// # Errors
+    /// The disk, the database or the log failed.
+    pub fn finish(&mut self) -> Result<(), IngestError> {
+        self.astray = true;
+        self.store.flush_all()?;
+        self.sync_all()?;
+        self.astray = false;
+        Ok(())
+    }
+
+    /// Syncs what is flushed, then lets the log go up to there.
     ///
     /// # Errors
     /// The disk or the log failed.
     pub fn sync(&mut self) -> Result<(), IngestError> {
-        if self.unsynced_since.is_none() {
+        if self.unsynced_since.is_none() { Ok(()) } else { self.sync_all() }
+    }
+
+    fn sync_all(&mut self) -> Result<(), IngestError> {
+        let flushed = self.store.settle()?;
+        self.unsynced_since = None;
+        if flushed <= self.released {
             return Ok(());
         }
         self.store.sync()?;
-        self.log.release(STORE_READER, self.cursor)?;
-        self.unsynced_since = None;
+        self.log.release(STORE_READER, flushed)?;
+        self.released = flushed;
         Ok(self.store.faults().reach(CrashPoint::AfterRelease)?)
     }
 
-    /// How long until the next sync; none while everything is synced.
+    /// How long until the next sync; none while there is nothing to sync.
     fn sync_due_in(&self) -> Option<Duration> {
         self.unsynced_since.map(|since| self.sync_interval.saturating_sub(since.elapsed()))
+    }
+
+    /// How long until something is to be done without a record.
+    fn due_in(&self) -> Option<Duration> {
+        let flush = self.flush_due.map(|due| due.saturating_duration_since(Instant::now()));
+        self.sync_due_in().into_iter().chain(flush).min()
     }
 
     fn store_next(&mut self) -> Result<Step, IngestError> {
@@ -190,10 +283,11 @@ impl<F: Fs> Consumer<F> {
             self.ticks_held += batch.len();
             return Ok(Step::Ticks);
         }
-        let stored = self.store.write_batch(batch, !self.on_stored.is_empty())?;
+        let stored = self.store.apply(batch, !self.on_stored.is_empty())?;
         self.store.faults().reach(CrashPoint::AfterCommit)?;
         self.progress.stored(&stored);
         (self.cursor, self.ticks_held) = (stored.next, 0);
+        self.log.note_stored(self.cursor);
         self.unsynced_since.get_or_insert_with(Instant::now);
         Ok(Step::Stored { batch: stored, is_full: bytes > BATCH_BYTES_MAX / 4 })
     }
@@ -201,6 +295,7 @@ impl<F: Fs> Consumer<F> {
     fn recover(&mut self) -> Result<(), IngestError> {
         (self.cursor, self.reader) = Self::find(&self.log, &self.store, &self.clock)?;
         (self.ticks_held, self.astray, self.unsynced_since) = (0, false, None);
+        (self.released, self.flush_due) = (self.cursor, None);
         Ok(())
     }
 
@@ -218,10 +313,10 @@ impl<F: Fs> Consumer<F> {
                 Ok(Step::Stored { is_full: true, .. }) => delay = RETRY_DELAY_MIN,
                 Ok(Step::Stored { .. } | Step::Ticks) => {
                     delay = RETRY_DELAY_MIN;
-                    stop.wait(COMMIT_INTERVAL.saturating_sub(began.elapsed()));
+                    stop.wait(BATCH_INTERVAL.saturating_sub(began.elapsed()));
                 }
                 Ok(Step::Idle) => {
-                    self.reader.wait(self.sync_due_in().map_or(WAIT, |due| due.min(WAIT)));
+                    self.reader.wait(self.due_in().map_or(WAIT, |due| due.min(WAIT)));
                 }
                 Err(error) => {
                     let why = format!("{:#}", anyhow::Error::from(error));
@@ -232,9 +327,14 @@ impl<F: Fs> Consumer<F> {
                 }
             }
         }
-        if let Err(error) = self.sync() {
+        if let Err(error) = self.end() {
             let why = format!("{:#}", anyhow::Error::from(error));
-            tracing::warn!(error = why, "the store was not synced at the end; the log is read again");
+            tracing::warn!(error = why, "the store was not flushed at the end; the log is read again");
         }
+    }
+
+    /// After a failure the memtable is gone, and the log has it.
+    fn end(&mut self) -> Result<(), IngestError> {
+        if self.astray { Ok(()) } else { self.finish() }
     }
 }

@@ -3,7 +3,7 @@
 //! Who calls me: `app.rs` starts [`Ingest`] once the log and the store are open. I call `platform::event_log`
 //! and `platform::telemetry`; what was stored goes to the hooks given by `app.rs` (the live bus).
 //!
-//! Promise: the store's cursor moves with its effects; the log is released only after the commit is synced. A database
+//! Promise: the store's marks move with their effects; the log is released only after the flush is synced. A database
 //! that fails is tried again, with growing pauses, from the cursor: nothing is skipped, the log fills up and the
 //! gateway holds PUBACKs back. Stopping loses nothing.
 //!
@@ -23,7 +23,9 @@ mod tick;
 mod trials;
 mod views;
 
-pub use consumer::{BATCH_BYTES_MAX, COMMIT_INTERVAL, Consumer, IngestError, OnStored, SYNC_INTERVAL, Step};
+pub use consumer::{
+    BATCH_BYTES_MAX, BATCH_INTERVAL, Consumer, FLUSH_AFTER, IngestError, OnStored, SYNC_INTERVAL, Step,
+};
 pub use progress::Progress;
 pub use retention::PolicySource;
 

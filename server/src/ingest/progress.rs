@@ -14,7 +14,7 @@ pub struct Progress {
     events: AtomicU64,
     duplicates: AtomicU64,
     dead_letters: AtomicU64,
-    commits: AtomicU64,
+    batches: AtomicU64,
     failures: AtomicU64,
 }
 
@@ -31,8 +31,8 @@ pub struct ProgressNow {
     pub duplicates: u64,
     /// Bodies that could not be decoded.
     pub dead_letters: u64,
-    /// Commits.
-    pub commits: u64,
+    /// Batches.
+    pub batches: u64,
     /// Steps that failed and were tried again.
     pub failures: u64,
 }
@@ -48,7 +48,7 @@ impl Progress {
             events: get(&self.events),
             duplicates: get(&self.duplicates),
             dead_letters: get(&self.dead_letters),
-            commits: get(&self.commits),
+            batches: get(&self.batches),
             failures: get(&self.failures),
         }
     }
@@ -60,7 +60,7 @@ impl Progress {
             (&self.events, batch.events),
             (&self.duplicates, batch.duplicates),
             (&self.dead_letters, batch.dead_letters),
-            (&self.commits, 1),
+            (&self.batches, 1),
         ] {
             counter.fetch_add(more, Ordering::Relaxed);
         }

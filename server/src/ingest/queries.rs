@@ -7,10 +7,10 @@
 use crate::devices::model::FieldError;
 use crate::devices::{Devices, DevicesError};
 use crate::platform::clock::SharedClock;
-use crate::platform::db::{DbError, Scope, Tx};
+use crate::platform::db::{DbError, Scope};
 use crate::platform::telemetry::{
     self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LastValue, Points, ReadingsQuery,
-    RejectedRow, SERIES_READS_MAX, STEPS_MAX, TelemetryStore, Totals,
+    RejectedRow, SERIES_READS_MAX, STEPS_MAX, TelemetryStore, Totals, View,
 };
 use muster_wire::{DeviceId, TenantId};
 use std::sync::Arc;
@@ -53,10 +53,10 @@ impl Queries {
     async fn read<T: Send + 'static>(
         &self,
         tenant: &TenantId,
-        query: impl FnOnce(&mut Tx<'_>, &Scope) -> Result<T, DbError> + Send + 'static,
+        query: impl FnOnce(&mut View<'_, '_>, &Scope) -> Result<T, DbError> + Send + 'static,
     ) -> Result<T, DbError> {
         let scope = Scope::Tenant(tenant.clone());
-        self.store.db().read(move |tx| query(tx, &scope)).await
+        self.store.read(move |view| query(view, &scope)).await
     }
 
     /// Readings of one metric.
@@ -81,7 +81,7 @@ impl Queries {
         };
         check_steps(&query)?;
         let _place = self.series_reads.acquire().await.map_err(|_| DbError::Closed)?;
-        Ok(self.read(tenant, move |tx, scope| telemetry::readings(tx, scope, &query)).await?)
+        Ok(self.read(tenant, move |view, scope| telemetry::readings(view, scope, &query)).await?)
     }
 
     /// The last value of each metric.
@@ -91,7 +91,7 @@ impl Queries {
     pub async fn last(&self, tenant: &TenantId, device: &DeviceId) -> Result<Vec<LastValue>, DevicesError> {
         self.devices.get(tenant, device).await?;
         let device = device.to_string();
-        Ok(self.read(tenant, move |tx, scope| telemetry::last_values(tx, scope, &device)).await?)
+        Ok(self.read(tenant, move |view, scope| telemetry::last_values(view, scope, &device)).await?)
     }
 
     /// Events, newest first.
@@ -99,7 +99,7 @@ impl Queries {
     /// # Errors
     /// The database's.
     pub async fn events(&self, tenant: &TenantId, query: EventQuery) -> Result<Vec<EventRow>, DbError> {
-        self.read(tenant, move |tx, scope| telemetry::events(tx, scope, &query)).await
+        self.read(tenant, move |view, scope| telemetry::events(view, scope, &query)).await
     }
 
     /// What became of a device's records.
@@ -113,7 +113,7 @@ impl Queries {
     ) -> Result<DeviceLedger, DevicesError> {
         self.devices.get(tenant, device).await?;
         let device = device.to_string();
-        Ok(self.read(tenant, move |tx, scope| telemetry::device_ledger(tx, scope, &device)).await?)
+        Ok(self.read(tenant, move |view, scope| telemetry::device_ledger(view, scope, &device)).await?)
     }
 
     /// What became of a tenant's records.
@@ -134,7 +134,7 @@ impl Queries {
         before: Option<i64>,
         limit: usize,
     ) -> Result<Vec<DeadLetter>, DbError> {
-        self.read(tenant, move |tx, scope| telemetry::dead_letters(tx, scope, before, limit)).await
+        self.read(tenant, move |view, scope| telemetry::dead_letters(view, scope, before, limit)).await
     }
 
     /// Messages that the gateway refused for good, newest first.
@@ -142,7 +142,7 @@ impl Queries {
     /// # Errors
     /// The database's.
     pub async fn rejected(&self, tenant: &TenantId, limit: usize) -> Result<Vec<RejectedRow>, DbError> {
-        self.read(tenant, move |tx, scope| telemetry::rejected(tx, scope, limit)).await
+        self.read(tenant, move |view, scope| telemetry::rejected(view, scope, limit)).await
     }
 }
 

@@ -73,7 +73,7 @@ impl Server {
     }
 
     fn totals(&self) -> Totals {
-        self.store.db().read_blocking(|tx| telemetry::totals(tx, &Scope::System("test"))).unwrap()
+        self.store.read_blocking(|view| telemetry::totals(view, &Scope::System("test"))).unwrap()
     }
 }
 
@@ -105,7 +105,7 @@ fn a_store_that_fails_is_tried_again_from_its_cursor() {
     let failures = Arc::new(AtomicU32::new(0));
     let counted = failures.clone();
     let faults = Faults::when(move |point| {
-        point == CrashPoint::AfterCursor && counted.fetch_add(1, Ordering::SeqCst) < 3
+        point == CrashPoint::AfterApply && counted.fetch_add(1, Ordering::SeqCst) < 3
     });
     let server = start(dir.path(), faults);
     send(&server.log, 1..11);
@@ -146,7 +146,7 @@ fn what_was_read_and_not_stored_is_read_again_though_the_cursor_could_not_be_ask
     send(&log, 11..21);
     log.commit().unwrap();
     assert!(matches!(consumer.step().unwrap(), Step::Stored { .. }));
-    let totals = store.db().read_blocking(|tx| telemetry::totals(tx, &Scope::System("test"))).unwrap();
+    let totals = store.read_blocking(|view| telemetry::totals(view, &Scope::System("test"))).unwrap();
     assert_eq!((totals.stored, totals.readings), (20, 20));
 }
 

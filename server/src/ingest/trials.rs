@@ -12,7 +12,7 @@ mod kept;
 
 use super::{Consumer, IngestError, Step};
 use crate::platform::clock::{Clock as _, ManualClock};
-use crate::platform::db::{Scope, Sync};
+use crate::platform::db::{DbError, Scope, Sync, Tx};
 use crate::platform::event_log::{EventLog, Kind, NewRecord, Origin};
 use crate::platform::telemetry::{
     self, CrashPoint, Faults, ReadingsQuery, TelemetryError, TelemetryStore, Totals,
@@ -25,7 +25,6 @@ use muster_wire::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 const LIVES: u64 = 5;
 const TRIALS_DEFAULT: u64 = 40;
@@ -129,6 +128,14 @@ fn open_store(dir: &tempfile::TempDir, armed: &Armed, kept: &Kept) -> TelemetryS
     TelemetryStore::open(&dir.path().join("telemetry.db"), options).unwrap()
 }
 
+/// Gives each agent a shard of its own: neighbours by id share one.
+fn spread_over_shards(tx: &mut Tx<'_>) -> Result<(), DbError> {
+    tx.execute("INSERT INTO tenant (id, name) VALUES (1, 'acme')", &[])?;
+    const DEVICES: &str =
+        "INSERT INTO device (id, tenant_id, name) VALUES (1, 1, 'dev-0'), (17, 1, 'dev-1'), (33, 1, 'dev-2')";
+    tx.execute(DEVICES, &[]).map(drop)
+}
+
 impl Trial {
     fn new(seed: u64, sabotage: Sabotage) -> Self {
         let mut rng = Rng::new(seed);
@@ -144,6 +151,7 @@ impl Trial {
         let (dir, armed) = (tempfile::tempdir().unwrap(), Armed::default());
         let kept = Kept::default();
         let store = open_store(&dir, &armed, &kept);
+        store.db().write_blocking(spread_over_shards).unwrap();
         let clock = ManualClock::at(1_700_000_000_000_000);
         let fs = SimFs::new(seed);
         Self { rng, fs, sabotage, clock, dir, store, kept, armed, agents }
@@ -213,7 +221,7 @@ impl Trial {
         let log = EventLog::open_journal(self.fs.clone(), self.options(), self.clock.clone());
         let log = log.map_err(|error| self.cut_or(error))?;
         let consumer = Consumer::begin(log.clone(), self.store.clone(), self.clock.clone(), Vec::new());
-        let mut consumer = consumer.map_err(|error| self.cut_or(error))?.with_sync_interval(Duration::MAX);
+        let mut consumer = consumer.map_err(|error| self.cut_or(error))?.by_hand();
         let actions = if is_last { 0 } else { 10 + self.rng.below(60) };
         for _ in 0..actions {
             self.clock.advance_us(self.rng.below(2_000_000) as i64 - 500_000);
@@ -304,13 +312,18 @@ impl Trial {
 
     fn consume(&mut self, consumer: &mut Consumer<SimFs>) -> Result<(), Ended> {
         if self.rng.one_in(2) {
-            let point = CrashPoint::ALL[self.rng.below(7) as usize];
+            let point = CrashPoint::ALL[self.rng.below(CrashPoint::ALL.len() as u64) as usize];
             *self.armed.lock().unwrap() = Some(point);
         }
         let stepped = consumer.step();
         self.kept.keep(self.dir.path());
-        let syncs = self.rng.one_in(3);
-        let stepped = stepped.and_then(|_| if syncs { consumer.sync() } else { Ok(()) });
+        let (flushes, syncs) = (self.rng.below(4), self.rng.one_in(3));
+        let mut stepped = stepped.map(drop);
+        for _ in 0..flushes {
+            stepped = stepped.and_then(|()| consumer.flush_next());
+            self.kept.keep(self.dir.path());
+        }
+        let stepped = stepped.and_then(|()| if syncs { consumer.sync() } else { Ok(()) });
         *self.armed.lock().unwrap() = None;
         match stepped {
             Ok(_) | Err(IngestError::Store(TelemetryError::Crashed(_))) => Ok(()),
@@ -346,7 +359,7 @@ impl Trial {
                 log.commit().map_err(|error| self.cut_or(error))?;
             }
             while let Step::Stored { .. } = consumer.step().map_err(|error| self.cut_or(error))? {
-                consumer.sync().map_err(|error| self.cut_or(error))?;
+                consumer.finish().map_err(|error| self.cut_or(error))?;
             }
             if self.agents.iter().all(|agent| agent.held.is_empty()) {
                 return Ok(());
@@ -358,7 +371,7 @@ impl Trial {
     fn verify(&self) -> Result<(), String> {
         let accepted: u64 = self.agents.iter().map(|agent| agent.next - 1).sum();
         let scope = || Scope::Tenant(TenantId::parse("acme").unwrap());
-        let totals = self.store.db().read_blocking(move |tx| telemetry::totals(tx, &scope())).unwrap();
+        let totals = self.store.read_blocking(move |view| telemetry::totals(view, &scope())).unwrap();
         let mut stored = 0;
         for agent in &self.agents {
             let query = ReadingsQuery {
@@ -371,8 +384,7 @@ impl Trial {
             };
             let points = self
                 .store
-                .db()
-                .read_blocking(move |tx| telemetry::readings(tx, &scope(), &query))
+                .read_blocking(move |view| telemetry::readings(view, &scope(), &query))
                 .unwrap()
                 .points;
             let serials: Vec<u64> = points
@@ -453,8 +465,7 @@ fn each_crash_point_is_survived() {
             let log = EventLog::open_journal(trial.fs.clone(), trial.options(), trial.clock.clone());
             let log = log.map_err(|error| trial.cut_or(error))?;
             let consumer = Consumer::begin(log.clone(), trial.store.clone(), trial.clock.clone(), Vec::new());
-            let mut consumer =
-                consumer.map_err(|error| trial.cut_or(error))?.with_sync_interval(Duration::ZERO);
+            let mut consumer = consumer.map_err(|error| trial.cut_or(error))?.by_hand();
             for _ in 0..20 {
                 trial.send(&log, false)?;
             }
@@ -462,7 +473,7 @@ fn each_crash_point_is_survived() {
                 trial.acknowledge(&log)?;
             }
             *trial.armed.lock().unwrap() = point;
-            let stepped = consumer.step();
+            let stepped = consumer.step().and_then(|step| consumer.finish().map(|()| step));
             let expected = match point {
                 Some(point) if is_synced => {
                     matches!(stepped, Err(IngestError::Store(TelemetryError::Crashed(at))) if at == point)

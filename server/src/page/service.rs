@@ -40,7 +40,7 @@ impl PresenceService {
     pub async fn list(&self, tenant: &TenantId, page: &Page) -> Result<Vec<DevicePresence>, DbError> {
         let (scope, after, limit) =
             (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
-        let rows = self.store.db().read(move |tx| telemetry::last_seen(tx, &scope, &after, limit)).await?;
+        let rows = self.store.read(move |view| telemetry::last_seen(view, &scope, &after, limit)).await?;
         let join = |row: telemetry::LastSeen| DevicePresence {
             presence: self.feed.presence_of(tenant.as_str(), &row.device),
             last_seen_us: row.last_seen_us,

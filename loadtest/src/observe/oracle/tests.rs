@@ -70,10 +70,9 @@ impl Store {
 fn fake(store: Store) -> Fake {
     let store = Arc::new(store);
     Fake::start(move |request| match request.path.as_str() {
-        "/metrics" => Ok((
-            200,
-            "event_log_durable_position 9\nevent_log_released_position 9\nrules_position 9\n".into(),
-        )),
+        "/metrics" => {
+            Ok((200, "event_log_durable_position 9\nevent_log_stored_position 9\nrules_position 9\n".into()))
+        }
         _ => store.answer(request),
     })
 }
@@ -266,7 +265,7 @@ fn a_serial_that_was_on_its_way_is_found_in_the_second_look() {
             let stored = if past { 100 } else { 70 };
             looks.fetch_add(1, Ordering::Relaxed);
             let text = format!(
-                "event_log_durable_position 100\nevent_log_released_position {stored}\nrules_position 100\n"
+                "event_log_durable_position 100\nevent_log_stored_position {stored}\nrules_position 100\n"
             );
             return Ok((200, text));
         }
@@ -290,7 +289,7 @@ fn a_log_that_does_not_drain_is_told() {
     let fake = Fake::start(move |request| match request.path.as_str() {
         "/metrics" => Ok((
             200,
-            "event_log_durable_position 900\nevent_log_released_position 9\nrules_position 900\n".into(),
+            "event_log_durable_position 900\nevent_log_stored_position 9\nrules_position 900\n".into(),
         )),
         _ => never.answer(request),
     });

@@ -31,7 +31,6 @@ use super::metrics::{Metrics, Sent};
 use super::publish;
 use super::reason::Refusal;
 use crate::platform::secret::random_bytes;
-use crate::platform::telemetry::STORE_READER;
 use controller::{Controller, Signals};
 use lag::Lag;
 use line::{Line, Stood};
@@ -193,7 +192,7 @@ impl Credits {
 
     fn signals(&self, core: &Core, lag: &mut Lag, now: Duration, late: Duration) -> Signals {
         let log = core.log.stats();
-        let stored = core.log.released(STORE_READER).unwrap_or(log.durable_next);
+        let stored = core.log.stored_next().unwrap_or(log.durable_next);
         Signals {
             waits: self.waiting() > 0,
             disk_delay: self.probe.take(),

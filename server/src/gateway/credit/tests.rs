@@ -164,6 +164,7 @@ fn the_controller_is_shown_the_log_and_how_far_the_store_is() {
         (false, None, Duration::ZERO, false)
     );
     assert_eq!(before.log_bytes_max, 2 * 1024 * 1024);
+    core.log.note_stored(core.log.first());
     // The turn above armed the probe; its record becomes durable before the core is told.
     let message = NewRecord { kind: crate::platform::event_log::Kind::Message, ..NewRecord::tick() };
     let position = core.append(&message).expect("room");
@@ -176,7 +177,7 @@ fn the_controller_is_shown_the_log_and_how_far_the_store_is() {
     core.log.commit().expect("durable");
     signals();
     assert!(signals().store_lag >= TURN);
-    core.log.release(STORE_READER, core.log.durable_next()).expect("released");
+    core.log.note_stored(core.log.durable_next());
     assert_eq!(signals().store_lag, Duration::ZERO);
     append_until_full(&core);
     let full = signals();

@@ -63,9 +63,15 @@ pub enum DbError {
     /// A statement failed.
     #[error("statement failed")]
     Sql(#[from] rusqlite::Error),
+    /// The transaction could not begin; nothing was done.
+    #[error("cannot write: {0}")]
+    Begin(String),
     /// The group's commit failed; nothing of it is stored.
     #[error("commit failed: {0}")]
     Commit(String),
+    /// What a reader asked for was written faster than it could be read.
+    #[error("the database is busy; try again")]
+    Busy,
     /// The database is shut down, or the closure panicked.
     #[error("the database is closed")]
     Closed,
@@ -288,7 +294,7 @@ where
         let outcome = match tx {
             Ok(tx) if is_first => in_transaction(tx, work),
             Ok(tx) => in_savepoint(tx, work),
-            Err(why) => Err(DbError::Commit(why.to_owned()).into()),
+            Err(why) => Err(DbError::Begin(why.to_owned()).into()),
         };
         Box::new(move |commit| {
             let outcome = match (outcome, commit) {

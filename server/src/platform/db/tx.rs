@@ -31,6 +31,14 @@ impl<'a> Tx<'a> {
         Ok(self.connection.execute_batch(sql)?)
     }
 
+    /// Gives a reader a new snapshot. A writer's transaction would be undone by it.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub(in crate::platform) fn renew(&mut self) -> Result<(), DbError> {
+        self.batch("ROLLBACK; BEGIN")
+    }
+
     /// Runs a statement; returns how many rows it changed.
     ///
     /// # Errors

@@ -26,6 +26,7 @@ use super::clock::SharedClock;
 use muster_journal::{EpochPolicy, Fs, Journal, RealFs, Urgency, WhenFull};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,6 +111,8 @@ struct Shared<F: Fs> {
     /// `received_at_us` of the newest record. Held while appending, so stamps grow with positions.
     stamp_us: Mutex<i64>,
     bytes_max: u64,
+    /// How far the store has read; 0 where there is none.
+    stored_next: AtomicU64,
 }
 
 impl EventLog<RealFs> {
@@ -155,8 +158,15 @@ impl<F: Fs> EventLog<F> {
         let bytes_max = options.bytes_max;
         let (journal, opened) = Journal::open(fs, options, move || journal_clock.now_us())
             .map_err(|source| EventLogError::Journal { step: "cannot be opened", source })?;
-        let log =
-            Self { shared: Arc::new(Shared { journal, clock, stamp_us: Mutex::new(i64::MIN), bytes_max }) };
+        let log = Self {
+            shared: Arc::new(Shared {
+                journal,
+                clock,
+                stamp_us: Mutex::new(i64::MIN),
+                bytes_max,
+                stored_next: AtomicU64::new(0),
+            }),
+        };
         log.restore_stamp(opened.first_seq, opened.next_seq)?;
         Ok(log)
     }
@@ -292,6 +302,17 @@ impl<F: Fs> EventLog<F> {
     pub fn release(&self, name: &str, upto: u64) -> Result<(), EventLogError> {
         let released = self.shared.journal.release(name, upto);
         released.map_err(|source| EventLogError::Journal { step: "cannot be released", source })
+    }
+
+    /// The store's word that all below can be seen in it, durable or not.
+    pub fn note_stored(&self, next: u64) {
+        self.shared.stored_next.store(next, Ordering::Relaxed);
+    }
+
+    /// What [`Self::note_stored`] was told; none where no store reads this log.
+    #[must_use]
+    pub fn stored_next(&self) -> Option<u64> {
+        Some(self.shared.stored_next.load(Ordering::Relaxed)).filter(|next| *next > 0)
     }
 
     /// A pinning or holding reader's release mark; none where there is no such reader.

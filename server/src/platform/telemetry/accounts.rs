@@ -1,17 +1,19 @@
-//! The ledger's reading side: a device's queues, a tenant's totals.
+//! The ledger's reading side: a device's queues, a tenant's totals; the tables' and what the memtable changes of them.
 
-use super::ledger::{Merged, OUTCOME_STORED};
-use super::ranges::reason_of;
+use super::View;
+use super::ledger::{Counts, Merged, OUTCOME_STORED, Queue, QueueKey};
+use super::memtable::{Memtable, SHARDS, shard_of};
+use super::ranges::{reason_number, reason_of};
 use super::{device_of, tenant_of};
 use crate::platform::db::{DbError, Row, Scope, Tx};
 use muster_wire::{DropReason, QueueId, UpClass};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Queues of a device that are shown, newest first.
 const QUEUES_SHOWN: i64 = 200;
 /// Ranges of a queue that are shown.
-const RANGES_SHOWN: i64 = 200;
+const RANGES_SHOWN: usize = 200;
 
 /// What became of a tenant's records. `accepted` = stored + dropped + pending + lost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -46,8 +48,60 @@ pub struct Totals {
 ///
 /// # Errors
 /// The database failed.
-pub fn totals(tx: &mut Tx<'_>, scope: &Scope) -> Result<Totals, DbError> {
-    let tenant = tenant_of(tx, scope)?.id();
+pub fn totals(view: &mut View<'_, '_>, scope: &Scope) -> Result<Totals, DbError> {
+    let tenant = tenant_of(view, scope)?.id();
+    let unwritten = view.take(None, |memtable| Unwritten::of(memtable, tenant))?;
+    let mut totals = written(view, tenant)?;
+    for (name, count) in &unwritten.counters {
+        totals.add_counter(name, *count);
+    }
+    let Unwritten { before, now, .. } = &unwritten;
+    totals.stored = totals.stored + now.stored - before.stored;
+    totals.duplicates = totals.duplicates + now.duplicates - before.duplicates;
+    totals.pending = totals.pending + now.pending - before.pending;
+    totals.lost = totals.lost + now.lost - before.lost;
+    totals.drop_more(DropReason::Malformed, now.dropped, before.dropped);
+    for reason in DropReason::ALL {
+        let of = |counts: &Counts| counts.by_reason.get(&reason_number(reason)).copied().unwrap_or(0);
+        totals.drop_more(reason, of(now), of(before));
+    }
+    totals.accepted = totals.stored + totals.dropped.values().sum::<u64>() + totals.pending + totals.lost;
+    Ok(totals)
+}
+
+/// What the memtable holds of a tenant.
+#[derive(Default)]
+struct Unwritten {
+    /// Of the queues with changes, as the tables have them.
+    before: Counts,
+    /// Of the same queues.
+    now: Counts,
+    counters: BTreeMap<&'static str, u64>,
+}
+
+impl Unwritten {
+    fn of(memtable: &Memtable, tenant: Option<i64>) -> Self {
+        let mut sums = Self::default();
+        let is_theirs = |id: i64| tenant.is_none_or(|tenant| tenant == id);
+        for shard in 0..SHARDS {
+            for (_, queue) in
+                memtable.ledger.dirty_of(shard).filter(|(_, queue)| is_theirs(queue.tenant_id()))
+            {
+                sums.before.add(queue.written());
+                sums.now.add(&queue.counts());
+            }
+            for ((_, name), count) in
+                memtable.shards[shard].counts.iter().filter(|((id, _), _)| is_theirs(*id))
+            {
+                *sums.counters.entry(name).or_default() += count;
+            }
+        }
+        sums
+    }
+}
+
+/// The totals of the tables alone.
+fn written(tx: &mut Tx<'_>, tenant: Option<i64>) -> Result<Totals, DbError> {
     let mut totals = Totals::default();
     let sums: (u64, u64, u64, u64, u64) = tx.query_one(
         "SELECT ifnull(sum(q.stored), 0), ifnull(sum(q.duplicates), 0), ifnull(sum(q.pending), 0),
@@ -83,7 +137,6 @@ pub fn totals(tx: &mut Tx<'_>, scope: &Scope) -> Result<Totals, DbError> {
     for (name, count) in counters {
         totals.add_counter(&name, count);
     }
-    totals.accepted = totals.stored + totals.dropped.values().sum::<u64>() + totals.pending + totals.lost;
     Ok(totals)
 }
 
@@ -106,14 +159,28 @@ impl Totals {
         }
     }
 
+    /// Of `before` seqs that the tables have as dropped for a reason, there are `now`.
+    fn drop_more(&mut self, reason: DropReason, now: u64, before: u64) {
+        if now == before {
+            return;
+        }
+        let name = reason.as_str();
+        let count = self.dropped.get(name).copied().unwrap_or(0) + now - before;
+        if count == 0 {
+            self.dropped.remove(name);
+        } else {
+            self.dropped.insert(name.to_owned(), count);
+        }
+    }
+
     fn add_counter(&mut self, name: &str, count: u64) {
         match name {
             "readings" => self.readings += count,
-            "readings_refused" => self.readings_refused = count,
-            "events" => self.events = count,
-            "qos0" => self.qos0 = count,
-            "dead_letters" => self.dead_letters = count,
-            "rejected" => self.rejected = count,
+            "readings_refused" => self.readings_refused += count,
+            "events" => self.events += count,
+            "qos0" => self.qos0 += count,
+            "dead_letters" => self.dead_letters += count,
+            "rejected" => self.rejected += count,
             _ => {}
         }
     }
@@ -211,29 +278,65 @@ pub struct DeviceLedger {
 ///
 /// # Errors
 /// The database failed.
-pub fn device_ledger(tx: &mut Tx<'_>, scope: &Scope, device: &str) -> Result<DeviceLedger, DbError> {
-    let Some(device_id) = device_of(tx, scope, device)? else { return Ok(DeviceLedger::default()) };
-    let mut queues = tx.query(
+pub fn device_ledger(view: &mut View<'_, '_>, scope: &Scope, device: &str) -> Result<DeviceLedger, DbError> {
+    let Some(device_id) = device_of(view, scope, device)? else { return Ok(DeviceLedger::default()) };
+    let mut unwritten = view.take(Some(device_id), |memtable| {
+        let dirty = memtable.ledger.dirty_of(shard_of(device_id));
+        let theirs = dirty.filter(|(key, _)| key.device_id == device_id);
+        theirs.map(|(key, queue)| (queue.row, queue_now(key, queue))).collect::<HashMap<_, _>>()
+    })?;
+    let mut queues = view.query(
         "SELECT ref, queue_id, class, is_foreign, reported, first, released, next, closed, stored, dropped, pending,
          lost, duplicates, updated_at FROM queue WHERE device_id = $1 AND merged = 0 ORDER BY ref DESC LIMIT $2",
         &[&device_id, &QUEUES_SHOWN],
         queue_row,
     )?;
     for (row, queue) in &mut queues {
-        let ranges: Vec<(u64, u64, u8)> = tx.query(
+        if let Some(now) = unwritten.remove(row) {
+            *queue = now;
+            continue;
+        }
+        let ranges: Vec<(u64, u64, u8)> = view.query(
             "SELECT first, last, reason FROM queue_range WHERE ref = $1 ORDER BY first LIMIT $2",
-            &[row, &RANGES_SHOWN],
+            &[row, &(RANGES_SHOWN as i64)],
             |row| Ok::<_, DbError>((row.get(0)?, row.get(1)?, row.get(2)?)),
         )?;
+        queue.show(ranges);
+    }
+    let queues = queues.into_iter().map(|(_, queue)| queue).collect();
+    Ok(DeviceLedger { queues, merged: merged(view, device_id)? })
+}
+
+impl QueueLedger {
+    fn show(&mut self, ranges: impl IntoIterator<Item = (u64, u64, u8)>) {
         for (first, last, outcome) in ranges {
             match reason_of(outcome) {
-                Some(reason) => queue.dropped_ranges.push(DroppedRange { first, last, reason }),
-                None => queue.stored_ranges.push(SeqRange { first, last }),
+                Some(reason) => self.dropped_ranges.push(DroppedRange { first, last, reason }),
+                None => self.stored_ranges.push(SeqRange { first, last }),
             }
         }
     }
-    let queues = queues.into_iter().map(|(_, queue)| queue).collect();
-    Ok(DeviceLedger { queues, merged: merged(tx, device_id)? })
+}
+
+/// A queue with changes that are not in the tables.
+fn queue_now(key: &QueueKey, queue: &Queue) -> QueueLedger {
+    let counts = queue.counts();
+    let mut ledger = QueueLedger {
+        queue_id: QueueId(key.queue_id),
+        class: class_text(key.class),
+        foreign: queue.is_foreign,
+        reported: queue.marks(),
+        stored: counts.stored,
+        dropped: queue.dropped(),
+        pending: counts.pending,
+        lost: counts.lost,
+        duplicates: counts.duplicates,
+        stored_ranges: Vec::new(),
+        dropped_ranges: Vec::new(),
+        updated_at_us: queue.updated_at(),
+    };
+    ledger.show(queue.ranges(RANGES_SHOWN));
+    ledger
 }
 
 fn queue_row(row: &Row<'_>) -> Result<(i64, QueueLedger), DbError> {

@@ -1,7 +1,7 @@
-//! Where the store stands in the log (promise, point 5): the cursor commits with its effects.
+//! Where the store stands in the log (promise, point 5): each mark commits with its effects.
 
 use super::TelemetryError;
-use super::batch::RawBatch;
+use super::memtable::{Marks, Position};
 use crate::platform::db::{DbError, Tx};
 use std::ops::Range;
 
@@ -31,42 +31,55 @@ pub struct Start {
 }
 
 /// A stored cursor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: u64,
-    pub(super) position: u64,
     pub(super) received_at_us: i64,
+    pub(super) marks: Marks,
 }
 
-/// Decides where to start. Pure.
-pub(super) fn start(cursor: Option<Cursor>, log: LogSpan) -> Start {
+/// Decides where to start, and what every mark is then. Pure.
+pub(super) fn start(cursor: Option<&Cursor>, log: LogSpan) -> (Start, Marks) {
     let received_at_us = cursor.map_or(i64::MIN, |cursor| cursor.received_at_us);
-    let (from, expected) = match cursor {
-        // An older copy of the log came back: what it will append now was never seen, under used positions.
-        Some(cursor) if cursor.epoch == log.epoch && cursor.position > log.next => (log.next, log.next),
-        Some(cursor) if cursor.epoch == log.epoch => (cursor.position.max(log.first), cursor.position),
-        // Another log, or a store that was lost: everything that the log no longer holds is lost to it.
-        _ => (log.first, 1),
-    };
+    let same_log = cursor.filter(|cursor| cursor.epoch == log.epoch);
+    // Another log, or a store that was lost: everything that the log no longer holds is lost to it.
+    let (mut marks, expected) =
+        same_log.map_or((Marks::all(log.first), 1), |cursor| (cursor.marks.clone(), cursor.marks.oldest()));
+    // An older copy of the log came back: what it will append now was never seen, under used positions.
+    marks.clamp(log.first.min(log.next), log.next);
+    let from = marks.oldest();
     let lost = (expected < from).then_some(expected..from);
-    Start { from, lost, received_at_us }
+    (Start { from, lost, received_at_us }, marks)
 }
 
-pub(super) fn read(tx: &mut Tx<'_>) -> Result<Option<Cursor>, DbError> {
-    const FIND: &str = "SELECT log_epoch, position, received_at FROM cursor WHERE reader = $1";
+fn read(tx: &mut Tx<'_>) -> Result<Option<Cursor>, DbError> {
+    const FIND: &str = "SELECT log_epoch, position, received_at, marks FROM cursor WHERE reader = $1";
     tx.query_opt(FIND, &[&STORE_READER], |row| {
-        Ok(Cursor {
-            epoch: row.get::<i64>(0)?.cast_unsigned(),
-            position: row.get(1)?,
-            received_at_us: row.get(2)?,
-        })
+        let marks = match row.get::<Option<Vec<u8>>>(3)? {
+            None => Marks::all(row.get(1)?),
+            Some(bytes) => {
+                Marks::from_bytes(&bytes).ok_or_else(|| DbError::Column { column: "marks".into() })?
+            }
+        };
+        Ok(Cursor { epoch: row.get::<i64>(0)?.cast_unsigned(), received_at_us: row.get(2)?, marks })
     })
 }
 
+/// The marks as a reader's snapshot has them.
+pub(super) fn marks(tx: &mut Tx<'_>) -> Result<Option<Marks>, DbError> {
+    Ok(read(tx)?.map(|cursor| cursor.marks))
+}
+
 /// Finds the start, records what is lost, and puts the cursor there.
-pub(super) fn begin(tx: &mut Tx<'_>, log: LogSpan, now_us: i64) -> Result<Start, TelemetryError> {
+pub(super) fn begin(tx: &mut Tx<'_>, log: LogSpan, now_us: i64) -> Result<(Start, Position), TelemetryError> {
     let held = read(tx)?;
-    let start = start(held, log);
+    let (start, marks) = start(held.as_ref(), log);
+    let position = Position {
+        epoch: log.epoch,
+        applied: start.from,
+        received_at_us: start.received_at_us,
+        marks: marks.clone(),
+    };
     if let Some(lost) = &start.lost {
         tracing::error!(
             first = lost.start,
@@ -76,32 +89,27 @@ pub(super) fn begin(tx: &mut Tx<'_>, log: LogSpan, now_us: i64) -> Result<Start,
         record_lost(tx, log.epoch, lost, "deleted before it was stored", now_us)?;
     }
     // On a full disk nothing can be written, and mostly nothing has to be.
-    if held.is_some_and(|held| held.epoch == log.epoch && held.position == start.from) {
-        return Ok(start);
+    if held.is_none_or(|held| held.epoch != log.epoch || held.marks != marks) {
+        write(tx, &position, &marks)?;
     }
-    tx.execute(
-        "INSERT INTO cursor (reader, log_epoch, position, received_at) VALUES ($1, $2, $3, $4)
-         ON CONFLICT (reader) DO UPDATE SET log_epoch = excluded.log_epoch, position = excluded.position",
-        &[&STORE_READER, &log.epoch.cast_signed(), &start.from.cast_signed(), &start.received_at_us],
-    )?;
-    Ok(start)
+    Ok((start, position))
 }
 
-/// Moves the cursor over a batch. Fails where it does not stand at the batch's begin: the batch was
-/// written before, or another writer is at work.
-pub(super) fn advance(tx: &mut Tx<'_>, batch: &RawBatch, received_at_us: i64) -> Result<(), TelemetryError> {
-    let moved = tx.execute(
-        "UPDATE cursor SET position = $1, received_at = max(received_at, $2)
-         WHERE reader = $3 AND log_epoch = $4 AND position = $5",
+/// Writes the cursor's row: where the shards stand now.
+pub(super) fn write(tx: &mut Tx<'_>, position: &Position, marks: &Marks) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO cursor (reader, log_epoch, position, received_at, marks) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (reader) DO UPDATE SET log_epoch = excluded.log_epoch, position = excluded.position,
+         received_at = max(received_at, excluded.received_at), marks = excluded.marks",
         &[
-            &batch.next.cast_signed(),
-            &received_at_us,
             &STORE_READER,
-            &batch.epoch.cast_signed(),
-            &batch.from.cast_signed(),
+            &position.epoch.cast_signed(),
+            &marks.oldest().cast_signed(),
+            &position.received_at_us,
+            &marks.to_bytes(),
         ],
     )?;
-    if moved == 1 { Ok(()) } else { Err(TelemetryError::CursorMoved { from: batch.from }) }
+    Ok(())
 }
 
 pub(super) fn record_lost(
@@ -126,9 +134,14 @@ mod tests {
     fn where_the_store_starts() {
         let log = LogSpan { epoch: 7, first: 10, next: 20 };
         let check = |cursor: Option<(u64, u64)>, from, lost| {
-            let cursor = cursor.map(|(epoch, position)| Cursor { epoch, position, received_at_us: 5 });
-            let received_at_us = cursor.map_or(i64::MIN, |_| 5);
-            assert_eq!(start(cursor, log), Start { from, lost, received_at_us }, "{cursor:?}");
+            let cursor = cursor.map(|(epoch, position)| Cursor {
+                epoch,
+                received_at_us: 5,
+                marks: Marks::all(position),
+            });
+            let received_at_us = cursor.as_ref().map_or(i64::MIN, |_| 5);
+            let expect = (Start { from, lost, received_at_us }, Marks::all(from));
+            assert_eq!(start(cursor.as_ref(), log), expect, "{cursor:?}");
         };
         check(Some((7, 15)), 15, None);
         check(Some((7, 20)), 20, None);
@@ -136,5 +149,15 @@ mod tests {
         check(Some((7, 25)), 20, None);
         check(Some((8, 15)), 10, Some(1..10));
         check(None, 10, Some(1..10));
+    }
+
+    #[test]
+    fn every_mark_is_kept_within_the_log() {
+        let mut marks = Marks::all(15);
+        (marks.direct, marks.shards[3], marks.shards[4]) = (30, 12, 25);
+        let cursor = Cursor { epoch: 7, received_at_us: 5, marks };
+        let (start, marks) = start(Some(&cursor), LogSpan { epoch: 7, first: 10, next: 20 });
+        assert_eq!((start.from, start.lost), (12, None));
+        assert_eq!((marks.direct, marks.shards[3], marks.shards[4], marks.shards[5]), (20, 12, 20, 15));
     }
 }

@@ -9,14 +9,18 @@ use std::sync::Arc;
 pub enum CrashPoint {
     /// A batch was read from the log.
     AfterRead,
-    /// Its rows are inserted, not committed.
-    AfterRows,
-    /// The ledger and the counters too.
-    AfterLedger,
-    /// The cursor too: only the commit is missing.
-    AfterCursor,
-    /// Committed, not synced.
+    /// It is in the memtable, and its direct effects are written: only the commit is missing.
+    AfterApply,
+    /// Committed.
     AfterCommit,
+    /// A shard's rows are inserted, not committed.
+    AfterRows,
+    /// Its ledger and counters too.
+    AfterLedger,
+    /// Its mark too: only the commit is missing.
+    AfterCursor,
+    /// The shard is in the tables, not synced.
+    AfterFlush,
     /// Synced; the log was not told.
     AfterSync,
     /// The log was told.
@@ -25,12 +29,14 @@ pub enum CrashPoint {
 
 impl CrashPoint {
     /// Every point, in order.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::AfterRead,
+        Self::AfterApply,
+        Self::AfterCommit,
         Self::AfterRows,
         Self::AfterLedger,
         Self::AfterCursor,
-        Self::AfterCommit,
+        Self::AfterFlush,
         Self::AfterSync,
         Self::AfterRelease,
     ];

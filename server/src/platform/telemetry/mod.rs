@@ -1,27 +1,31 @@
 //! The telemetry store: readings, events, ledger and the store's cursor, in one SQLite file.
 //!
-//! Who calls me: `ingest` writes batches of the log and runs retention; the API's slices read through the
+//! Who calls me: `ingest` applies batches of the log, flushes and runs retention; the API's slices read through the
 //! query functions. I call `platform::db`.
 //!
-//! Promise: one batch is one commit: rows, dead letters, rejected, ledger, cursor; all or nothing. A commit is seen
-//! at once and survives the process; it survives a power cut once [`TelemetryStore::sync`] returned. What a power
-//! cut took is stored again from the event log, which is released behind the sync (ADR 0015). A queue record is stored once however often it comes: the ledger's stored ranges are
-//! the de-duplication. What is not stored is a dead letter with a reason, and `dropped(malformed)` in the ledger.
+//! Promise: what was applied is seen at once. It stands in the memtable first and moves into the tables shard by shard;
+//! a shard's rows, ledger, counters and mark are one commit, all or nothing (ADR 0016). A flush survives the process,
+//! and a power cut once [`TelemetryStore::sync`] returned. The rest is applied again from the event log, which is
+//! released behind the oldest mark that is synced (ADR 0015). A queue record is stored once however often it comes:
+//! the ledger's stored ranges are the de-duplication. What is not stored is a dead letter with a reason, and `dropped(malformed)` in the ledger.
 //! Readings are keyed (device, metric, ts, queue, class, seq, index), so a clock that restarts in 1970 overwrites
 //! nothing. Foreign SenML is keyed by (log epoch, position), or by name and time where the pack has an absolute
 //! time (then a pack that comes again within a day of `received_at` changes nothing).
 //!
-//! Architecture invariant: only `writer` inserts readings, and only with the cursor in the same closure.
+//! Architecture invariant: only `flush` inserts readings, and only with the cursor in the same closure.
 //!
-//! Limits: 1,000 metrics a device, [`DEAD_LETTERS_PER_TENANT_MAX`] dead letters a tenant, the ledger's bounds in
+//! Limits: the memtable's bounds in `memtable`, 1,000 metrics a device, [`DEAD_LETTERS_PER_TENANT_MAX`] dead letters a tenant, the ledger's bounds in
 //! `ledger`, [`LIVE_ITEMS_MAX`] live items a batch, [`POINTS_MAX`] points, [`STEPS_MAX`] steps and 10 s a query.
 
 mod accounts;
 mod batch;
 mod cursor;
 mod faults;
+mod flush;
+mod incoming;
 mod ledger;
 mod lists;
+mod memtable;
 mod names;
 mod partition;
 mod query;
@@ -31,6 +35,7 @@ mod seen;
 mod tally;
 #[cfg(test)]
 mod tests;
+mod view;
 mod writer;
 
 pub use accounts::{
@@ -44,6 +49,7 @@ pub use lists::{
     DeadLetter, EventQuery, EventRow, LIST_MAX, LostRange, RejectedRow, dead_letters, events, lost_ranges,
     rejected,
 };
+pub use memtable::{DIRTY_QUEUES_MAX, ENTRIES_MAX, SHARD_ENTRIES_MAX, SHARDS};
 pub use partition::DAY_US;
 pub use query::{
     Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, STEPS_MAX, last_values, readings,
@@ -51,15 +57,16 @@ pub use query::{
 pub use retention::{Policy, Retained};
 pub use seen::{LastSeen, last_seen};
 pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
+pub use view::View;
 
 use super::db::{self, Db, DbError, Scope, SqlValue, Tx};
+use memtable::Memtable;
 use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use writer::WriterState;
 
 /// Live items that one batch may carry; the rest is counted.
 pub const LIVE_ITEMS_MAX: usize = 2_048;
@@ -109,6 +116,14 @@ pub enum TelemetryError {
     Crashed(CrashPoint),
 }
 
+impl TelemetryError {
+    /// Whether it came before anything was done: the store is as it was, and what failed can be tried again.
+    #[must_use]
+    pub fn is_before_anything(&self) -> bool {
+        matches!(self, Self::DiskReserve { .. } | Self::Db(DbError::Begin(_)))
+    }
+}
+
 /// How the store is opened.
 #[derive(Clone)]
 pub struct Options {
@@ -130,7 +145,7 @@ impl Default for Options {
 #[derive(Clone)]
 pub struct TelemetryStore {
     db: Db,
-    state: Arc<Mutex<WriterState>>,
+    memtable: Arc<Mutex<Memtable>>,
     path: Arc<Path>,
     dir: Arc<Path>,
     sync: db::Sync,
@@ -145,9 +160,12 @@ impl TelemetryStore {
     /// # Errors
     /// The file cannot be opened or migrated.
     pub fn open(path: &Path, options: Options) -> Result<Self, TelemetryError> {
-        let first = refinery::Migration::unapplied("V1__telemetry", include_str!("schema_v1.sql"));
-        let migrations =
-            first.map_err(|error| DbError::Migrate { path: path.to_owned(), why: error.to_string() })?;
+        let migrations: Vec<refinery::Migration> =
+            [("V1__telemetry", include_str!("schema_v1.sql")), ("V2__marks", include_str!("schema_v2.sql"))]
+                .into_iter()
+                .map(|(name, sql)| refinery::Migration::unapplied(name, sql))
+                .collect::<Result<_, _>>()
+                .map_err(|error| DbError::Migrate { path: path.to_owned(), why: error.to_string() })?;
         let tuning = db::Options {
             readers: READERS,
             cache_kib: CACHE_KIB,
@@ -155,11 +173,11 @@ impl TelemetryStore {
             sync: options.sync,
             read_time_max: Some(READ_TIME_MAX),
         };
-        let db = Db::open_with(path, refinery::Runner::new(&[migrations]), tuning)?;
+        let db = Db::open_with(path, refinery::Runner::new(&migrations), tuning)?;
         let Options { disk_reserve_bytes, faults, sync } = options;
         let dir = path.parent().unwrap_or(Path::new(".")).into();
-        let (state, sync_failed) = (Arc::default(), Arc::default());
-        Ok(Self { db, state, path: path.into(), dir, sync, sync_failed, disk_reserve_bytes, faults })
+        let (memtable, sync_failed) = (Arc::default(), Arc::default());
+        Ok(Self { db, memtable, path: path.into(), dir, sync, sync_failed, disk_reserve_bytes, faults })
     }
 
     /// The database, for the query functions.
@@ -168,33 +186,150 @@ impl TelemetryStore {
         &self.db
     }
 
-    /// Finds where to read on in a log, records what is lost, and puts the cursor there.
+    /// Runs a query on one snapshot of tables and memtable. It is ended where the future is dropped, and after 10 s.
+    ///
+    /// # Errors
+    /// The closure's own, or the database's.
+    pub async fn read<T, E>(
+        &self,
+        work: impl FnOnce(&mut View<'_, '_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let memtable = self.memtable.clone();
+        self.db.read(move |tx| work(&mut View::new(tx, &memtable))).await
+    }
+
+    /// As [`Self::read`], for threads outside the async runtime, and however long it takes.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_blocking<T, E>(
+        &self,
+        work: impl FnOnce(&mut View<'_, '_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<DbError> + Send + 'static,
+    {
+        let memtable = self.memtable.clone();
+        self.db.read_blocking(move |tx| work(&mut View::new(tx, &memtable)))
+    }
+
+    /// Finds where to read on in a log, records what is lost, and puts the cursor there. What the memtable held is
+    /// thrown away: the log has it.
     ///
     /// # Errors
     /// The database failed.
     pub fn begin(&self, log: LogSpan, now_us: i64) -> Result<Start, TelemetryError> {
         self.forget();
-        self.db.write_blocking(move |tx| cursor::begin(tx, log, now_us))
+        let (start, position) = self.db.write_blocking(move |tx| cursor::begin(tx, log, now_us))?;
+        self.memtable().position = Some(position);
+        Ok(start)
     }
 
-    /// Stores a batch in one commit. After an error nothing of it is stored: call [`Self::begin`] and read again.
+    /// Stores a batch. After an error nothing of it is stored, and nothing that was not flushed: call
+    /// [`Self::begin`] and read again, unless the error [`TelemetryError::is_before_anything`].
     ///
     /// # Errors
-    /// The database failed, the disk is full, or the cursor does not stand at the batch's begin.
-    pub fn write_batch(&self, batch: RawBatch, live: bool) -> Result<StoredBatch, TelemetryError> {
+    /// The database failed, the disk is full, or the store does not stand at the batch's begin.
+    pub fn apply(&self, batch: RawBatch, live: bool) -> Result<StoredBatch, TelemetryError> {
         self.leave_reserve()?;
-        let (state, faults) = (self.state.clone(), self.faults.clone());
-        let written = self.db.write_blocking(move |tx| {
-            let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
-            writer::write(tx, &mut state, &batch, live, &faults)
-        });
-        if written.is_err() {
-            self.forget();
-        }
-        written
+        self.change(move |tx, memtable, faults| writer::apply(tx, memtable, &batch, live, faults))
     }
 
-    /// Makes every batch that was written durable. A sync that failed is never tried again: the kernel may have
+    /// Flushes what is over the memtable's bounds, the fullest shards first. Says whether there was any.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn flush_overfull(&self) -> Result<bool, TelemetryError> {
+        let mut any = false;
+        while let Some(shard) = { self.memtable().overfull() } {
+            self.flush(shard)?;
+            any = true;
+        }
+        Ok(any)
+    }
+
+    /// Flushes the next shard in turn that holds something. Says whether there was one.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn flush_next(&self) -> Result<bool, TelemetryError> {
+        let next = self.memtable().next_in_turn();
+        let Some(shard) = next else { return Ok(false) };
+        self.memtable().turn = shard;
+        self.flush(shard).map(|()| true)
+    }
+
+    /// Flushes all that the memtable holds.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn flush_all(&self) -> Result<(), TelemetryError> {
+        while self.flush_next()? {}
+        Ok(())
+    }
+
+    fn flush(&self, shard: usize) -> Result<(), TelemetryError> {
+        self.leave_reserve()?;
+        self.change(move |tx, memtable, faults| flush::shard(tx, memtable, shard, faults))?;
+        self.faults.reach(CrashPoint::AfterFlush)
+    }
+
+    /// Records and readings that the memtable holds.
+    #[must_use]
+    pub fn entries(&self) -> usize {
+        self.memtable().entries()
+    }
+
+    /// Whether the memtable holds anything.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.memtable().next_in_turn().is_some()
+    }
+
+    /// Moves the cursor over what needs no flush, and tells below which position everything is in the tables: where
+    /// the log may be released to after the next [`Self::sync`].
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn settle(&self) -> Result<u64, TelemetryError> {
+        let needed = {
+            let memtable = self.memtable();
+            let Some(at) = &memtable.position else { return Ok(0) };
+            memtable.marks_after(at, None).oldest() > at.marks.oldest()
+        };
+        if needed {
+            self.change(|tx, memtable, _| flush::settle(tx, memtable))?;
+        }
+        Ok(self.memtable().position.as_ref().map_or(0, |at| at.marks.oldest()))
+    }
+
+    /// Runs a change of tables and memtable; where it fails the memtable goes.
+    fn change<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Tx<'_>, &mut Memtable, &Faults) -> Result<T, TelemetryError> + Send + 'static,
+    ) -> Result<T, TelemetryError> {
+        let (memtable, faults) = (self.memtable.clone(), self.faults.clone());
+        let changed = self.db.write_blocking(move |tx| {
+            change(tx, &mut memtable.lock().unwrap_or_else(PoisonError::into_inner), &faults)
+        });
+        match &changed {
+            Ok(_) | Err(TelemetryError::CursorMoved { .. }) => {}
+            Err(error) if error.is_before_anything() => {}
+            Err(_) => self.forget(),
+        }
+        changed
+    }
+
+    fn memtable(&self) -> MutexGuard<'_, Memtable> {
+        self.memtable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes every flush durable. A sync that failed is never tried again: the kernel may have
     /// dropped what it could not write, and the next sync would succeed without it.
     ///
     /// # Errors
@@ -228,9 +363,9 @@ impl TelemetryStore {
         &self.faults
     }
 
-    /// Throws the caches away: they may hold what was rolled back.
+    /// Throws the memtable away: it may hold what was rolled back.
     fn forget(&self) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = WriterState::default();
+        *self.memtable() = Memtable::default();
     }
 }
 

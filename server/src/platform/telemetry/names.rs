@@ -24,17 +24,8 @@ pub(super) struct Device {
     series: HashMap<Arc<str>, i64>,
     /// In order of id.
     series_names: Vec<(i64, Arc<str>)>,
-    /// The day partition last written to, and the hours of `ts` known to be noted there.
-    pub(super) day: Option<DeviceDay>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct DeviceDay {
-    pub(super) day: i64,
-    pub(super) ts_low: i64,
-    pub(super) ts_high: i64,
-    /// Of [`Names::days`].
-    pub(super) version: u64,
+    /// When its newest reading came, since it is cached.
+    pub(super) heard_at: i64,
 }
 
 struct Tenant {
@@ -48,8 +39,6 @@ pub(super) struct Names {
     tenants: HashMap<Arc<str>, Tenant>,
     devices: Vec<Device>,
     series: usize,
-    /// Grows when rows of `device_day` were deleted: what devices remember of an older version is void.
-    days: u64,
 }
 
 /// What [`Names::series`] found.
@@ -68,17 +57,15 @@ impl Names {
         }
     }
 
-    pub(super) fn days(&self) -> u64 {
-        self.days
-    }
-
-    pub(super) fn forget_days(&mut self) {
-        self.days += 1;
-    }
-
     /// Empties the cache: rows of series were deleted.
     pub(super) fn forget(&mut self) {
-        *self = Self { days: self.days + 1, ..Self::default() };
+        *self = Self::default();
+    }
+
+    /// When a cached device was last heard of, by tenant and name.
+    pub(super) fn heard_at(&self, tenant_id: Option<i64>, device: &str) -> Option<i64> {
+        let mut tenants = self.tenants.values().filter(|tenant| tenant_id.is_none_or(|id| id == tenant.id));
+        tenants.find_map(|tenant| Some(self.devices[*tenant.devices.get(device)?].heard_at))
     }
 
     pub(super) fn device(&self, slot: Slot) -> &Device {
@@ -116,7 +103,7 @@ impl Names {
             name,
             series: names.iter().map(|(id, name)| (name.clone(), *id)).collect(),
             series_names: names,
-            day: None,
+            heard_at: 0,
         });
         Ok(slot)
     }
@@ -186,7 +173,7 @@ mod tests {
             name: name.clone(),
             series: HashMap::new(),
             series_names: Vec::new(),
-            day: None,
+            heard_at: 0,
         };
         Names { devices: (0..devices).map(device).collect(), series, ..Names::default() }
     }

@@ -2,14 +2,16 @@
 //!
 //! A range may touch more day tables than SQLite joins in one select: they are visited [`DAYS_AT_ONCE`] at a time, in
 //! order of their earliest `ts`, and what each visit finds is merged. The visits end where nothing that is left can
-//! come before what was found.
+//! come before what was found. The memtable's readings are found first, as if it were one more day.
 
-use super::partition::{self, HeldDay};
+use super::View;
+use super::memtable::{Memtable, shard_of};
+use super::partition::{self, Cell, HeldDay, ReadingRow};
 use super::{device_of, from_sql, is_suspect};
 use crate::platform::db::{DbError, Scope, SqlValue, ToSql, Tx};
 use muster_wire::Value;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Points that one query returns at most.
 pub const POINTS_MAX: usize = 10_000;
@@ -98,24 +100,44 @@ pub struct LastValue {
 ///
 /// # Errors
 /// The database failed.
-pub fn readings(tx: &mut Tx<'_>, scope: &Scope, query: &ReadingsQuery) -> Result<Points, DbError> {
-    let Some(device_id) = device_of(tx, scope, &query.device)? else { return Ok(Points::default()) };
+pub fn readings(view: &mut View<'_, '_>, scope: &Scope, query: &ReadingsQuery) -> Result<Points, DbError> {
+    let Some(device_id) = device_of(view, scope, &query.device)? else { return Ok(Points::default()) };
     const SERIES: &str = "SELECT id FROM series WHERE device_id = $1 AND name = $2";
-    let Some(series_id) = tx.query_opt(SERIES, &[&device_id, &query.metric], |row| row.get::<i64>(0))? else {
+    let Some(series_id) = view.query_opt(SERIES, &[&device_id, &query.metric], |row| row.get::<i64>(0))?
+    else {
         return Ok(Points::default());
     };
     let limit = query.limit.min(POINTS_MAX);
     let fetch = limit + 1;
     let mut points = match query.step {
-        None => raw(tx, (device_id, series_id), query, fetch)?,
+        None => {
+            let recent = view.take(Some(device_id), |memtable| {
+                let rows = memtable.rows_of(device_id, series_id);
+                rows.filter(|row| query.from_us <= row.ts && row.ts < query.to_us).map(point_of).collect()
+            })?;
+            raw(view, (device_id, series_id), query, fetch, recent)?
+        }
         Some((step, aggregate)) => {
             let steps = Steps::new(query, step.max(1), aggregate, fetch);
-            stepped(tx, (device_id, series_id), &steps)?
+            let recent = view.take(Some(device_id), |memtable| {
+                let mut found = BTreeMap::new();
+                let rows = memtable.rows_of(device_id, series_id);
+                for row in rows.filter(|row| steps.from <= row.ts && row.ts < steps.to) {
+                    steps.join(&mut found, steps.at(row.ts), steps.part(row));
+                }
+                found
+            })?;
+            stepped(view, (device_id, series_id), &steps, recent)?
         }
     };
     let truncated = points.len() > limit;
     points.truncate(limit);
     Ok(Points { points, truncated })
+}
+
+fn point_of(row: &ReadingRow) -> Point {
+    let clock_suspect = is_suspect(row.ts, row.received_at);
+    Point { ts_us: row.ts, value: Some(Value::from(&row.value)), count: 1, clock_suspect }
 }
 
 /// The rows of several days as one.
@@ -133,9 +155,12 @@ fn raw(
     (device_id, series_id): (i64, i64),
     query: &ReadingsQuery,
     fetch: usize,
+    recent: Vec<Point>,
 ) -> Result<Vec<Point>, DbError> {
     let days = partition::days(tx, device_id, query.from_us, query.to_us)?;
-    let mut points: Vec<Point> = Vec::new();
+    let mut points = recent;
+    points.sort_by_key(|point| point.ts_us);
+    points.truncate(fetch);
     for days in days.chunks(DAYS_AT_ONCE) {
         if points.get(fetch - 1).is_some_and(|last| last.ts_us <= days[0].ts_low) {
             break;
@@ -183,6 +208,29 @@ impl Steps {
             // With one max() in the select, SQLite takes the other columns from the row that has it.
             Aggregate::Last => "value, max(ts)".to_owned(),
             Aggregate::Count => "NULL, 0".to_owned(),
+        }
+    }
+
+    /// A reading that is alone in its step.
+    fn part(&self, row: &ReadingRow) -> Part {
+        let number = match row.value {
+            Cell::Flag(flag) => Some(f64::from(u8::from(flag))),
+            Cell::Number(number) => Some(number),
+            Cell::Text(_) => None,
+        };
+        let (value, weight) = match self.aggregate {
+            Aggregate::Last => (Some(Value::from(&row.value)), row.ts),
+            Aggregate::Count => (None, 0),
+            Aggregate::Avg | Aggregate::Sum => (number.map(Value::Number), i64::from(number.is_some())),
+            Aggregate::Min | Aggregate::Max => (number.map(Value::Number), 0),
+        };
+        Part { count: 1, clock_suspect: is_suspect(row.ts, row.received_at), value, weight }
+    }
+
+    fn join(&self, found: &mut BTreeMap<i64, Part>, step: i64, part: Part) {
+        match found.get_mut(&step) {
+            Some(known) => known.join(part, self.aggregate),
+            None => drop(found.insert(step, part)),
         }
     }
 
@@ -240,19 +288,17 @@ fn stepped(
     tx: &mut Tx<'_>,
     (device_id, series_id): (i64, i64),
     steps: &Steps,
+    recent: BTreeMap<i64, Part>,
 ) -> Result<Vec<Point>, DbError> {
     let days = partition::days(tx, device_id, steps.from, steps.to)?;
-    let mut found: BTreeMap<i64, Part> = BTreeMap::new();
+    let mut found = recent;
     for days in days.chunks(DAYS_AT_ONCE) {
         let is_full = found.len() >= steps.fetch;
         if is_full && found.keys().next_back().is_some_and(|last| *last < steps.at(days[0].ts_low)) {
             break;
         }
         for (step, part) in parts(tx, series_id, steps, days)? {
-            match found.get_mut(&step) {
-                Some(known) => known.join(part, steps.aggregate),
-                None => drop(found.insert(step, part)),
-            }
+            steps.join(&mut found, step, part);
         }
         while found.len() > steps.fetch {
             found.pop_last();
@@ -291,22 +337,49 @@ fn parts(
 ///
 /// # Errors
 /// The database failed.
-pub fn last_values(tx: &mut Tx<'_>, scope: &Scope, device: &str) -> Result<Vec<LastValue>, DbError> {
-    let Some(device_id) = device_of(tx, scope, device)? else { return Ok(Vec::new()) };
-    tx.query(
-        "SELECT s.name, s.unit, l.ts, l.received_at, l.value FROM last_value l JOIN series s ON s.id = l.series_id
-         WHERE l.device_id = $1 ORDER BY s.name",
+pub fn last_values(view: &mut View<'_, '_>, scope: &Scope, device: &str) -> Result<Vec<LastValue>, DbError> {
+    let Some(device_id) = device_of(view, scope, device)? else { return Ok(Vec::new()) };
+    let recent = view.take(Some(device_id), |memtable| newest_of(memtable, device_id))?;
+    let rows: Vec<(i64, LastValue)> = view.query(
+        "SELECT s.name, s.unit, l.ts, l.received_at, l.value, s.id FROM series s
+         LEFT JOIN last_value l ON l.series_id = s.id WHERE s.device_id = $1 ORDER BY s.name",
         &[&device_id],
         |row| {
-            let (ts_us, received_at_us) = (row.get(2)?, row.get(3)?);
-            Ok(LastValue {
+            let (ts_us, received_at_us) = (row.get::<Option<i64>>(2)?, row.get::<Option<i64>>(3)?);
+            let last = LastValue {
                 metric: row.get(0)?,
                 unit: row.get(1)?,
-                ts_us,
-                received_at_us,
+                ts_us: ts_us.unwrap_or(NEVER_US),
+                received_at_us: received_at_us.unwrap_or(NEVER_US),
                 value: from_sql(row.get::<SqlValue>(4)?),
-                clock_suspect: is_suspect(ts_us, received_at_us),
-            })
+                clock_suspect: false,
+            };
+            Ok::<_, DbError>((row.get(5)?, last))
         },
-    )
+    )?;
+    let join = |(series_id, mut last): (i64, LastValue)| {
+        if let Some(newest) = recent.get(&series_id)
+            && partition::replaces((newest.ts, newest.received_at), (last.ts_us, last.received_at_us))
+        {
+            (last.ts_us, last.received_at_us) = (newest.ts, newest.received_at);
+            last.value = Value::from(&newest.value);
+        }
+        last.clock_suspect = is_suspect(last.ts_us, last.received_at_us);
+        (last.received_at_us != NEVER_US).then_some(last)
+    };
+    Ok(rows.into_iter().filter_map(join).collect())
+}
+
+/// Stands for a metric that has no last value in the tables: older than any.
+const NEVER_US: i64 = i64::MIN;
+
+fn newest_of(memtable: &Memtable, device_id: i64) -> HashMap<i64, ReadingRow> {
+    let mut newest = HashMap::<i64, &ReadingRow>::new();
+    for row in memtable.shards[shard_of(device_id)].rows.iter().filter(|row| row.device_id == device_id) {
+        let known = newest.entry(row.series_id).or_insert(row);
+        if row.by_rank(known).is_ge() {
+            *known = row;
+        }
+    }
+    newest.into_iter().map(|(series_id, row)| (series_id, row.clone())).collect()
 }

@@ -131,14 +131,19 @@ impl Ranges {
         self.map.keys().next().copied()
     }
 
-    /// How many seqs each outcome has.
+    /// How many seqs each outcome has; each range counts for at most `cut`.
     #[must_use]
-    pub fn sums(&self) -> BTreeMap<u8, u64> {
+    pub fn sums(&self, cut: u64) -> BTreeMap<u8, u64> {
         let mut sums = BTreeMap::new();
-        for (first, (last, outcome)) in &self.map {
-            *sums.entry(*outcome).or_default() += last - first + 1;
+        for (first, last, outcome) in self.iter() {
+            *sums.entry(outcome).or_default() += (last - first + 1).min(cut);
         }
         sums
+    }
+
+    /// The ranges in order: first, last, outcome.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, u64, u8)> {
+        self.map.iter().map(|(first, (last, outcome))| (*first, *last, *outcome))
     }
 
     /// Takes the changes since the last call, each first once.

@@ -86,12 +86,12 @@ impl TelemetryStore {
         for (device_id, day) in expired {
             let mut is_empty = false;
             while !is_empty {
-                let state = self.state.clone();
+                let memtable = self.memtable.clone();
                 let step = self.db.write_blocking(move |tx| {
                     let step = empty_device_day(tx, device_id, day)?;
                     if is_last(step) {
                         // A log that is days behind may still bring readings of that day: they must be noted again.
-                        state.lock().unwrap_or_else(PoisonError::into_inner).names.forget_days();
+                        memtable.lock().unwrap_or_else(PoisonError::into_inner).partitions.forget_days();
                     }
                     Ok::<_, DbError>(step)
                 })?;
@@ -111,12 +111,16 @@ impl TelemetryStore {
             if found == 0 {
                 break;
             }
-            let state = self.state.clone();
-            deleted += self.db.write_blocking(move |tx| {
-                state.lock().unwrap_or_else(PoisonError::into_inner).names.forget();
+            let memtable = self.memtable.clone();
+            let step = self.db.write_blocking(move |tx| {
+                let mut memtable = memtable.lock().unwrap_or_else(PoisonError::into_inner);
+                memtable.names.forget();
+                let has_rows = |old: &OldSeries| memtable.rows_of(old.1, old.0).next().is_some();
+                let old: Vec<OldSeries> = old.into_iter().filter(|old| !has_rows(old)).collect();
                 drop_series(tx, &old, first_kept)
             })?;
-            if (found as i64) < ROWS_PER_STEP {
+            deleted += step;
+            if (found as i64) < ROWS_PER_STEP || step == 0 {
                 break;
             }
         }
@@ -156,10 +160,10 @@ impl TelemetryStore {
             )
         })?;
         for day in &empty {
-            let (day, state) = (*day, self.state.clone());
+            let (day, memtable) = (*day, self.memtable.clone());
             self.db.write_blocking(move |tx| {
                 // Made anew if the log is so far behind that it still brings records of that day.
-                state.lock().unwrap_or_else(PoisonError::into_inner).partitions.forget();
+                memtable.lock().unwrap_or_else(PoisonError::into_inner).partitions.forget();
                 tx.execute("DELETE FROM reading_day WHERE day = $1", &[&day])?;
                 tx.execute(&format!("DROP TABLE IF EXISTS {}", partition::table(day)), &[])
             })?;
@@ -245,7 +249,7 @@ mod tests {
             tx.execute("INSERT INTO device (id, tenant_id, name) VALUES (1, 1, 'cam')", &[])?;
             tx.execute("INSERT INTO series VALUES (1, 1, 'a', NULL), (2, 1, 'b', NULL)", &[])?;
             tx.execute("INSERT INTO device_day VALUES (1, 7, 0, 1)", &[])?;
-            partition::Partitions::default().insert(tx, 7, &mut [], |_| {})?;
+            partition::Partitions::default().insert(tx, 7, &[])?;
             let rows = 2 * ROWS_PER_STEP + 1;
             tx.execute(
                 "INSERT INTO reading_7 WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < $1)

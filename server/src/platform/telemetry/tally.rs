@@ -1,4 +1,4 @@
-//! Counters, dead letters and rejected rows of one batch.
+//! Counters, dead letters and rejected rows: what of a batch is written at once, and how counters are added.
 
 use crate::platform::db::{DbError, Tx};
 use crate::platform::event_log::{LogRecord, Origin};
@@ -37,13 +37,6 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn count(&mut self, tenant_id: i64, name: &'static str, by: u64) {
         *self.counts.entry((tenant_id, name)).or_default() += by;
-    }
-
-    /// Takes one back that was counted in this batch.
-    pub(super) fn uncount(&mut self, tenant_id: i64, name: &'static str) {
-        if let Some(count) = self.counts.get_mut(&(tenant_id, name)) {
-            *count = count.saturating_sub(1);
-        }
     }
 
     pub(super) fn reject(&mut self, tenant_id: i64, device_id: i64, record: &LogRecord<'_>, reason: u8) {
@@ -91,13 +84,7 @@ impl Tally {
     }
 
     pub(super) fn flush(&mut self, tx: &mut Tx<'_>) -> Result<(), DbError> {
-        for ((tenant_id, name), count) in std::mem::take(&mut self.counts) {
-            tx.execute(
-                "INSERT INTO counter (tenant_id, name, count) VALUES ($1, $2, $3)
-                 ON CONFLICT (tenant_id, name) DO UPDATE SET count = count + excluded.count",
-                &[&tenant_id, &name, &count.cast_signed()],
-            )?;
-        }
+        add_counts(tx, &std::mem::take(&mut self.counts))?;
         for (alike, seen) in std::mem::take(&mut self.rejected) {
             tx.execute(
                 "INSERT INTO rejected (tenant_id, device_id, minute, class, reason, count, last_at, last_position)
@@ -119,4 +106,19 @@ impl Tally {
         }
         Ok(())
     }
+}
+
+/// Adds to tenants' counters.
+pub(super) fn add_counts(
+    tx: &mut Tx<'_>,
+    counts: &BTreeMap<(i64, &'static str), u64>,
+) -> Result<(), DbError> {
+    for ((tenant_id, name), count) in counts {
+        tx.execute(
+            "INSERT INTO counter (tenant_id, name, count) VALUES ($1, $2, $3)
+             ON CONFLICT (tenant_id, name) DO UPDATE SET count = count + excluded.count",
+            &[tenant_id, name, &count.cast_signed()],
+        )?;
+    }
+    Ok(())
 }

@@ -1,78 +1,87 @@
-//! Writes one batch of the log: readings, events, dead letters, rejected, ledger and cursor in one commit.
+//! Applies one batch of the log: readings, ledger and counts go into the memtable; events, dead letters, rejected
+//! messages and presence into their tables, in one commit with the mark that says so.
 //!
-//! Runs on the database's writer thread, inside one closure. Whatever fails, nothing of the batch stays
-//! and the caches are thrown away; the batch is read again from the cursor.
+//! Runs on the database's writer thread, inside one closure. Whatever fails, nothing of the batch stays and the
+//! memtable is thrown away; it is read again from the cursor. Then each record meets the marks: what a mark has behind
+//! it is in the tables and is passed over. The rest comes to what it came to before, since each device's ledger
+//! stands where it stood.
 
 use super::batch::{RawBatch, StoredBatch, StoredItem, StoredWhat};
 use super::faults::{CrashPoint, Faults};
-use super::ledger::{Ledger, Queue, QueueKey, Verdict};
-use super::names::{Names, Series, Slot};
-use super::partition::{self, Partitions, ReadingRow};
+use super::incoming::{Incoming, Refusal, StoreError};
+use super::ledger::{Queue, QueueKey, Verdict};
+use super::memtable::{Marks, Memtable, Position, Shard, shard_of};
+use super::names::{Series, Slot};
+use super::partition::{self, ReadingRow};
 use super::tally::Tally;
 use super::{LIVE_ITEMS_MAX, TelemetryError, cursor};
-use crate::platform::db::{DbError, SqlValue, Tx};
+use crate::platform::db::{DbError, Tx};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use muster_wire::senml::Moment;
 use muster_wire::{
     Birth, DropRange, DropReason, Event, QueueId, QueueState, State, TelemetryRef, UpClass, Value,
 };
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
-/// Readings sorted and inserted together.
-const ROWS_BUFFERED_MAX: usize = 65_536;
-
-/// What is remembered between batches. Everything in it can be read again from the tables.
-#[derive(Default)]
-pub(super) struct WriterState {
-    pub(super) names: Names,
-    pub(super) ledger: Ledger,
-    pub(super) partitions: Partitions,
-}
-
-impl WriterState {
-    fn trim(&mut self) {
-        self.names.trim();
-        self.ledger.trim();
-    }
-}
-
-/// Writes the batch; the caller commits.
-pub(super) fn write(
+/// Applies the batch; the caller commits.
+pub(super) fn apply(
     tx: &mut Tx<'_>,
-    state: &mut WriterState,
+    memtable: &mut Memtable,
     batch: &RawBatch,
     live: bool,
     faults: &Faults,
 ) -> Result<StoredBatch, TelemetryError> {
-    state.trim();
+    let stands = memtable.position.clone();
+    let Some(position) = stands.filter(|at| at.epoch == batch.epoch && at.applied == batch.from) else {
+        return Err(TelemetryError::CursorMoved { from: batch.from });
+    };
+    memtable.trim();
     let stored =
         StoredBatch { epoch: batch.epoch, from: batch.from, next: batch.next, ..StoredBatch::default() };
-    let mut writer = Writer { tx, state, live, rows: Vec::new(), day: 0, tally: Tally::default(), stored };
+    let marks = position.marks.clone();
+    let mut writer = Writer {
+        tx,
+        memtable,
+        live,
+        marks,
+        tally: Tally::default(),
+        newest: BTreeMap::new(),
+        is_direct: false,
+        stored,
+    };
     for record in batch.records() {
         writer.record(&record)?;
     }
-    writer.flush_rows()?;
-    faults.reach(CrashPoint::AfterRows)?;
-    let now_us = batch.received_at_us().unwrap_or(0);
-    writer.state.ledger.flush(writer.tx, now_us)?;
-    writer.tally.flush(writer.tx)?;
-    faults.reach(CrashPoint::AfterLedger)?;
-    for range in &batch.skipped {
-        cursor::record_lost(writer.tx, batch.epoch, range, "unreadable", now_us)?;
+    let received_at_us = batch.received_at_us().unwrap_or(i64::MIN).max(position.received_at_us);
+    for range in batch.skipped.iter().filter(|range| range.start >= position.marks.direct) {
+        cursor::record_lost(writer.tx, batch.epoch, range, "unreadable", received_at_us)?;
+        writer.is_direct = true;
     }
-    cursor::advance(writer.tx, batch, now_us)?;
-    faults.reach(CrashPoint::AfterCursor)?;
-    Ok(writer.stored)
+    writer.show_newest();
+    let Writer { mut tally, is_direct, mut marks, stored, .. } = writer;
+    let position = Position { applied: batch.next, received_at_us, ..position };
+    if is_direct {
+        tally.flush(tx)?;
+        marks.direct = batch.next;
+        cursor::write(tx, &position, &marks)?;
+    }
+    faults.reach(CrashPoint::AfterApply)?;
+    memtable.position = Some(Position { marks, ..position });
+    Ok(stored)
 }
 
 struct Writer<'a, 'tx> {
     tx: &'a mut Tx<'tx>,
-    state: &'a mut WriterState,
+    memtable: &'a mut Memtable,
     live: bool,
-    rows: Vec<ReadingRow>,
-    /// The day that `rows` belong to.
-    day: i64,
+    /// What is in the tables already.
+    marks: Marks,
     tally: Tally,
+    /// The newest reading of each series of this batch: whose it is, and where it stands in its shard.
+    newest: BTreeMap<i64, (Slot, usize)>,
+    /// Something was written beside the memtable.
+    is_direct: bool,
     stored: StoredBatch,
 }
 
@@ -89,12 +98,18 @@ impl Writer<'_, '_> {
         if record.kind == Kind::Tick {
             return Ok(());
         }
-        let slot = self.state.names.slot(self.tx, record.tenant, record.device)?;
+        let slot = self.memtable.names.slot(self.tx, record.tenant, record.device)?;
+        let device = self.memtable.names.device(slot);
+        // What a shard has behind it was applied before that shard was flushed, so its direct effects are older still.
+        if record.position < self.marks.shards[shard_of(device.id)] {
+            return Ok(());
+        }
         match record.kind {
             Kind::Tick => Ok(()),
+            Kind::Rejected { .. } if !self.is_due(record) => Ok(()),
             Kind::Rejected { reason } => {
-                let device = self.state.names.device(slot);
                 self.tally.reject(device.tenant_id, device.id, record, reason);
+                self.is_direct = true;
                 Ok(())
             }
             Kind::Connected => self.presence(slot, record, true),
@@ -103,22 +118,41 @@ impl Writer<'_, '_> {
         }
     }
 
+    /// Whether a record's direct effects are to be written: not where a run before this one did.
+    fn is_due(&self, record: &LogRecord<'_>) -> bool {
+        record.position >= self.marks.direct
+    }
+
+    fn shard(&mut self, slot: Slot) -> (&mut Shard, i64) {
+        let device = self.memtable.names.device(slot);
+        (&mut self.memtable.shards[shard_of(device.id)], device.tenant_id)
+    }
+
+    fn count(&mut self, slot: Slot, name: &'static str, by: u64) {
+        let (shard, tenant_id) = self.shard(slot);
+        shard.count(tenant_id, name, by);
+    }
+
     fn presence(
         &mut self,
         slot: Slot,
         record: &LogRecord<'_>,
         connected: bool,
     ) -> Result<(), TelemetryError> {
-        let id = self.state.names.device(slot).id;
+        if !self.is_due(record) {
+            return Ok(());
+        }
+        let id = self.memtable.names.device(slot).id;
         const UPDATE: &str = "UPDATE device SET connected = $2, presence_at = $3 WHERE id = $1";
         self.tx.execute(UPDATE, &[&id, &connected, &record.received_at_us])?;
+        self.is_direct = true;
         self.show(slot, record.position, record.received_at_us, || StoredWhat::Presence { connected });
         Ok(())
     }
 
     fn message(&mut self, slot: Slot, record: &LogRecord<'_>) -> Result<(), TelemetryError> {
         if record.qos == 0 {
-            self.tally.count(self.state.names.device(slot).tenant_id, "qos0", 1);
+            self.count(slot, "qos0", 1);
         }
         match UpClass::from_number(record.class) {
             Some(UpClass::Telemetry) => self.accounted(slot, record, Self::telemetry),
@@ -143,7 +177,7 @@ impl Writer<'_, '_> {
     }
 
     fn account(&self, slot: Slot, record: &LogRecord<'_>) -> Account {
-        let device_id = self.state.names.device(slot).id;
+        let device_id = self.memtable.names.device(slot).id;
         let key = |queue_id| QueueKey { device_id, queue_id, class: record.class };
         match record.origin {
             Origin::Queue { queue_id, seq } => Account { key: key(queue_id), seq, is_foreign: false },
@@ -159,7 +193,9 @@ impl Writer<'_, '_> {
         store: impl FnOnce(&mut Self, Slot, &LogRecord<'_>, i64) -> Result<(), StoreError>,
     ) -> Result<(), TelemetryError> {
         let account = self.account(slot, record);
-        let queue = self.queue(account)?;
+        let now_us = record.received_at_us;
+        self.shard(slot).0.records += 1;
+        let queue = self.queue(slot, account, now_us)?;
         match queue.verdict(account.seq) {
             Verdict::Duplicate => {
                 queue.count_duplicate();
@@ -179,20 +215,21 @@ impl Writer<'_, '_> {
         let row = queue.row;
         match store(self, slot, record, row) {
             Ok(()) => {
-                self.queue(account)?.store(account.seq);
+                self.queue(slot, account, now_us)?.store(account.seq);
                 self.stored.messages += 1;
                 Ok(())
             }
             Err(StoreError::Refused(refusal)) => {
-                self.queue(account)?.drop(account.seq, account.seq, DropReason::Malformed);
+                self.queue(slot, account, now_us)?.drop(account.seq, account.seq, DropReason::Malformed);
                 self.dead_letter(slot, record, refusal.reason, &refusal.detail)
             }
             Err(StoreError::Failed(error)) => Err(error),
         }
     }
 
-    fn queue(&mut self, account: Account) -> Result<&mut Queue, DbError> {
-        self.state.ledger.queue(self.tx, account.key, account.is_foreign)
+    fn queue(&mut self, slot: Slot, account: Account, now_us: i64) -> Result<&mut Queue, DbError> {
+        let tenant_id = self.memtable.names.device(slot).tenant_id;
+        self.memtable.ledger.queue(self.tx, account.key, tenant_id, account.is_foreign, now_us)
     }
 
     fn telemetry(&mut self, slot: Slot, record: &LogRecord<'_>, queue_ref: i64) -> Result<(), StoreError> {
@@ -201,6 +238,7 @@ impl Writer<'_, '_> {
         let readings = telemetry.readings.into_iter().enumerate().map(|(index, reading)| Incoming {
             ts: record.measured_at_us.saturating_add(reading.offset_us.unwrap_or(0)),
             key: (queue_ref, seq, index),
+            is_named: false,
             metric: Cow::Borrowed(reading.metric),
             unit: None,
             value: reading.value,
@@ -215,7 +253,7 @@ impl Writer<'_, '_> {
         let named = Account { key: QueueKey { queue_id: 0, ..account.key }, seq: 0, is_foreign: true };
         let is_named = |moment| matches!(moment, Moment::Absolute(_)) && account.is_foreign;
         let named_ref = if pack.iter().any(|reading| is_named(reading.moment)) {
-            self.queue(named).map_err(TelemetryError::from)?.row
+            self.queue(slot, named, record.received_at_us).map_err(TelemetryError::from)?.row
         } else {
             0
         };
@@ -225,6 +263,7 @@ impl Writer<'_, '_> {
                 Moment::Relative(us) => record.received_at_us.saturating_add(us),
             },
             key: if is_named(reading.moment) { (named_ref, 0, 0) } else { (queue_ref, account.seq, index) },
+            is_named: is_named(reading.moment),
             metric: Cow::Owned(reading.metric),
             unit: reading.unit,
             value: reading.value,
@@ -239,40 +278,37 @@ impl Writer<'_, '_> {
         record: &LogRecord<'_>,
         readings: impl Iterator<Item = Incoming<'m>>,
     ) -> Result<(), StoreError> {
-        let day = partition::day_of(record.received_at_us);
-        if day != self.day || self.rows.len() >= ROWS_BUFFERED_MAX {
-            self.flush_rows()?;
-            self.day = day;
-        }
-        let (mut refused, mut span) = (0, None::<(i64, i64)>);
-        let before = self.rows.len();
+        let (mut refused, mut seen, mut taken) = (0, 0_u64, 0);
         for (at, reading) in readings.enumerate() {
             let found =
-                self.state.names.series(self.tx, slot, (at, &reading.metric), reading.unit.as_deref());
+                self.memtable.names.series(self.tx, slot, (at, &reading.metric), reading.unit.as_deref());
             let Series::Id(series_id) = found.map_err(TelemetryError::from)? else {
                 refused += 1;
                 continue;
             };
-            span =
-                Some(span.map_or((reading.ts, reading.ts), |(low, high)| {
-                    (low.min(reading.ts), high.max(reading.ts))
-                }));
-            self.rows.push(reading.row(series_id, slot, record.received_at_us));
+            seen += 1;
+            if reading.is_named && self.is_known(slot, record, series_id, &reading)? {
+                continue;
+            }
+            taken += 1;
+            self.take(
+                slot,
+                reading.row(series_id, self.memtable.names.device(slot).id, record.received_at_us),
+            );
         }
-        let taken = (self.rows.len() - before) as u64;
-        let tenant_id = self.state.names.device(slot).tenant_id;
-        self.stored.readings += taken;
-        if let Some((low, high)) = span {
-            partition::note_day(self.tx, &mut self.state.names, slot, day, low, high)
-                .map_err(TelemetryError::from)?;
+        if taken > 0 {
+            self.stored.readings += taken;
+            self.count(slot, "readings", taken);
+            let heard_at = &mut self.memtable.names.device_mut(slot).heard_at;
+            *heard_at = record.received_at_us.max(*heard_at);
         }
         if refused > 0 {
-            self.tally.count(tenant_id, "readings_refused", refused);
+            self.count(slot, "readings_refused", refused);
             let why = format!(
                 "{refused} readings of metrics beyond the device's {}",
                 muster_wire::METRICS_PER_DEVICE_MAX
             );
-            if taken == 0 {
+            if seen == 0 {
                 return Err(Refusal { reason: "too many metrics", detail: why }.into());
             }
             self.dead_letter(slot, record, "too many metrics", &why)?;
@@ -280,11 +316,44 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
+    /// Whether a reading that is keyed by name and time is there already, of the same day of reception.
+    fn is_known(
+        &mut self,
+        slot: Slot,
+        record: &LogRecord<'_>,
+        series_id: i64,
+        reading: &Incoming<'_>,
+    ) -> Result<bool, TelemetryError> {
+        if !self.shard(slot).0.named.insert((series_id, reading.ts)) {
+            return Ok(true);
+        }
+        let key = (series_id, reading.ts, reading.key.0);
+        let day = partition::day_of(record.received_at_us);
+        Ok(self.memtable.partitions.holds_named(self.tx, day, key)?)
+    }
+
+    fn take(&mut self, slot: Slot, row: ReadingRow) {
+        let rows = &mut self.shard(slot).0.rows;
+        let (at, series_id) = (rows.len(), row.series_id);
+        rows.push(row);
+        if !self.live {
+            return;
+        }
+        let rows = &self.memtable.shards[shard_of(self.memtable.names.device(slot).id)].rows;
+        let newest = self.newest.entry(series_id).or_insert((slot, at));
+        if rows[at].by_rank(&rows[newest.1]).is_ge() {
+            *newest = (slot, at);
+        }
+    }
+
     fn event(&mut self, slot: Slot, record: &LogRecord<'_>, queue_ref: i64) -> Result<(), StoreError> {
         let event = Event::decode(record.body).map_err(Refusal::malformed)?;
+        if !self.is_due(record) {
+            return Ok(());
+        }
         let seq = self.account(slot, record).seq;
         let (device_id, tenant_id) =
-            (self.state.names.device(slot).id, self.state.names.device(slot).tenant_id);
+            (self.memtable.names.device(slot).id, self.memtable.names.device(slot).tenant_id);
         let boxes =
             (!event.boxes.is_empty()).then(|| serde_json::to_string(&event.boxes).unwrap_or_default());
         let inserted = self.tx.execute(
@@ -299,6 +368,7 @@ impl Writer<'_, '_> {
         );
         inserted.map_err(TelemetryError::from)?;
         self.tally.count(tenant_id, "events", 1);
+        self.is_direct = true;
         self.stored.events += 1;
         let (kind, score, measured_at_us) = (event.kind, event.score, record.measured_at_us);
         self.show(slot, record.position, record.received_at_us, || StoredWhat::Event {
@@ -321,12 +391,12 @@ impl Writer<'_, '_> {
     ) -> Result<(), TelemetryError> {
         for range in drops {
             if let Some(account) = self.reported(slot, range.class, range.queue_id) {
-                self.queue(account)?.drop(range.first, range.last, range.reason);
+                self.queue(slot, account, record.received_at_us)?.drop(range.first, range.last, range.reason);
             }
         }
         for state in queues {
             if let Some(account) = self.reported(slot, state.class, state.queue_id) {
-                self.queue(account)?.report(state);
+                self.queue(slot, account, record.received_at_us)?.report(state);
             }
         }
         self.show(slot, record.position, record.received_at_us, || StoredWhat::Ledger);
@@ -335,7 +405,7 @@ impl Writer<'_, '_> {
 
     fn reported(&self, slot: Slot, class: u8, queue_id: QueueId) -> Option<Account> {
         UpClass::from_number(class)?;
-        let key = QueueKey { device_id: self.state.names.device(slot).id, queue_id: queue_id.0, class };
+        let key = QueueKey { device_id: self.memtable.names.device(slot).id, queue_id: queue_id.0, class };
         Some(Account { key, seq: 0, is_foreign: false })
     }
 
@@ -346,8 +416,12 @@ impl Writer<'_, '_> {
         reason: &str,
         detail: &str,
     ) -> Result<(), TelemetryError> {
-        let device = self.state.names.device(slot);
+        if !self.is_due(record) {
+            return Ok(());
+        }
+        let device = self.memtable.names.device(slot);
         self.stored.dead_letters += 1;
+        self.is_direct = true;
         Ok(self.tally.dead_letter(
             self.tx,
             (device.tenant_id, device.id),
@@ -358,40 +432,20 @@ impl Writer<'_, '_> {
         )?)
     }
 
-    fn flush_rows(&mut self) -> Result<(), TelemetryError> {
-        let mut rows = std::mem::take(&mut self.rows);
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let WriterState { names, partitions, .. } = &mut *self.state;
-        let (tally, stored) = (&mut self.tally, &mut self.stored);
-        for group in rows.chunk_by(|a, b| a.slot == b.slot) {
-            tally.count(names.device(group[0].slot).tenant_id, "readings", group.len() as u64);
-        }
-        partitions.insert(self.tx, self.day, &mut rows, |known| {
-            tally.uncount(names.device(known.slot).tenant_id, "readings");
-            stored.readings -= 1;
-        })?;
-        let mut newest = Vec::new();
-        partition::update_last(self.tx, names, &rows, |row| {
-            if self.live && newest.len() < LIVE_ITEMS_MAX {
-                newest.push(row.clone());
-            } else {
-                stored.items_left_out += u64::from(self.live);
+    /// Shows the newest reading of each series.
+    fn show_newest(&mut self) {
+        let position = self.stored.next.saturating_sub(1);
+        for (series_id, (slot, at)) in std::mem::take(&mut self.newest) {
+            if self.stored.items.len() >= LIVE_ITEMS_MAX {
+                self.stored.items_left_out += 1;
+                continue;
             }
-        })?;
-        for row in newest {
-            let Some(metric) = self.state.names.series_name(row.slot, row.series_id) else { continue };
-            let position = self.stored.next - 1;
-            self.show(row.slot, position, row.received_at, || StoredWhat::Reading {
-                metric,
-                ts_us: row.ts,
-                value: super::from_sql(row.value),
-            });
+            let names = &self.memtable.names;
+            let row = &self.memtable.shards[shard_of(names.device(slot).id)].rows[at];
+            let Some(metric) = names.series_name(slot, series_id) else { continue };
+            let (ts_us, received_at, value) = (row.ts, row.received_at, Value::from(&row.value));
+            self.show(slot, position, received_at, || StoredWhat::Reading { metric, ts_us, value });
         }
-        rows.clear();
-        self.rows = rows;
-        Ok(())
     }
 
     fn show(&mut self, slot: Slot, position: u64, received_at_us: i64, what: impl FnOnce() -> StoredWhat) {
@@ -402,71 +456,8 @@ impl Writer<'_, '_> {
             self.stored.items_left_out += 1;
             return;
         }
-        let device = self.state.names.device(slot);
+        let device = self.memtable.names.device(slot);
         let (tenant, device) = (device.tenant.clone(), device.name.clone());
         self.stored.items.push(StoredItem { position, tenant, device, received_at_us, what: what() });
-    }
-}
-
-/// A reading on its way to a row.
-struct Incoming<'m> {
-    metric: Cow<'m, str>,
-    unit: Option<String>,
-    ts: i64,
-    /// Queue row, seq, index.
-    key: (i64, u64, usize),
-    value: Value,
-}
-
-impl Incoming<'_> {
-    fn row(self, series_id: i64, slot: Slot, received_at: i64) -> ReadingRow {
-        let (queue_ref, seq, index) = self.key;
-        ReadingRow {
-            series_id,
-            ts: self.ts,
-            queue_ref,
-            seq: seq.cast_signed(),
-            index: index as i64,
-            received_at,
-            slot,
-            value: match self.value {
-                Value::Bool(flag) => SqlValue::Integer(i64::from(flag)),
-                Value::Number(number) => SqlValue::Real(number),
-                Value::Text(text) => SqlValue::Text(text),
-            },
-        }
-    }
-}
-
-/// Why a message cannot be stored; it becomes a dead letter.
-struct Refusal {
-    reason: &'static str,
-    detail: String,
-}
-
-impl Refusal {
-    fn new(reason: &'static str, detail: &str) -> Self {
-        Self { reason, detail: detail.to_owned() }
-    }
-
-    fn malformed(error: muster_wire::WireError) -> Self {
-        Self { reason: "malformed", detail: error.to_string() }
-    }
-}
-
-enum StoreError {
-    Refused(Refusal),
-    Failed(TelemetryError),
-}
-
-impl From<Refusal> for StoreError {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
-    }
-}
-
-impl From<TelemetryError> for StoreError {
-    fn from(error: TelemetryError) -> Self {
-        Self::Failed(error)
     }
 }

@@ -39,7 +39,7 @@ fn a_list_gives_no_more_than_its_bound_whatever_is_asked_for() {
     }
     batch.skipped = (0..count).map(|number| batch.next + 2 * number..batch.next + 2 * number + 1).collect();
     batch.next += 2 * count;
-    bench.store.write_batch(batch, false).unwrap();
+    bench.store.apply(batch, false).unwrap();
     let tables = ["event", "dead_letter", "rejected", "lost_range"];
     assert_eq!(tables.map(|table| bench.count(table)), [count as i64; 4]);
     let all = EventQuery { limit: usize::MAX, ..EventQuery::default() };

@@ -9,6 +9,7 @@ use muster_wire::{
 };
 
 mod bounds;
+mod memtable;
 mod queries;
 mod retention;
 
@@ -110,14 +111,22 @@ impl Bench {
     fn write(&mut self, messages: &[Message]) -> StoredBatch {
         let batch = self.batch(messages);
         self.next = batch.next;
-        self.store.write_batch(batch, true).unwrap()
+        self.store.apply(batch, true).unwrap()
     }
 
-    fn read<T: Send + 'static>(
+    /// Asks before and after the memtable is flushed: nobody is to see the difference.
+    fn read<T: Send + PartialEq + std::fmt::Debug + 'static>(
         &self,
-        query: impl FnOnce(&mut Tx<'_>, &Scope) -> Result<T, DbError> + Send + 'static,
+        query: impl Fn(&mut View<'_, '_>, &Scope) -> Result<T, DbError> + Clone + Send + 'static,
     ) -> T {
-        self.store.db().read_blocking(move |tx| query(tx, &acme())).unwrap()
+        let ask = || {
+            let query = query.clone();
+            self.store.read_blocking(move |view| query(view, &acme())).unwrap()
+        };
+        let before = ask();
+        self.store.flush_all().unwrap();
+        assert_eq!(before, ask(), "before the flush, and after");
+        before
     }
 
     fn totals(&self) -> Totals {
@@ -141,7 +150,9 @@ impl Bench {
     }
 
     fn count(&self, table: &'static str) -> i64 {
-        self.read(move |tx, _| tx.query_one(&format!("SELECT count(*) FROM {table}"), &[], |row| row.get(0)))
+        self.store.flush_all().unwrap();
+        let sql = format!("SELECT count(*) FROM {table}");
+        self.store.db().read_blocking(move |tx| tx.query_one(&sql, &[], |row| row.get::<i64>(0))).unwrap()
     }
 }
 
@@ -326,7 +337,7 @@ fn another_tenant_sees_nothing() {
     let mut bench = Bench::new();
     bench.write(&[one(1), Message { body: vec![], ..one(2) }]);
     let other = || Scope::Tenant(TenantId::parse("other").unwrap());
-    let seen = bench.store.db().read_blocking(move |tx| {
+    let seen = bench.store.read_blocking(move |tx| {
         let query = ReadingsQuery {
             device: "cam".into(),
             metric: "t".into(),
@@ -350,7 +361,7 @@ fn a_batch_that_does_not_begin_at_the_cursor_is_refused_whole() {
     bench.write(&[one(1)]);
     let mut stale = bench.batch(&[one(2)]);
     stale.from = 1;
-    assert!(matches!(bench.store.write_batch(stale, false), Err(TelemetryError::CursorMoved { from: 1 })));
+    assert!(matches!(bench.store.apply(stale, false), Err(TelemetryError::CursorMoved { from: 1 })));
     assert_eq!(bench.totals().stored, 1);
     assert_eq!(bench.write(&[one(2)]).messages, 1);
 }
@@ -359,6 +370,7 @@ fn a_batch_that_does_not_begin_at_the_cursor_is_refused_whole() {
 fn another_log_or_a_shorter_one_is_recorded() {
     let mut bench = Bench::new();
     bench.write(&[one(1), one(2)]);
+    bench.store.flush_all().unwrap();
     let begin = |epoch, first, next| bench.store.begin(LogSpan { epoch, first, next }, NOON).unwrap();
     assert_eq!(begin(EPOCH, 1, 9), Start { from: 3, lost: None, received_at_us: NOON });
     assert_eq!(begin(EPOCH, 7, 9).lost, Some(3..7));
@@ -400,7 +412,7 @@ fn birth_presence_rejects_and_live_items() {
     batch.push(&record(Kind::Rejected { reason: 0x99 }, 5));
     batch.push(&record(Kind::Tick, 6));
     batch.next = 7;
-    let stored = bench.store.write_batch(batch, true).unwrap();
+    let stored = bench.store.apply(batch, true).unwrap();
     assert_eq!(stored.items.len(), 3);
     assert!(
         stored

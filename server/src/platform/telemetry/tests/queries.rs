@@ -142,7 +142,8 @@ fn events_are_listed_newest_first_by_kind_and_label() {
     bench.now += 1_000_000;
     bench.write(&[event(3, "anomaly", anomaly)]);
     let list = |query: EventQuery| {
-        bench.read(move |tx, scope| events(tx, scope, &EventQuery { limit: 10, ..query }))
+        let query = EventQuery { limit: 10, ..query };
+        bench.read(move |tx, scope| events(tx, scope, &query))
     };
     let labels = |rows: &[EventRow]| rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>();
     let all = list(EventQuery::default());

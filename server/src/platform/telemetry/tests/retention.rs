@@ -12,6 +12,7 @@ fn retention_keeps_each_tenants_days() {
         default_days,
         tenant_days: acme.into_iter().map(|days| ("acme".to_owned(), days)).collect(),
     };
+    bench.store.flush_all().unwrap();
     let retain = |policy| bench.store.retain(&policy, bench.now).unwrap();
     assert_eq!(retain(policy(3, None)).readings, 0, "three days are kept whole");
     let retained = retain(policy(30, Some(2)));
@@ -28,6 +29,7 @@ fn readings_that_come_after_their_day_was_emptied_are_found() {
     let mut bench = Bench::new();
     bench.write(&[one(1)]);
     let keep = |days| Policy { default_days: days, ..Policy::default() };
+    bench.store.flush_all().unwrap();
     assert_eq!(bench.store.retain(&keep(1), NOON + 2 * DAY_US).unwrap().readings, 1);
     bench.write(&[one(2)]);
     assert_eq!(bench.values("cam", "t"), [number(2.0)]);
