@@ -201,6 +201,13 @@ async fn a_tenant_has_quotas() {
     fleet.enroll(&claim, &csr(), Some("one")).await.expect(201);
     fleet.enroll(&claim, &csr(), Some("two")).await.refused("rate_limited", None);
     fleet.call("POST", DEVICES, json!({ "id": "two" })).await.refused("rate_limited", None);
+    // A deleted one leaves room for one, however it comes.
+    fleet.call("DELETE", &format!("{DEVICES}/one"), Value::Null).await.expect(204);
+    fleet.call("POST", DEVICES, json!({ "id": "three" })).await.expect(201);
+    fleet.call("POST", DEVICES, json!({ "id": "two" })).await.refused("rate_limited", None);
+    fleet.enroll(&claim, &csr(), Some("two")).await.refused("rate_limited", None);
+    fleet.call("DELETE", &format!("{DEVICES}/three"), Value::Null).await.expect(204);
+    fleet.enroll(&claim, &csr(), Some("two")).await.expect(201);
 }
 
 #[tokio::test]

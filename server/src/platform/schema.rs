@@ -1,6 +1,5 @@
-//! The migrations that are built in. Files never change once merged; a slice adds its own under its numbers.
-//!
-//! Registry: V1 to V9 tenants and devices, V10 to V19 rules and alerts.
+//! The migrations that are built in. Files never change once merged; a new one's number is above all others, since
+//! what lies below a database's newest is never run on it.
 
 #[allow(missing_docs, clippy::unwrap_used, reason = "written by the macro; names are checked when it runs")]
 mod registry_files {

@@ -5,7 +5,7 @@ use crate::alerts::model::Severity;
 use crate::platform::expr::{Expression, Position};
 use muster_wire::{EventKind, TenantId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Rules of one tenant.
@@ -114,8 +114,16 @@ pub struct CompiledRule {
     pub version: i64,
     /// Its name.
     pub name: String,
-    /// What it looks at, and where.
-    pub spec: RuleSpec,
+    /// The devices that it lists; none means every device.
+    pub devices: DeviceList,
+    /// Labels that a device must carry with these values.
+    pub labels: BTreeMap<String, String>,
+    /// What it looks at.
+    pub on: Trigger,
+    /// How long the condition must hold, in seconds.
+    pub for_s: u32,
+    /// How bad it is.
+    pub severity: Severity,
     /// The condition.
     pub condition: Expression,
     /// The clear condition, where it has one of its own.
@@ -128,12 +136,39 @@ impl CompiledRule {
     /// The duration in microseconds.
     #[must_use]
     pub fn for_us(&self) -> i64 {
-        i64::from(self.spec.for_s) * 1_000_000
+        i64::from(self.for_s) * 1_000_000
     }
 
     /// The metrics that it reads as `last["metric"]`.
     pub fn last_keys(&self) -> impl Iterator<Item = &str> {
         self.condition.keys().chain(self.clear.iter().flat_map(Expression::keys))
+    }
+}
+
+/// Device ids in one text: a fleet's rules list a hundred thousand of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeviceList(Box<str>);
+
+impl DeviceList {
+    /// Between two ids, which hold no control characters.
+    const BETWEEN: &str = "\n";
+
+    /// Of ids that were checked; each is kept once.
+    #[must_use]
+    pub fn new(ids: &[String]) -> Self {
+        let ids: BTreeSet<&str> = ids.iter().map(String::as_str).collect();
+        Self(ids.into_iter().collect::<Vec<_>>().join(Self::BETWEEN).into())
+    }
+
+    /// Whether it lists none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Each id, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.split(Self::BETWEEN).filter(|id| !id.is_empty())
     }
 }
 
@@ -172,4 +207,21 @@ pub struct RuleHealth {
     pub last_error: Option<String>,
     /// Why it no longer runs; a new version is tried again.
     pub quarantined: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_devices_keeps_each_once() {
+        let list = |ids: &[&str]| {
+            let ids: Vec<String> = ids.iter().map(|id| (*id).to_owned()).collect();
+            DeviceList::new(&ids)
+        };
+        let ids = |list: &DeviceList| list.iter().map(str::to_owned).collect::<Vec<_>>();
+        assert_eq!(ids(&list(&["pump", "fan", "pump", "a.b:c"])), ["a.b:c", "fan", "pump"]);
+        assert_eq!((ids(&list(&["fan"])), list(&["fan"]).is_empty()), (vec!["fan".to_owned()], false));
+        assert_eq!((ids(&list(&[])), list(&[]).is_empty()), (Vec::<String>::new(), true));
+    }
 }

@@ -3,12 +3,13 @@
 use super::consumer::READER;
 use super::engine::{DeviceSource, Effects, Snapshot};
 use super::model::CompiledRule;
-use super::store::{self, Cursor};
+use super::store::{self, Cursor, StoredRule};
 use super::validate::{Written, compile};
 use crate::alerts::model::{Alert, SkippedRange};
 use crate::alerts::service as alerts;
 use crate::platform::db::{DbError, Scope, Tx};
 use muster_wire::TenantId;
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
@@ -107,25 +108,38 @@ pub(super) fn restore(tx: &mut Tx<'_>) -> Result<Restored, DbError> {
     Ok(Restored { cursor, snapshot })
 }
 
-/// Reads and compiles every enabled rule. One that no longer compiles does not run, and is told.
-pub(super) fn rules(tx: &mut Tx<'_>) -> Result<Vec<Arc<CompiledRule>>, DbError> {
-    let stored = store::enabled(tx, &scope())?;
-    let mut compiled = Vec::with_capacity(stored.len());
-    for (tenant, rule) in stored {
-        let Ok(tenant) = TenantId::parse(&tenant) else { continue };
-        let written = Written {
-            tenant: &tenant,
-            id: &rule.id,
-            version: rule.version,
-            name: &rule.name,
-            spec: &rule.spec,
-        };
-        match compile(&written) {
-            Ok(rule) => compiled.push(Arc::new(rule)),
-            Err(error) => {
-                tracing::error!(rule_id = %rule.id, %error, "stored rule does not compile and does not run")
-            }
+/// Every enabled rule, compiled. Of what runs already nothing is read but its version: a rule's content changes only
+/// together with that. One that no longer compiles does not run, and is told.
+pub(super) fn rules(
+    tx: &mut Tx<'_>,
+    running: &[Arc<CompiledRule>],
+) -> Result<Vec<Arc<CompiledRule>>, DbError> {
+    let running: HashMap<(&str, &str), &Arc<CompiledRule>> =
+        running.iter().map(|rule| ((rule.tenant.as_str(), rule.id.as_ref()), rule)).collect();
+    let mut compiled = Vec::new();
+    store::enabled_each(tx, &scope(), |stored| {
+        let known = running.get(&(stored.tenant.as_str(), stored.id.as_str()));
+        match known.filter(|rule| rule.version == stored.version) {
+            Some(rule) => compiled.push(Arc::clone(rule)),
+            None => compiled.extend(compile_stored(stored).map(Arc::new)),
         }
-    }
+    })?;
     Ok(compiled)
+}
+
+fn compile_stored(stored: &StoredRule<'_>) -> Option<CompiledRule> {
+    let tenant = TenantId::parse(&stored.tenant).ok()?;
+    let rule = stored.read();
+    let rule = rule.inspect_err(|error| {
+        let tenant = tenant.as_str();
+        tracing::error!(tenant, %error, "stored rule cannot be read and does not run");
+    });
+    let rule = rule.ok()?;
+    let written =
+        Written { tenant: &tenant, id: &rule.id, version: rule.version, name: &rule.name, spec: &rule.spec };
+    let compiled = compile(&written);
+    let compiled = compiled.inspect_err(|error| {
+        tracing::error!(rule_id = %rule.id, %error, "stored rule does not compile and does not run");
+    });
+    compiled.ok()
 }

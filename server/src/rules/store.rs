@@ -108,19 +108,33 @@ pub(super) fn list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> R
     tx.query(&sql, &[&tenant(scope)?, &after, &limit], rule)
 }
 
-/// Every tenant's enabled rules. A row that this build cannot read is left out and told.
-pub(super) fn enabled(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, Rule)>, DbError> {
+/// A stored rule whose content is not read yet.
+pub(super) struct StoredRule<'a> {
+    pub(super) tenant: String,
+    pub(super) id: String,
+    pub(super) version: i64,
+    row: &'a Row<'a>,
+}
+
+impl StoredRule<'_> {
+    /// All of it.
+    pub(super) fn read(&self) -> Result<Rule, DbError> {
+        rule_from(self.row, 1)
+    }
+}
+
+/// Every tenant's enabled rules, one after the other: nothing is collected.
+pub(super) fn enabled_each(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    mut each: impl FnMut(&StoredRule<'_>),
+) -> Result<(), DbError> {
     system(scope)?;
     let sql = format!("SELECT tenant, {COLUMNS} FROM rules WHERE enabled = 1 ORDER BY tenant, id");
-    let rows = tx.query(&sql, &[], |row| {
-        let tenant: String = row.get(0)?;
-        let read = rule_from(row, 1);
-        if let Err(error) = &read {
-            tracing::error!(tenant, %error, "stored rule cannot be read and does not run");
-        }
-        Ok::<_, DbError>(read.ok().map(|rule| (tenant, rule)))
-    })?;
-    Ok(rows.into_iter().flatten().collect())
+    tx.for_each(&sql, &[], |row| {
+        each(&StoredRule { tenant: row.get(0)?, id: row.get(1)?, version: row.get(4)?, row });
+        Ok(())
+    })
 }
 
 /// Tenants with an enabled rule.

@@ -2,8 +2,8 @@
 
 use super::facts::{EVENT_VARIABLES, Facts, Subject, TELEMETRY_VARIABLES, remember, text_map};
 use super::model::{
-    CompiledRule, FOR_S_MAX, FieldError, NAME_CHARS_MAX, RuleSpec, SELECTOR_DEVICES_MAX, SELECTOR_LABELS_MAX,
-    Selector, TEMPLATE_CHARS_MAX, TRIGGER_NAMES_MAX, Trigger,
+    CompiledRule, DeviceList, FOR_S_MAX, FieldError, NAME_CHARS_MAX, RuleSpec, SELECTOR_DEVICES_MAX,
+    SELECTOR_LABELS_MAX, Selector, TEMPLATE_CHARS_MAX, TRIGGER_NAMES_MAX, Trigger,
 };
 use super::template::{EVENT_HOLES, TELEMETRY_HOLES, Template};
 use crate::platform::expr::{self, CelMap, EvalError, Expression, Variable};
@@ -56,7 +56,11 @@ pub(super) fn compile(written: &Written<'_>) -> Result<CompiledRule, FieldError>
         id: written.id.into(),
         version: written.version,
         name: written.name.to_owned(),
-        spec: spec.clone(),
+        devices: DeviceList::new(&spec.selector.devices),
+        labels: spec.selector.labels.clone(),
+        on: spec.on.clone(),
+        for_s: spec.for_s,
+        severity: spec.severity,
         condition,
         clear,
         message,

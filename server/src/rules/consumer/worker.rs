@@ -67,8 +67,9 @@ impl Worker {
     pub fn open(parts: Parts, epoch: u64, held: Range<u64>) -> Result<Self, DbError> {
         let first = held.start;
         let generation = parts.board.generation();
-        let (rules, restored) =
-            parts.db.read_blocking(|tx| Ok::<_, DbError>((snapshot::rules(tx)?, snapshot::restore(tx)?)))?;
+        let (rules, restored) = parts
+            .db
+            .read_blocking(|tx| Ok::<_, DbError>((snapshot::rules(tx, &[])?, snapshot::restore(tx)?)))?;
         let mut engine = Engine::new(epoch, parts.labels.clone());
         engine.set_rules(rules);
         engine.restore(restored.snapshot);
@@ -236,7 +237,8 @@ impl Worker {
         if generation == self.generation {
             return Ok(());
         }
-        let rules = self.parts.db.read_blocking(snapshot::rules)?;
+        let running: Vec<_> = self.engine.rules().cloned().collect();
+        let rules = self.parts.db.read_blocking(move |tx| snapshot::rules(tx, &running))?;
         tracing::info!(rules = rules.len(), generation, "rules loaded");
         self.engine.set_rules(rules);
         self.generation = generation;

@@ -36,6 +36,7 @@ impl Judged {
                 if self.queues.len() == QUEUES_MAX {
                     self.queues.remove(0);
                 }
+                reserve_first(&mut self.queues);
                 self.queues.push(Queue { class, queue_id, ranges: Vec::new() });
             }
         }
@@ -51,6 +52,7 @@ impl Queue {
             if self.ranges.len() == RANGES_MAX {
                 self.ranges.remove(0);
             }
+            reserve_first(&mut self.ranges);
             self.ranges.push((seq, seq));
             return false;
         };
@@ -67,6 +69,13 @@ impl Queue {
             *range = (first.min(other_first).min(seq), last.max(other_last).max(seq));
         }
         false
+    }
+}
+
+/// Room for one only: most devices have one queue of one range, and there are many devices.
+fn reserve_first<T>(list: &mut Vec<T>) {
+    if list.is_empty() {
+        list.reserve_exact(1);
     }
 }
 

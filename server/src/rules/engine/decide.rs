@@ -119,7 +119,7 @@ impl Sink {
         parts.matching(false, &event.pipeline, &mut found);
         let moment = self.moment(seen, seen.measured_at_us, 0);
         for rule in found {
-            let wanted = match &parts.slots[rule as usize].rule.spec.on {
+            let wanted = match &parts.slots[rule as usize].rule.on {
                 Trigger::Event { kinds, .. } => kinds.is_empty() || kinds.contains(&event.kind),
                 Trigger::Telemetry { .. } => false,
             };
@@ -204,7 +204,7 @@ impl Sink {
         };
         let message = slot.rule.message.fill(|hole| match hole {
             "rule" => Some(slot.rule.name.clone()),
-            "severity" => Some(slot.rule.spec.severity.as_str().to_owned()),
+            "severity" => Some(slot.rule.severity.as_str().to_owned()),
             other => facts.hole(other),
         });
         let evidence = Evidence { value: facts.value(), message };
@@ -299,7 +299,7 @@ fn new_alert(place: &Place<'_>, instance: &Instance, id: String, opened_at_us: i
         rule_version: rule.version,
         rule_name: rule.name.clone(),
         subject: instance.subject.to_string(),
-        severity: rule.spec.severity,
+        severity: rule.severity,
         historical: instance.stream == Stream::Historical,
         value: instance.evidence.value.clone(),
         message: instance.evidence.message.clone(),

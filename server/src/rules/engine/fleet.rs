@@ -5,11 +5,12 @@
 
 use super::copies::Judged;
 use super::health::Slot;
+use super::looks::{Names, RuleSet};
 use super::{Instance, Stream};
 use crate::platform::expr::CelMap;
 use crate::rules::facts::text_map;
-use crate::rules::model::{CompiledRule, Selector, Trigger};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::rules::model::CompiledRule;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 /// Gives a device's labels: `(tenant, device)`.
@@ -17,50 +18,6 @@ pub type LabelSource = Arc<dyn Fn(&str, &str) -> BTreeMap<String, String> + Send
 
 /// Says whether a device is registered: `(tenant, device)`.
 pub type DeviceSource = Arc<dyn Fn(&str, &str) -> bool + Send + Sync>;
-
-/// Rules by what they look at.
-#[derive(Debug, Default)]
-pub(super) struct RuleSet {
-    by_metric: HashMap<Box<str>, Vec<u32>>,
-    any_metric: Vec<u32>,
-    by_pipeline: HashMap<Box<str>, Vec<u32>>,
-    any_pipeline: Vec<u32>,
-    last_keys: HashSet<Box<str>>,
-}
-
-impl RuleSet {
-    fn add(&mut self, at: u32, rule: &CompiledRule) {
-        let (named, any, names) = match &rule.spec.on {
-            Trigger::Telemetry { metrics } => (&mut self.by_metric, &mut self.any_metric, metrics),
-            Trigger::Event { pipelines, .. } => (&mut self.by_pipeline, &mut self.any_pipeline, pipelines),
-        };
-        if names.is_empty() {
-            any.push(at);
-        }
-        for name in names.iter().collect::<HashSet<_>>() {
-            named.entry(name.as_str().into()).or_default().push(at);
-        }
-        self.last_keys.extend(rule.last_keys().map(Box::from));
-    }
-
-    fn wants(&self, readings: bool) -> bool {
-        if readings {
-            !self.by_metric.is_empty() || !self.any_metric.is_empty() || !self.last_keys.is_empty()
-        } else {
-            !self.by_pipeline.is_empty() || !self.any_pipeline.is_empty()
-        }
-    }
-
-    fn matching(&self, readings: bool, name: &str, found: &mut Vec<u32>) {
-        let (named, any) = if readings {
-            (&self.by_metric, &self.any_metric)
-        } else {
-            (&self.by_pipeline, &self.any_pipeline)
-        };
-        found.extend(named.get(name).into_iter().flatten());
-        found.extend(any);
-    }
-}
 
 /// A device's instances, by rule.
 pub(super) type Instances = HashMap<u32, Vec<Instance>>;
@@ -93,6 +50,7 @@ impl Device {
 pub(super) struct TenantRules {
     pub(super) name: Arc<str>,
     slots: Vec<Slot>,
+    names: Names,
     everyone: RuleSet,
     listed: HashMap<Box<str>, Vec<u32>>,
     labelled: Vec<u32>,
@@ -113,7 +71,8 @@ pub(super) struct Moved {
 pub(super) struct Parts<'a> {
     pub(super) tenant: &'a Arc<str>,
     pub(super) slots: &'a mut [Slot],
-    pub(super) everyone: &'a RuleSet,
+    names: &'a Names,
+    everyone: &'a RuleSet,
     pub(super) watch: &'a Watch,
     pub(super) device: &'a Arc<str>,
     pub(super) last: &'a mut CelMap<'static>,
@@ -132,40 +91,41 @@ impl Parts<'_> {
     /// The rules that look at a metric (or pipeline) of the device.
     pub(super) fn matching(&self, readings: bool, name: &str, found: &mut Vec<u32>) {
         found.clear();
+        let name = self.names.of(name);
         self.everyone.matching(readings, name, found);
         self.watch.own.matching(readings, name, found);
     }
 
     /// Whether some rule reads the metric's last value.
     pub(super) fn reads_last(&self, metric: &str) -> bool {
-        self.everyone.last_keys.contains(metric) || self.watch.own.last_keys.contains(metric)
+        let name = self.names.of(metric);
+        name.is_some_and(|name| self.everyone.reads_last(name) || self.watch.own.reads_last(name))
     }
 }
 
 impl TenantRules {
     fn new(name: &Arc<str>, mut rules: Vec<Arc<CompiledRule>>) -> Self {
         rules.sort_by(|a, b| a.id.cmp(&b.id));
-        let mut tenant = Self {
-            name: name.clone(),
-            slots: Vec::with_capacity(rules.len()),
-            everyone: RuleSet::default(),
-            listed: HashMap::new(),
-            labelled: Vec::new(),
-            devices: HashMap::new(),
-        };
-        for (at, rule) in (0_u32..).zip(rules) {
-            let Selector { devices, labels } = &rule.spec.selector;
-            if devices.is_empty() && labels.is_empty() {
-                tenant.everyone.add(at, &rule);
-            } else if devices.is_empty() {
-                tenant.labelled.push(at);
+        let names = Names::of_all(rules.iter().map(AsRef::as_ref));
+        let placed = || (0_u32..).zip(&rules);
+        let is_everyones = |rule: &CompiledRule| rule.devices.is_empty() && rule.labels.is_empty();
+        let everyone = RuleSet::of(
+            placed().filter(|(_, rule)| is_everyones(rule)).map(|(at, rule)| (at, rule.as_ref())),
+            &names,
+        );
+        let mut listed: HashMap<Box<str>, Vec<u32>> = HashMap::new();
+        for (at, rule) in placed() {
+            for device in rule.devices.iter() {
+                listed.entry(device.into()).or_default().push(at);
             }
-            for device in devices.iter().collect::<HashSet<_>>() {
-                tenant.listed.entry(device.as_str().into()).or_default().push(at);
-            }
-            tenant.slots.push(Slot::new(rule));
         }
-        tenant
+        listed.values_mut().for_each(Vec::shrink_to_fit);
+        let labelled = placed()
+            .filter(|(_, rule)| rule.devices.is_empty() && !rule.labels.is_empty())
+            .map(|(at, _)| at)
+            .collect();
+        let slots = rules.into_iter().map(Slot::new).collect();
+        Self { name: name.clone(), slots, names, everyone, listed, labelled, devices: HashMap::new() }
     }
 
     /// The tenant with new rules: what did not change keeps its health, its last values and its instances.
@@ -179,8 +139,10 @@ impl TenantRules {
         let mut moved = Vec::new();
         let places: Vec<_> =
             old.slots.iter().map(|slot| fresh.find(&slot.rule.id, slot.rule.version)).collect();
-        for device in old.devices.into_values() {
-            for (rule, instances) in device.instances {
+        fresh.devices = old.devices;
+        for device in fresh.devices.values_mut() {
+            device.watch = None;
+            for (rule, instances) in std::mem::take(&mut device.instances) {
                 let slot = &old.slots[rule as usize].rule;
                 moved.extend(instances.into_iter().map(|instance| Moved {
                     device: device.name.clone(),
@@ -190,8 +152,6 @@ impl TenantRules {
                     to: places[rule as usize],
                 }));
             }
-            let kept = fresh.device(&device.name);
-            (kept.last, kept.judged) = (device.last, device.judged);
         }
         for (slot, place) in old.slots.into_iter().zip(places) {
             if let Some(at) = place {
@@ -282,6 +242,7 @@ impl TenantRules {
         Parts {
             tenant: &self.name,
             slots: &mut self.slots,
+            names: &self.names,
             everyone: &self.everyone,
             watch: watch.as_ref().expect("it was resolved above"),
             device: name,
@@ -292,14 +253,11 @@ impl TenantRules {
 
     fn resolve(&self, device: &str, source: &LabelSource) -> Watch {
         let labels = source(&self.name, device);
-        let mut own = RuleSet::default();
         let listed = self.listed.get(device).into_iter().flatten();
-        for at in listed.chain(&self.labelled) {
-            let rule = &self.slots[*at as usize].rule;
-            if rule.spec.selector.labels.iter().all(|(key, value)| labels.get(key) == Some(value)) {
-                own.add(*at, rule);
-            }
-        }
+        let carries =
+            |rule: &CompiledRule| rule.labels.iter().all(|(key, value)| labels.get(key) == Some(value));
+        let candidates = listed.chain(&self.labelled).map(|at| (*at, self.slots[*at as usize].rule.as_ref()));
+        let own = RuleSet::of(candidates.filter(|(_, rule)| carries(rule)), &self.names);
         let labels = text_map(labels.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         Watch { own, labels }
     }

@@ -15,6 +15,7 @@ mod decide;
 mod effects;
 mod fleet;
 mod health;
+mod looks;
 
 pub use effects::{ClearedAlert, Effects, Evidence, LastKey, StateKey, StoredState, Stream, alert_id};
 pub use fleet::{DeviceSource, LabelSource};
@@ -206,6 +207,11 @@ impl Engine {
         self.tenants.iter().flat_map(|(tenant, rules)| {
             rules.slots().map(move |slot| (tenant.as_ref(), slot.rule.id.as_ref(), &slot.health))
         })
+    }
+
+    /// Every rule.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<CompiledRule>> {
+        self.tenants.values().flat_map(|rules| rules.slots().map(|slot| &slot.rule))
     }
 
     /// Whether a record of the tenant's device can matter: what it brings need not be decoded otherwise.

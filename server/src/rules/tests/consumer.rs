@@ -145,6 +145,52 @@ async fn a_rule_written_while_it_runs_opens_and_clears_and_survives_a_restart() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_one_rule_reads_that_one_anew_and_lets_the_others_run_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let site = Site::open(dir.path());
+    let (rules, me) = (site.rules(), crate::testing::owner(&acme()));
+    let over = |name: &str, least: i64| -> RuleDraft {
+        let mut json = hot_json(0);
+        (json["name"], json["clear"]) = (name.into(), serde_json::Value::Null);
+        json["condition"] = format!("value > {least}").into();
+        serde_json::from_value(json).unwrap()
+    };
+    let steady = rules.create(&me, &acme(), over("steady", 30)).await.unwrap();
+    let changing = rules.create(&me, &acme(), over("changing", 30)).await.unwrap();
+    let consumer = tokio::task::block_in_place(|| site.consumer());
+    let mut watcher = site.watch();
+    site.send("d1", 1, 31.0);
+    assert_eq!([state(&mut watcher).await, state(&mut watcher).await], ["d1 open", "d1 open"]);
+    // What runs is not read again: it would not run any more.
+    let id = steady.id.clone();
+    let ruin = move |tx: &mut crate::platform::db::Tx<'_>| {
+        tx.execute("UPDATE rules SET spec = '{}' WHERE id = $1", &[&id])
+    };
+    assert_eq!(site.db.write(ruin).await.unwrap(), 1);
+    rules.update(&me, &acme(), &changing.id, None, over("changing", 40)).await.unwrap();
+    assert_eq!(state(&mut watcher).await, "d1 cleared", "the one that changed");
+    site.send("d1", 2, 35.0);
+    site.send("d1", 3, 45.0);
+    assert_eq!(state(&mut watcher).await, "d1 open");
+    let alerts = AlertService::new(site.db.clone(), site.clock.clone(), LiveBus::new());
+    let all = alerts.list(&acme(), AlertFilter::default(), None, 10).await.unwrap();
+    let mut told: Vec<_> = all
+        .iter()
+        .map(|alert| {
+            (alert.rule_name.as_str(), alert.rule_version, alert.value.clone(), alert.cleared_why.clone())
+        })
+        .collect();
+    told.sort_by_key(|(name, version, ..)| (*name, *version));
+    let (v31, v45) = (Value::Number(31.0), Value::Number(45.0));
+    let changed = Some("rule_changed".to_owned());
+    assert_eq!(
+        told,
+        [("changing", 1, v31.clone(), changed), ("changing", 2, v45, None), ("steady", 1, v31, None)]
+    );
+    tokio::task::spawn_blocking(move || drop(consumer)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deleted_device_is_forgotten_at_once_and_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let site = Site::open(dir.path());
