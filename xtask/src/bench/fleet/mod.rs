@@ -122,6 +122,7 @@ impl Bench {
         if is_k1 {
             report.barred(names[6], rss_mb, Bar::AtMost, 320.0);
             report.barred(names[8], cores, Bar::AtMost, 0.3);
+            report.barred("k1_generator_kb_per_device", run.generator_kb_per_device(), Bar::AtMost, 20.0);
         } else {
             report.figure(names[6], rss_mb);
             report.figure(names[8], cores);
@@ -162,6 +163,8 @@ impl Bench {
         let without = self.simulate("plain", &flags)?;
         let cores = without.number("/cost/generator_cpu_cores");
         self.report.barred("plain_generator_cpu_cores", cores, Bar::AtMost, 0.15);
+        let kb = without.generator_kb_per_device();
+        self.report.barred("plain_generator_kb_per_device", kb, Bar::AtMost, 3.0);
         self.report.figure("plain_puback_p95_ms", without.number("/latency/puback/p95_ms"));
         // With the probes' own rule they are a thousand, the most of one tenant.
         let rules = ["--rules", "999", "--rule-devices", "100"];

@@ -66,6 +66,11 @@ impl Simulated {
         self.number("/cost/other_load_cores")
     }
 
+    /// Memory of the generator, all of it, for each device.
+    pub(super) fn generator_kb_per_device(&self) -> f64 {
+        self.number("/cost/generator_rss_bytes") / 1e3 / self.number("/setup/devices")
+    }
+
     /// Seconds from the server's return to the last device's, of the first `all-return`.
     pub(super) fn reconnect_s(&self) -> f64 {
         let faults = self.report["faults"].as_array().map_or(&[][..], Vec::as_slice);
