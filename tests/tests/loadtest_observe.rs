@@ -206,7 +206,7 @@ fn a_server_that_is_killed_is_judged_to_the_last_serial() {
     let mut expected = Expected::default();
     expected.devices = [0, 1, 3, 4].map(|at| fleet[at].expected(at / 3)).to_vec();
     let (opened, device) = (vec![1..=excursions], alarm);
-    expected.alarms = vec![ExpectedAlarms { tenant: 0, device, rule_id: rule, opened, maybe: vec![] }];
+    expected.alarms = vec![ExpectedAlarms { tenant: 0, device, rule, opened, maybe: vec![] }];
     let verdict = judge(&server, &access, &expected);
     assert_eq!(broken(&verdict), []);
     let (counts, ledger) = (&verdict.counts, &verdict.ledger);
