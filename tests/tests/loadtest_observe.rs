@@ -4,7 +4,7 @@ use muster_loadtest::mqtt::{self, Connect, Incoming, Version};
 use muster_loadtest::observe::oracle::{self, Expected, ExpectedAlarms, ExpectedDevice, Verdict};
 use muster_loadtest::observe::outage::StoreOutage;
 use muster_loadtest::observe::probe::{AlertProbe, AlertWatch, StoredProbe, StoredWatch};
-use muster_loadtest::observe::provision::{self, Login, alarm_value};
+use muster_loadtest::observe::provision::{self, Login, WrittenRule, alarm_value};
 use muster_loadtest::observe::sample::{Sampler, Second};
 use muster_loadtest::observe::scrape::{LogMarks, metric};
 use muster_loadtest::observe::server::{ManagedServer, ServerOptions};
@@ -118,6 +118,24 @@ impl Device {
     }
 }
 
+fn alarm_rule(server: &ManagedServer, access: &Access, device: &str) -> WrittenRule {
+    let devices = [device.to_owned()];
+    provision::alarm_rule(server.handle(), access, "alarm", "alarm", &devices)
+        .expect("the rule can be written")
+}
+
+/// A run before: it leaves an alert open whose excursion has the number of the next run's first.
+fn earlier_run(server: &ManagedServer, access: &Access, device: &mut Device) -> WrittenRule {
+    let rule = alarm_rule(server, access, &device.name);
+    let alerts = AlertProbe::start(server.handle(), access, &rule).expect("the live stream opens");
+    alerts.watch(AlertWatch { device: device.name.clone(), excursion: 1, intended: Instant::now() });
+    device.alarm(alarm_value(1), SystemClock.now_us());
+    wait_for("the earlier run's alert", || {
+        if alerts.take().is_empty() { Err("it is not seen".to_owned()) } else { Ok(()) }
+    });
+    rule
+}
+
 /// Makes devices with tokens; their numbers go on over tenants.
 fn devices(server: &ManagedServer, access: &Access, first: u32, count: u32) -> Vec<Device> {
     let names: Vec<String> = (first..first + count).map(|number| format!("d{number}")).collect();
@@ -166,9 +184,9 @@ fn a_server_that_is_killed_is_judged_to_the_last_serial() {
     let mut fleet = devices(&server, &access[0], 0, 3);
     fleet.extend(devices(&server, &access[1], 3, 2));
     let alarm = "d2".to_owned();
-    let rule =
-        provision::alarm_rule(server.handle(), &access[0], "alarm", "alarm", std::slice::from_ref(&alarm));
-    let rule = rule.expect("the rule can be written");
+    let earlier = earlier_run(&server, &access[0], &mut fleet[2]);
+    let rule = alarm_rule(&server, &access[0], &alarm);
+    assert_eq!((&rule.id, rule.version), (&earlier.id, earlier.version + 1));
     let alerts = AlertProbe::start(server.handle(), &access[0], &rule).expect("the live stream opens");
     let addresses = server.addresses();
     let mut excursions = 0;
@@ -206,12 +224,12 @@ fn a_server_that_is_killed_is_judged_to_the_last_serial() {
     let mut expected = Expected::default();
     expected.devices = [0, 1, 3, 4].map(|at| fleet[at].expected(at / 3)).to_vec();
     let (opened, device) = (vec![1..=excursions], alarm);
-    expected.alarms = vec![ExpectedAlarms { tenant: 0, device, rule_id: rule, opened, maybe: vec![] }];
+    expected.alarms = vec![ExpectedAlarms { tenant: 0, device, rule, opened, maybe: vec![] }];
     let verdict = judge(&server, &access, &expected);
     assert_eq!(broken(&verdict), []);
     let (counts, ledger) = (&verdict.counts, &verdict.ledger);
     assert_eq!((counts.accepted, counts.found), (96, 96));
-    assert_eq!((ledger.accepted, ledger.stored, ledger.lost), (132, 132, 0));
+    assert_eq!((ledger.accepted, ledger.stored, ledger.lost), (133, 133, 0));
     assert_faults_are_found(&server, &access, &mut fleet, expected);
     server.stop().expect("it stops in order");
 }

@@ -6,6 +6,7 @@
 //! is tried [`TRIES_MAX`] times with the same key, so a lost answer costs no further use of the claim.
 
 use super::claim::{Claim, key_sha256};
+use crate::observe::http::{self, Unread, read_body, read_head};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PublicKeyData};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -13,13 +14,12 @@ use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, ClientConnection, StreamOwned};
 use serde::Deserialize;
 use serde_json::json;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
+use std::io::{self, BufRead, BufReader, Write};
 use std::time::{Duration, Instant};
 
 /// The longest exchange.
 pub(crate) const EXCHANGE_TIME_MAX: Duration = Duration::from_secs(30);
-/// The largest answer, its head included.
+/// The largest answer, without its head.
 pub(crate) const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// How often an exchange is made before it counts as failed.
 pub(crate) const TRIES_MAX: u32 = 6;
@@ -141,13 +141,13 @@ impl<'a> Applicant<'a> {
         let address = address.unwrap_or(&own);
         let broken = |source: io::Error| broken(address, source);
         let deadline = Instant::now() + EXCHANGE_TIME_MAX;
-        let stream = connect(address, deadline)
+        let stream = http::open_stream(address, deadline)
             .map_err(|source| ExchangeError::Connect { address: address.to_owned(), source })?;
         let name = ServerName::try_from(claim.host.clone())
             .map_err(|_| ExchangeError::Answer("the claim's host is no name of a server"))?;
         let session = ClientConnection::new(claim.tls.clone(), name)
             .map_err(|source| ExchangeError::Tls { address: address.to_owned(), source })?;
-        let mut stream = StreamOwned::new(session, Timed { stream, deadline });
+        let mut stream = StreamOwned::new(session, stream);
         let body = json!({
             "claim_token": claim.token, "csr_pem": self.csr_pem, "device_name": self.device,
         })
@@ -159,7 +159,7 @@ impl<'a> Applicant<'a> {
         );
         // The handshake comes first: before it has verified the server nothing of this is sent.
         stream.write_all(request.as_bytes()).and_then(|()| stream.flush()).map_err(broken)?;
-        let answer = read_answer(&mut stream).map_err(|error| match error {
+        let answer = read_answer(&mut BufReader::new(stream)).map_err(|error| match error {
             Unread::Io(source) => broken(source),
             Unread::Malformed(why) => ExchangeError::Malformed { address: address.to_owned(), why },
         })?;
@@ -214,55 +214,6 @@ fn broken(address: &str, source: io::Error) -> ExchangeError {
     }
 }
 
-fn connect(address: &str, deadline: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in address.to_socket_addrs()? {
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        match TcpStream::connect_timeout(&address, left) {
-            Ok(stream) => return stream.set_nodelay(true).map(|()| stream),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// A connection whose every read and write ends at the deadline.
-struct Timed {
-    stream: TcpStream,
-    deadline: Instant,
-}
-
-impl Timed {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
-    }
-}
-
-/// Unix tells a timeout of a socket so, which would look as if it could be read later.
-fn timed_out(error: io::Error) -> io::Error {
-    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
-}
-
-impl Read for Timed {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(out).map_err(timed_out)
-    }
-}
-
-impl Write for Timed {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(bytes).map_err(timed_out)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
 struct Answer {
     status: u16,
     /// The server counts wrong claims by address, and tells when it counts no longer.
@@ -285,47 +236,11 @@ impl Answer {
     }
 }
 
-#[derive(Debug)]
-enum Unread {
-    Io(io::Error),
-    Malformed(&'static str),
-}
-
-/// Reads until the answer is whole; the server closes the connection after it.
-fn read_answer(stream: &mut impl Read) -> Result<Answer, Unread> {
-    let (mut bytes, mut chunk) = (Vec::new(), [0; 4 * 1024]);
-    loop {
-        if let Some(answer) = whole(&bytes).map_err(Unread::Malformed)? {
-            return Ok(answer);
-        }
-        match stream.read(&mut chunk).map_err(Unread::Io)? {
-            0 => return Err(Unread::Io(ErrorKind::UnexpectedEof.into())),
-            read => bytes.extend_from_slice(&chunk[..read]),
-        }
-        if bytes.len() > ANSWER_BYTES_MAX {
-            return Err(Unread::Malformed("it is too large"));
-        }
-    }
-}
-
-/// The answer that begins the bytes; none while it is not whole.
-fn whole(bytes: &[u8]) -> Result<Option<Answer>, &'static str> {
-    const END: &[u8] = b"\r\n\r\n";
-    let Some(head) = bytes.windows(END.len()).position(|found| found == END) else { return Ok(None) };
-    let body = &bytes[head + END.len()..];
-    let head = std::str::from_utf8(&bytes[..head]).map_err(|_| "its head is no text")?;
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).ok_or("no status line")?;
-    let status = status.split(' ').next().and_then(|status| status.parse().ok()).ok_or("no status")?;
-    let (mut length, mut locked) = (None, false);
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
-        if name.eq_ignore_ascii_case("content-length") {
-            length = Some(value.trim().parse().map_err(|_| "a length that is none")?);
-        }
-        locked |= name.eq_ignore_ascii_case("retry-after");
-    }
-    let length: usize = length.ok_or("no length")?;
-    Ok(body.get(..length).map(|body| Answer { status, locked, body: body.to_owned() }))
+/// Reads an answer to its end.
+fn read_answer(stream: &mut impl BufRead) -> Result<Answer, Unread> {
+    let head = read_head(stream)?;
+    let (body, _) = read_body(stream, &head, ANSWER_BYTES_MAX)?;
+    Ok(Answer { status: head.status, locked: head.retries, body })
 }
 
 #[cfg(test)]

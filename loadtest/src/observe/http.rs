@@ -11,7 +11,7 @@
 mod answer;
 
 use super::handle::{Access, ServerHandle};
-use answer::{Head, read_body, read_head};
+pub(crate) use answer::{Head, Unread, read_body, read_head};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::io::{self, BufReader, ErrorKind, Read, Write};
@@ -276,7 +276,8 @@ impl Client {
     fn exchange(&mut self, mut kept: Kept, request: &Request<'_>) -> Result<Answer, HttpError> {
         request.send(&mut kept, &self.credential, "")?;
         let head = read_head(&mut kept.stream).map_err(|error| error.of(&kept.host))?;
-        let (body, keep) = read_body(&mut kept.stream, &head).map_err(|error| error.of(&kept.host))?;
+        let (body, keep) =
+            read_body(&mut kept.stream, &head, BODY_BYTES_MAX).map_err(|error| error.of(&kept.host))?;
         if keep && kept.stream.buffer().is_empty() {
             self.kept = Some(kept);
         }
@@ -341,52 +342,67 @@ impl Request<'_> {
             }
             None => text.push_str("\r\n"),
         }
-        let sent = to.stream.get_mut().stream.write_all(text.as_bytes());
+        let sent = to.stream.get_mut().write_all(text.as_bytes());
         sent.map_err(|source| HttpError::Broken { host: host.clone(), source })
     }
 }
 
-/// A connection whose reads end at a deadline.
-pub(super) struct Timed {
+/// A connection whose reads and writes end at a deadline.
+pub(crate) struct Timed {
     stream: TcpStream,
-    /// When reads end with `TimedOut`.
+    /// When they end with `TimedOut`.
     pub(super) deadline: Instant,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
+    }
+}
+
+/// Unix tells a timeout of a socket so, which would look as if it could be read later.
+fn timed_out(error: io::Error) -> io::Error {
+    if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error }
 }
 
 impl Read for Timed {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(ErrorKind::TimedOut.into());
-        }
-        self.stream.set_read_timeout(Some(left))?;
-        let read = self.stream.read(out);
-        // Unix tells a timeout so.
-        read.map_err(
-            |error| if error.kind() == ErrorKind::WouldBlock { ErrorKind::TimedOut.into() } else { error },
-        )
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(out).map_err(timed_out)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes).map_err(timed_out)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
     }
 }
 
 fn connect(host: &str, deadline: Instant) -> Result<Timed, HttpError> {
-    let down = |error: io::Error| HttpError::Down(format!("{host}: {error}"));
+    open_stream(host, deadline).map_err(|error| HttpError::Down(format!("{host}: {error}")))
+}
+
+/// Connects to `host:port`.
+pub(crate) fn open_stream(host: &str, deadline: Instant) -> io::Result<Timed> {
     let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in host.to_socket_addrs().map_err(down)? {
+    for address in host.to_socket_addrs()? {
         let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         match TcpStream::connect_timeout(&address, left) {
             // A port of the ephemeral range that nobody listens on may be given to the one who connects to it.
             Ok(stream) if stream.local_addr().ok() == Some(address) => {
                 last = ErrorKind::ConnectionRefused.into()
             }
-            Ok(stream) => {
-                let settings = stream.set_nodelay(true).and(stream.set_write_timeout(Some(left)));
-                settings.map_err(|source| HttpError::Broken { host: host.to_owned(), source })?;
-                return Ok(Timed { stream, deadline });
-            }
+            Ok(stream) => return stream.set_nodelay(true).map(|()| Timed { stream, deadline }),
             Err(error) => last = error,
         }
     }
-    Err(down(last))
+    Err(last)
 }
 
 #[cfg(test)]

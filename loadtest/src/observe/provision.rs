@@ -20,7 +20,7 @@ const RETRY_DELAY: Duration = Duration::from_millis(50);
 const TOKEN_DAYS: u32 = 7;
 /// How long a rule may take from being written to being run.
 pub const RULE_RUNS_TIME_MAX: Duration = Duration::from_secs(60);
-/// Pages of rules that are looked through for a name; a tenant has at most 1,000 rules.
+/// Pages of rules that are looked through; a tenant has at most 1,000 rules.
 const RULE_PAGES_MAX: usize = 10;
 /// What a run does with a tenant.
 const SCOPES: [&str; 9] = [
@@ -169,10 +169,17 @@ pub fn excursion_of(value: f64) -> Option<u32> {
     is_whole.then_some(number as u32)
 }
 
+/// A version of a rule: every write makes another one, so a run's alerts are those of the version that it wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenRule {
+    /// Its id, which stays with its name.
+    pub id: String,
+    /// Its version.
+    pub version: i64,
+}
+
 /// Makes sure that there is a rule that opens an alert where one of the devices sends [`alarm_value`], and clears it
-/// where it sends less; at most 1,000 devices, none for all. Waits until it runs, and answers its id.
-///
-/// A name of the run's own keeps alerts of earlier runs apart: the id stays with the name.
+/// where it sends less; at most 1,000 devices, none for all. Waits until it runs.
 ///
 /// # Errors
 /// The server refuses it, or does not run it.
@@ -182,7 +189,7 @@ pub fn alarm_rule(
     name: &str,
     metric: &str,
     devices: &[String],
-) -> Result<String> {
+) -> Result<WrittenRule> {
     let draft = json!({
         "name": name,
         "selector": { "devices": devices },
@@ -190,20 +197,22 @@ pub fn alarm_rule(
         "condition": format!("value >= {ALARM_BASE}.0"),
         "severity": "warning",
     });
-    let id = rule(server, access, &draft)?;
-    wait_for_rule(server, access, &id)?;
-    Ok(id)
+    let written = rule(server, access, &draft)?;
+    wait_for_rule(server, access, &written)?;
+    Ok(written)
 }
 
 /// Waits until a rule that was written runs: the server looks for new ones each second.
 ///
 /// # Errors
 /// It does not within [`RULE_RUNS_TIME_MAX`].
-pub fn wait_for_rule(server: &ServerHandle, access: &Access, id: &str) -> Result<()> {
+pub fn wait_for_rule(server: &ServerHandle, access: &Access, written: &WrittenRule) -> Result<()> {
     let (mut client, began) = (Client::of(server, access), Instant::now());
+    let WrittenRule { id, version } = written;
     while began.elapsed() < RULE_RUNS_TIME_MAX {
         let rule = patiently(|| client.get(&access.path(&format!("rules/{id}"))))?;
-        if rule["health"].is_object() {
+        // The version before runs until the new one does.
+        if rule["health"]["version"].as_i64().is_some_and(|runs| runs >= *version) {
             return Ok(());
         }
         std::thread::sleep(RETRY_DELAY);
@@ -211,11 +220,11 @@ pub fn wait_for_rule(server: &ServerHandle, access: &Access, id: &str) -> Result
     bail!("the rule {id} does not run after {RULE_RUNS_TIME_MAX:?}")
 }
 
-/// Makes sure that there is a rule of the draft's name: writes it, or its next version. Answers its id.
+/// Makes sure that there is a rule of the draft's name: writes it, or its next version.
 ///
 /// # Errors
 /// The server refuses it.
-pub fn rule(server: &ServerHandle, access: &Access, draft: &Value) -> Result<String> {
+pub fn rule(server: &ServerHandle, access: &Access, draft: &Value) -> Result<WrittenRule> {
     let mut client = Client::of(server, access);
     let answer = match patiently(|| client.post(&access.path("rules"), draft)) {
         Err(error) if error.status() == Some(409) => {
@@ -225,21 +234,45 @@ pub fn rule(server: &ServerHandle, access: &Access, draft: &Value) -> Result<Str
         other => other,
     };
     let answer = answer.with_context(|| format!("cannot write the rule {}", draft["name"]))?;
-    Ok(answer["id"].as_str().context("the server gave the rule no id")?.to_owned())
+    let id = answer["id"].as_str().context("the server gave the rule no id")?.to_owned();
+    let version = answer["version"].as_i64().context("the server gave the rule no version")?;
+    Ok(WrittenRule { id, version })
+}
+
+/// Deletes the rules whose names say so: what an earlier run left.
+///
+/// # Errors
+/// The server refuses it.
+pub fn delete_rules(server: &ServerHandle, access: &Access, is_left: impl Fn(&str) -> bool) -> Result<usize> {
+    let mut client = Client::of(server, access);
+    let left = rules_where(&mut client, access, |rule| rule["name"].as_str().is_some_and(&is_left))?;
+    for id in &left {
+        let path = access.path(&format!("rules/{id}"));
+        let answer = patiently(|| client.call("DELETE", &path, None))?;
+        // A try whose answer was lost may have done it.
+        if !matches!(answer.status, 204 | 404) {
+            bail!("cannot delete the rule {id}: {} {}", answer.status, answer.body.trim());
+        }
+    }
+    Ok(left.len())
 }
 
 fn rule_named(client: &mut Client, access: &Access, name: &Value) -> Result<Option<String>> {
-    let mut path = access.path("rules?limit=500");
+    Ok(rules_where(client, access, |rule| rule["name"] == *name)?.pop())
+}
+
+/// The ids of some of a tenant's rules.
+fn rules_where(client: &mut Client, access: &Access, is_one: impl Fn(&Value) -> bool) -> Result<Vec<String>> {
+    let (mut path, mut found) = (access.path("rules?limit=500"), Vec::new());
     for _ in 0..RULE_PAGES_MAX {
         let page = patiently(|| client.get(&path))?;
-        let mut rules = page["items"].as_array().into_iter().flatten();
-        if let Some(found) = rules.find(|rule| rule["name"] == *name) {
-            return Ok(found["id"].as_str().map(str::to_owned));
-        }
+        let rules = page["items"].as_array().into_iter().flatten();
+        let ids = rules.filter(|rule| is_one(rule)).filter_map(|rule| rule["id"].as_str());
+        found.extend(ids.map(str::to_owned));
         let Some(cursor) = page["next_cursor"].as_str() else { break };
         path = access.path(&format!("rules?limit=500&cursor={cursor}"));
     }
-    Ok(None)
+    Ok(found)
 }
 
 /// What is there already is as good as made.
@@ -264,79 +297,4 @@ pub(super) fn patiently<T>(mut request: impl FnMut() -> Result<T, HttpError>) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::observe::testing::Fake;
-    use std::cell::Cell;
-
-    #[test]
-    fn an_excursion_is_known_by_its_value() {
-        for excursion in [0, 1, 7, u32::MAX] {
-            assert_eq!(excursion_of(alarm_value(excursion)), Some(excursion));
-        }
-        for value in [0.0, -1.0, 999_999.0, 1_000_000.5, f64::NAN, f64::INFINITY, 1e300] {
-            assert_eq!(excursion_of(value), None, "{value}");
-        }
-    }
-
-    /// A server with devices: one is there already, one is refused.
-    fn fake() -> Fake {
-        Fake::start(|request| {
-            let body: Value = serde_json::from_str(&request.body).unwrap_or_default();
-            let path = request.path.strip_prefix("/api/v1/tenants/acme/devices").unwrap();
-            Ok(match (request.method.as_str(), path, body["id"].as_str()) {
-                ("POST", "", Some("d7")) => (409, "taken".into()),
-                ("POST", "", Some("bad")) => (422, "no".into()),
-                ("POST", "", Some(_)) => (201, "{}".into()),
-                ("POST", path, None) if path.ends_with("/token") => {
-                    (201, json!({ "token": path.replace("/token", "-secret") }).to_string())
-                }
-                _ => (500, "what?".into()),
-            })
-        })
-    }
-
-    #[test]
-    fn devices_are_made_once_and_tokens_come_in_order() {
-        let fake = fake();
-        let access = fake.access("acme");
-        let names: Vec<String> = (0..100).map(|number| format!("d{number}")).collect();
-        let most = AtomicU32::new(0);
-        let progress = |done| {
-            most.fetch_max(done, Ordering::Relaxed);
-        };
-        let tokens = devices(&fake.handle, &access, &names, Login::Token, &progress).unwrap();
-        let expect: Vec<_> = names.iter().map(|name| Some(format!("/{name}-secret"))).collect();
-        assert_eq!((tokens, most.load(Ordering::Relaxed)), (expect, 100));
-        assert_eq!(fake.requests.lock().unwrap().len(), 200);
-        let none = devices(&fake.handle, &access, &names, Login::Certificate, &progress).unwrap();
-        assert_eq!(none, vec![None; 100]);
-        assert_eq!(fake.requests.lock().unwrap().len(), 300);
-    }
-
-    #[test]
-    fn one_refusal_ends_the_making() {
-        let fake = fake();
-        let names: Vec<String> = ["d1", "bad", "d2"].map(str::to_owned).to_vec();
-        let error = devices(&fake.handle, &fake.access("acme"), &names, Login::Token, &|_| {}).unwrap_err();
-        let told = format!("{error:#}");
-        assert!(told.starts_with("cannot make the device bad: POST ") && told.ends_with("422: no"), "{told}");
-    }
-
-    #[test]
-    fn a_request_is_made_again_while_it_may_help() {
-        let tries = |error: fn() -> HttpError, fails: u32| {
-            let made = Cell::new(0);
-            let outcome = patiently(|| {
-                made.set(made.get() + 1);
-                if made.get() > fails { Ok(()) } else { Err(error()) }
-            });
-            (made.get(), outcome.is_ok())
-        };
-        let away = || HttpError::Down("gone".into());
-        let refused = || HttpError::Refused { method: "GET", path: "/".into(), status: 404, body: "".into() };
-        assert_eq!(tries(away, 2), (3, true));
-        assert_eq!(tries(refused, 2), (1, false));
-        assert_eq!(tries(away, TRIES_MAX), (TRIES_MAX, false));
-    }
-}
+mod tests;

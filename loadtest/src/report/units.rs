@@ -55,6 +55,11 @@ pub(super) fn count(value: u64) -> String {
     apart(&value.to_string())
 }
 
+/// A count with its noun: `1 tenant`, `4 tenants`.
+pub(super) fn counted(value: u64, noun: &str) -> String {
+    format!("{} {noun}{}", count(value), if value == 1 { "" } else { "s" })
+}
+
 fn apart(digits: &str) -> String {
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -152,6 +157,12 @@ mod tests {
     fn a_share_below_one_is_never_shown_as_the_whole() {
         assert_eq!([percent(1.0), percent(0.999_999_9), percent(0.5)], ["100.000 %", "99.999 %", "50.000 %"]);
         assert_eq!(percent(0.99999), "99.999 %");
+    }
+
+    #[test]
+    fn one_of_a_noun_is_no_plural() {
+        let told: Vec<_> = [0, 1, 2, 10_000].map(|value| counted(value, "tenant")).to_vec();
+        assert_eq!(told, ["0 tenants", "1 tenant", "2 tenants", "10,000 tenants"]);
     }
 
     #[test]

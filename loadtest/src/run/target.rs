@@ -4,6 +4,7 @@
 //! identities as they are. They belong to the tenants in turn, or as the file says; the first ones are watched and all
 //! belong to the first tenant.
 
+use super::PROCESSES_MAX;
 use super::args::{RunArgs, Transport};
 use super::order::PartConfig;
 use super::profile::Watched;
@@ -14,11 +15,12 @@ use crate::identity::{Member, client_config, generated_name};
 use crate::modes::resolve;
 use crate::observe::handle::{Access, ServerFacts, ServerHandle};
 use crate::observe::http::Client;
-use crate::observe::provision::{self, Login, Owner};
+use crate::observe::provision::{self, Login, Owner, WrittenRule};
 use crate::observe::server::{ManagedServer, ServerOptions};
 use crate::payload::{LEVEL_METRIC, SERIAL_METRIC};
 use anyhow::{Context, Result, bail};
 use rustls::pki_types::ServerName;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -26,8 +28,12 @@ use std::sync::Arc;
 const WATCHED: Watched = Watched { probes: 1, alarms: 4 };
 /// A metric of the measured message whose values never change.
 const CALM_METRIC: &str = "cpu_ratio";
-/// Devices of one generator process: descriptors for everything else stay free.
+/// What the names of rules on it begin with; a number follows.
+const CALM_RULE: &str = "loadtest rule ";
+/// Descriptors of a generator process for everything but devices: the server's API, probes, subscribers, logs.
 const OTHER_FILES: u64 = 256;
+/// Descriptors of the first process for each further one: its input and its output.
+const PIPES: u64 = 2;
 /// Settings that keep limits of normal operation out of a run's figures.
 const OWN_SETTINGS: [(&str, &str); 2] =
     [("quota.devices_max", "200000"), ("enroll.attempts_per_minute", "100000")];
@@ -44,7 +50,7 @@ pub(crate) struct Target {
     pub(crate) members: Vec<Member>,
     pub(crate) watched: Watched,
     /// The rule that the alarm devices' levels open alerts of.
-    pub(crate) alarm_rule: Option<String>,
+    pub(crate) alarm_rule: Option<WrittenRule>,
     /// Devices have readings of an earlier run, whose serials cannot be told from this one's.
     pub(crate) has_past: bool,
     address: String,
@@ -277,8 +283,15 @@ impl Target {
         Ok(false)
     }
 
-    /// Rules that watch a share of the first tenant's devices each, spread evenly, and never fire.
+    /// Rules that watch a share of the first tenant's devices each, spread evenly, and never fire. What an earlier run
+    /// made beyond them is deleted: it would be part of this one's cost.
     fn make_rules(&self, args: &RunArgs) -> Result<()> {
+        let is_left = |name: &str| calm_rule_number(name).is_some_and(|number| number >= args.rules);
+        let deleted = provision::delete_rules(&self.handle, &self.accesses[0], is_left)
+            .context("cannot delete what an earlier run left")?;
+        if deleted > 0 && !args.quiet {
+            eprintln!("  {deleted} rules of an earlier run deleted");
+        }
         let first: Vec<&str> = self
             .members
             .iter()
@@ -290,7 +303,7 @@ impl Target {
             let devices: std::collections::BTreeSet<&str> =
                 (0..args.rule_devices as usize).map(pick).collect();
             let draft = serde_json::json!({
-                "name": format!("loadtest rule {number}"),
+                "name": format!("{CALM_RULE}{number}"),
                 "selector": { "devices": devices, "labels": {} },
                 "on": { "telemetry": { "metrics": [CALM_METRIC] } },
                 "condition": "value > 1000.0 && last.serial > 0.0",
@@ -308,16 +321,11 @@ impl Target {
     /// Shares the fleet between the sending parts.
     ///
     /// # Errors
-    /// A process would need more files than it may open.
+    /// A process would need more files than it may open, or would not hold all watched devices.
     pub(crate) fn parts(&self, args: &RunArgs, seed: u64) -> Result<Vec<PartConfig>> {
         let files = crate::timer::raise_open_files().context("cannot read the limit of open files")?;
-        let share = args.devices.div_ceil(args.processes);
-        if u64::from(share) + OTHER_FILES > files {
-            let enough = u64::from(args.devices).div_ceil(files.saturating_sub(OTHER_FILES).max(1));
-            bail!("{share} devices a process need more than {files} open files: give --processes {enough}");
-        }
-        let part = |number: u32| {
-            let (first, end) = (number * share, ((number + 1) * share).min(args.devices));
+        let shares = shares(args.devices, args.processes, files)?;
+        let part = |(number, Range { start: first, end }): (u32, Range<u32>)| {
             let members = self.members[first as usize..end as usize].to_vec();
             let watched = if number == 0 { self.watched } else { Watched::default() };
             PartConfig {
@@ -345,7 +353,7 @@ impl Target {
                 reports: self.is_muster(),
             }
         };
-        Ok((0..args.processes).map(part).filter(|config| !config.members.is_empty()).collect())
+        Ok((0..).zip(shares).map(part).collect())
     }
 
     /// How a tenant's own software reaches the server.
@@ -364,5 +372,95 @@ impl Target {
     /// Whether it is ours.
     pub(crate) fn is_muster(&self) -> bool {
         !self.is_broker
+    }
+}
+
+/// The number in the name of a rule of [`Target::make_rules`].
+fn calm_rule_number(name: &str) -> Option<u32> {
+    name.strip_prefix(CALM_RULE)?.parse().ok()
+}
+
+/// The devices of each process, by number: as many each, but for one.
+///
+/// # Errors
+/// The first process, which has most to open, could not open its files, or would not hold all watched devices.
+fn shares(devices: u32, processes: u32, files: u64) -> Result<Vec<Range<u32>>> {
+    let share = |processes: u32| devices.div_ceil(processes);
+    let needed =
+        |processes: u32| u64::from(share(processes)) + OTHER_FILES + PIPES * u64::from(processes - 1);
+    if needed(processes) > files {
+        let advice = match (processes..=PROCESSES_MAX).find(|more| needed(*more) <= files) {
+            Some(enough) => format!("give --processes {enough}"),
+            None => "raise the limit".to_owned(),
+        };
+        let share = share(processes);
+        bail!("{share} devices a process need more than the {files} files that one may open: {advice}");
+    }
+    let first_of =
+        |number: u32| (u64::from(devices) * u64::from(number)).div_ceil(u64::from(processes)) as u32;
+    let shares: Vec<_> = (0..processes).map(|number| first_of(number)..first_of(number + 1)).collect();
+    if devices / processes < WATCHED.count() {
+        let enough = devices / WATCHED.count();
+        bail!(
+            "{devices} devices in {processes} processes are too few each: give --processes {enough} or less"
+        );
+    }
+    Ok(shares)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_shared_as_evenly_as_may_be_and_each_stands_once() {
+        for (devices, processes) in [(10, 1), (10, 2), (17, 3), (100_000, 6), (131_072, 64), (321, 64)] {
+            let shares = shares(devices, processes, 1 << 20).unwrap();
+            assert_eq!(shares.len(), processes as usize);
+            let all: Vec<u32> = shares.iter().cloned().flatten().collect();
+            assert!(all.iter().copied().eq(0..devices), "{shares:?}");
+            let sizes: Vec<u32> = shares.iter().map(|share| share.end - share.start).collect();
+            let (least, most) = (sizes.iter().min().unwrap(), sizes.iter().max().unwrap());
+            assert!(most - least <= 1 && sizes[0] == *most, "{sizes:?}");
+        }
+    }
+
+    #[test]
+    fn no_process_opens_more_files_than_it_may_and_the_advice_is_enough() {
+        let files = 20_000;
+        assert!(shares(19_744, 1, files).is_ok());
+        let refused = |devices, processes, files| shares(devices, processes, files).unwrap_err().to_string();
+        assert_eq!(
+            refused(19_745, 1, files),
+            "19745 devices a process need more than the 20000 files that one may open: give --processes 2"
+        );
+        // The pipes to further processes count, too.
+        assert!(shares(19_742 * 2, 2, files).is_ok());
+        assert!(refused(19_742 * 2 + 1, 2, files).ends_with("give --processes 3"));
+        assert!(refused(100_000, 1, files).ends_with("give --processes 6"));
+        assert!(shares(100_000, 6, files).is_ok());
+        assert!(refused(131_072, 1, 1_024).ends_with("raise the limit"));
+        for processes in 1..=PROCESSES_MAX {
+            if let Ok(shares) = shares(131_072, processes, files) {
+                let most = u64::from(shares[0].end) + OTHER_FILES + PIPES * (u64::from(processes) - 1);
+                assert!(most <= files, "{processes}: {most}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_process_holds_every_watched_device() {
+        assert!(shares(10, 2, 20_000).is_ok());
+        let error = shares(10, 3, 20_000).unwrap_err().to_string();
+        assert_eq!(error, "10 devices in 3 processes are too few each: give --processes 2 or less");
+        assert!(shares(10, 64, 20_000).is_err());
+    }
+
+    #[test]
+    fn a_rule_of_an_earlier_run_is_known_by_its_name() {
+        assert_eq!(calm_rule_number("loadtest rule 17"), Some(17));
+        for name in ["loadtest level", "loadtest rule", "loadtest rule x", "my loadtest rule 1"] {
+            assert_eq!(calm_rule_number(name), None, "{name}");
+        }
     }
 }

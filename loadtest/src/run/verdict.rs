@@ -5,6 +5,7 @@ use super::profile::Watched;
 use crate::identity::Member;
 use crate::observe::oracle::{Expected, ExpectedAlarms, ExpectedDevice};
 use crate::observe::probe::ProbeResult;
+use crate::observe::provision::WrittenRule;
 use crate::record::excursion;
 use crate::report::model::{Invariant, Totals};
 use std::ops::RangeInclusive;
@@ -123,7 +124,7 @@ pub(crate) fn expected(
     all: &PartResult,
     members: &[Member],
     watched: Watched,
-    alarm_rule: Option<&str>,
+    alarm_rule: Option<&WrittenRule>,
 ) -> Expected {
     let device = |result: &DeviceResult| {
         let member = &members[result.number as usize];
@@ -135,7 +136,7 @@ pub(crate) fn expected(
             maybe: result.unanswered.iter().map(|seq| *seq..=*seq).collect(),
         }
     };
-    let alarms = |rule: &str| {
+    let alarms = |rule: &WrittenRule| {
         let one = |result: &DeviceResult| {
             let member = &members[result.number as usize];
             let openings = |seqs: &mut dyn Iterator<Item = u32>| -> Vec<RangeInclusive<u32>> {
@@ -145,7 +146,7 @@ pub(crate) fn expected(
             ExpectedAlarms {
                 tenant: usize::from(member.tenant),
                 device: member.name.clone(),
-                rule_id: rule.to_owned(),
+                rule: rule.clone(),
                 opened: openings(&mut (1..result.next[0]).filter(known)),
                 maybe: openings(&mut result.unanswered.iter().copied()),
             }
@@ -218,9 +219,11 @@ mod tests {
         let mut second = result(1, 6);
         (second.unanswered, second.excepted) = (vec![5], vec![2]);
         let all = PartResult { devices: vec![result(0, 5), second], ..PartResult::default() };
-        let expected = expected(&all, &members, Watched { probes: 0, alarms: 1 }, Some("rule"));
+        let rule = WrittenRule { id: "rule".into(), version: 3 };
+        let expected = expected(&all, &members, Watched { probes: 0, alarms: 1 }, Some(&rule));
         assert_eq!(expected.devices[1].accepted, [1..=1, 3..=4]);
         assert_eq!((&expected.devices[1].maybe[..], expected.devices[1].tenant), (&[5..=5][..], 1));
         assert_eq!((expected.alarms.len(), &expected.alarms[0].opened[..]), (1, &[1..=1, 2..=2][..]));
+        assert_eq!(expected.alarms[0].rule, rule);
     }
 }

@@ -27,14 +27,14 @@ fn a_registry_that_cannot_be_used_ends_the_start_with_the_reason() {
     assert!(!data.exists(), "none is made");
     Server::full(&of_full).end();
 
-    let (newest, registry) = (11, data.join("registry.db"));
+    let (newest, registry) = (12, data.join("registry.db"));
     sql(&registry, &format!("UPDATE refinery_schema_history SET version = 99 WHERE version = {newest}"));
     says(
         &attempt(&data),
-        &["registry.dir", "its schema is version 99, this build reads 11: use the build of"],
+        &["registry.dir", "its schema is version 99, this build reads 12: use the build of"],
     );
     sql(&registry, "DELETE FROM refinery_schema_history WHERE version = 99");
-    says(&attempt(&data), &["its schema is version 10, this build reads 11: start the server that owns it"]);
+    says(&attempt(&data), &["its schema is version 11, this build reads 12: start the server that owns it"]);
     std::fs::write(&registry, "x".repeat(10_000)).unwrap();
     says(&attempt(&data), &["registry.dir", "registry.db", "not a database"]);
 }

@@ -1,24 +1,26 @@
 //! An answer of HTTP/1.1, read from bytes that nobody vouches for.
 //!
-//! Called by `http` alone; the bounds are its.
+//! Called by `http`, and by `enrol::exchange` behind its TLS; the bounds are theirs.
 
 use super::super::chunked::Chunks;
-use super::{BODY_BYTES_MAX, HEADERS_MAX, HttpError, LINE_BYTES_MAX};
+use super::{HEADERS_MAX, HttpError, LINE_BYTES_MAX};
 use std::io::{self, BufRead, ErrorKind, Read as _};
 
 /// What stands before an answer's body.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(in crate::observe) struct Head {
-    pub(in crate::observe) status: u16,
+pub(crate) struct Head {
+    pub(crate) status: u16,
     length: Option<usize>,
     pub(in crate::observe) chunked: bool,
     closes: bool,
+    /// The server says when to come again.
+    pub(crate) retries: bool,
     pub(super) cookie: Option<String>,
 }
 
 /// Why an answer cannot be read; the caller knows whose it is.
 #[derive(Debug)]
-pub(super) enum Unread {
+pub(crate) enum Unread {
     Io(io::Error),
     Malformed(&'static str),
 }
@@ -38,7 +40,7 @@ impl From<io::Error> for Unread {
     }
 }
 
-pub(super) fn read_head(stream: &mut impl BufRead) -> Result<Head, Unread> {
+pub(crate) fn read_head(stream: &mut impl BufRead) -> Result<Head, Unread> {
     let line = read_line(stream)?;
     let version = line.strip_prefix("HTTP/1.").ok_or(Unread::Malformed("no status line"))?;
     let status = version.split(' ').nth(1).and_then(|code| code.parse().ok());
@@ -57,6 +59,7 @@ pub(super) fn read_head(stream: &mut impl BufRead) -> Result<Head, Unread> {
             }
             "transfer-encoding" => head.chunked = value.eq_ignore_ascii_case("chunked"),
             "connection" => head.closes |= value.eq_ignore_ascii_case("close"),
+            "retry-after" => head.retries = true,
             "set-cookie" if head.cookie.is_none() => {
                 head.cookie = value.split(';').next().map(|pair| pair.trim().to_owned());
             }
@@ -79,8 +82,12 @@ fn read_line(stream: &mut impl BufRead) -> Result<String, Unread> {
     Ok(text.trim_end().to_owned())
 }
 
-/// Reads the body; tells whether the connection can be kept.
-pub(super) fn read_body(stream: &mut impl BufRead, head: &Head) -> Result<(Vec<u8>, bool), Unread> {
+/// Reads the body, of `bytes_max` at most; tells whether the connection can be kept.
+pub(crate) fn read_body(
+    stream: &mut impl BufRead,
+    head: &Head,
+    bytes_max: usize,
+) -> Result<(Vec<u8>, bool), Unread> {
     const TOO_LARGE: Unread = Unread::Malformed("a body too large");
     let mut body = Vec::new();
     if head.chunked {
@@ -92,7 +99,7 @@ pub(super) fn read_body(stream: &mut impl BufRead, head: &Head) -> Result<(Vec<u
             }
             let taken = chunks.push(bytes, &mut body).map_err(Unread::Malformed)?;
             stream.consume(taken);
-            if body.len() > BODY_BYTES_MAX {
+            if body.len() > bytes_max {
                 return Err(TOO_LARGE);
             }
         }
@@ -100,15 +107,15 @@ pub(super) fn read_body(stream: &mut impl BufRead, head: &Head) -> Result<(Vec<u
     }
     match head.length {
         _ if head.status == 204 || head.status == 304 || head.status < 200 => Ok((body, !head.closes)),
-        Some(length) if length > BODY_BYTES_MAX => Err(TOO_LARGE),
+        Some(length) if length > bytes_max => Err(TOO_LARGE),
         Some(length) => {
             body.resize(length, 0);
             stream.read_exact(&mut body)?;
             Ok((body, !head.closes))
         }
         None => {
-            stream.take(BODY_BYTES_MAX as u64 + 1).read_to_end(&mut body)?;
-            if body.len() > BODY_BYTES_MAX { Err(TOO_LARGE) } else { Ok((body, false)) }
+            stream.take(bytes_max as u64 + 1).read_to_end(&mut body)?;
+            if body.len() > bytes_max { Err(TOO_LARGE) } else { Ok((body, false)) }
         }
     }
 }

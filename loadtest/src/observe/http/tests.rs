@@ -1,5 +1,4 @@
 use super::super::handle::ServerFacts;
-use super::answer::Unread;
 use super::*;
 use serde_json::json;
 use std::io::BufRead as _;
@@ -117,13 +116,23 @@ fn a_request_cannot_be_split() {
     assert!(matches!(error, HttpError::Request), "{error}");
 }
 
+#[test]
+fn reads_and_writes_end_at_their_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    // Nobody writes: only a deadline ends the read.
+    let mut timed = open_stream(&address, Instant::now() + Duration::from_millis(20)).unwrap();
+    assert_eq!(timed.read(&mut [0]).unwrap_err().kind(), ErrorKind::TimedOut);
+    assert_eq!(timed.write(&[0]).unwrap_err().kind(), ErrorKind::TimedOut);
+}
+
 type Told = (u16, String, bool);
 
 #[track_caller]
 fn check(text: &str, expect: Result<(u16, &str, bool), &str>) {
     let read = |mut text: &[u8]| -> Result<Told, Unread> {
         let head = read_head(&mut text)?;
-        let (body, keep) = read_body(&mut text, &head)?;
+        let (body, keep) = read_body(&mut text, &head, BODY_BYTES_MAX)?;
         Ok((head.status, String::from_utf8(body).unwrap(), keep))
     };
     let told = read(text.as_bytes()).map_err(|error| match error {

@@ -22,6 +22,7 @@ struct Page {
 
 #[derive(Deserialize)]
 struct Opened {
+    rule_version: i64,
     value: Value,
 }
 
@@ -128,12 +129,12 @@ pub(super) fn invariant(server: &ServerHandle, tenants: &[Access], alarms: &[Exp
 }
 
 fn alerts(client: &mut Client, access: &Access, alarms: &ExpectedAlarms) -> Result<Excursions, HttpError> {
-    let ExpectedAlarms { device, rule_id, .. } = alarms;
-    let first = access.path(&format!("alerts?device={device}&rule={rule_id}&limit=500"));
+    let ExpectedAlarms { device, rule, .. } = alarms;
+    let first = access.path(&format!("alerts?device={device}&rule={}&limit=500", rule.id));
     let (mut path, mut found) = (first.clone(), Excursions::default());
     for _ in 0..PAGES_MAX {
         let page: Page = patiently(|| client.get_as(&path))?;
-        for alert in page.items {
+        for alert in page.items.into_iter().filter(|alert| alert.rule_version == rule.version) {
             match alert.value.as_f64().and_then(excursion_of) {
                 Some(number) => *found.opened.entry(number).or_default() += 1,
                 None => found.strange.push(alert.value),
@@ -150,13 +151,14 @@ fn alerts(client: &mut Client, access: &Access, alarms: &ExpectedAlarms) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::provision::WrittenRule;
 
     #[track_caller]
     fn check(found: &[(u32, u64)], strange: &[f64], held: bool, expect: &str) {
         let alarms = ExpectedAlarms {
             tenant: 0,
             device: "pump".into(),
-            rule_id: "r".into(),
+            rule: WrittenRule { id: "r".into(), version: 1 },
             opened: vec![1..=2, 4..=4],
             maybe: vec![3..=3],
         };

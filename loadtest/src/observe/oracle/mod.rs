@@ -14,7 +14,7 @@ mod serials;
 
 use super::handle::{Access, ServerHandle};
 use super::http::Client;
-use super::provision::patiently;
+use super::provision::{WrittenRule, patiently};
 use super::scrape::LogMarks;
 use crate::report::model::{Invariant, Ledger};
 use anyhow::{Context, Result};
@@ -67,8 +67,8 @@ pub struct ExpectedAlarms {
     pub tenant: usize,
     /// Its name.
     pub device: String,
-    /// The run's rule.
-    pub rule_id: String,
+    /// The run's rule: alerts of its earlier versions are of earlier runs.
+    pub rule: WrittenRule,
     /// Excursions that were acknowledged: one alert each.
     pub opened: Vec<RangeInclusive<u32>>,
     /// Excursions of which that is not known: one alert at most.

@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 #[derive(Default)]
 struct Store {
     readings: BTreeMap<String, Vec<(i64, Value)>>,
-    alerts: Vec<(String, f64)>,
+    /// Device, version of the rule, value.
+    alerts: Vec<(String, i64, f64)>,
     /// Readings that an answer holds at most.
     page: usize,
     /// Whoever asks is answered.
@@ -53,13 +54,13 @@ impl Store {
     /// Two a page.
     fn alerts(&self, request: &Request) -> Value {
         let of_device: Vec<_> =
-            self.alerts.iter().filter(|(device, _)| request.query.get("device") == Some(device)).collect();
+            self.alerts.iter().filter(|(device, ..)| request.query.get("device") == Some(device)).collect();
         let from: usize = request.query.get("cursor").map_or(0, |cursor| cursor.parse().unwrap());
         let items: Vec<Value> = of_device
             .iter()
             .skip(from)
             .take(2)
-            .map(|(device, value)| json!({ "device": device, "value": value }))
+            .map(|(device, version, value)| json!({ "device": device, "rule_version": version, "value": value }))
             .collect();
         let next = (from + 2 < of_device.len()).then(|| (from + 2).to_string());
         json!({ "items": items, "next_cursor": next })
@@ -93,7 +94,7 @@ fn expected() -> Expected {
     let alarms = ExpectedAlarms {
         tenant: 1,
         device: "b0".into(),
-        rule_id: "r1".into(),
+        rule: WrittenRule { id: "r1".into(), version: 2 },
         opened: vec![1..=3],
         maybe: vec![],
     };
@@ -107,7 +108,7 @@ fn store() -> Store {
     let all = |number: u32| (1..=3).map(|seq| (i64::from(seq), serial(number, seq))).collect::<Vec<_>>();
     let devices = [("a/devices/a0", 1), ("a/devices/a1", 2), ("b/devices/b0", 3)];
     let readings = devices.map(|(path, number)| (path.to_owned(), all(number))).into();
-    let alerts = (1..=3).map(|number| ("b0".to_owned(), 1_000_000.0 + f64::from(number))).collect();
+    let alerts = (1..=3).map(|number| ("b0".to_owned(), 2, 1_000_000.0 + f64::from(number))).collect();
     Store { readings, alerts, page: 2, open_to_all: false, lost: 0 }
 }
 
@@ -199,7 +200,14 @@ fn each_fault_breaks_its_invariant() {
         "24 requests with another tenant's token, 24 not answered by 404",
     );
     check(|store| drop(store.alerts.pop()), &["alerts_once"], "1 without (b0/3)");
-    check(|store| store.alerts.push(("b0".into(), 1_000_001.0)), &["alerts_once"], "1 opened again (b0/1)");
+    check(
+        |store| store.alerts.push(("b0".into(), 2, 1_000_001.0)),
+        &["alerts_once"],
+        "1 opened again (b0/1)",
+    );
+    // What the rule's version before opened is an earlier run's.
+    check(|store| store.alerts.push(("b0".into(), 1, 1_000_001.0)), &[], "");
+    check(|store| store.alerts[0].1 = 1, &["alerts_once"], "2 alerts opened; 1 without (b0/1)");
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use super::{Board, GIVE_UP_AFTER, Observed, ProbeResult, WATCHED_MAX, Worker};
 use crate::observe::handle::{Access, ServerHandle};
 use crate::observe::http::{Client, HttpError};
-use crate::observe::provision::excursion_of;
+use crate::observe::provision::{WrittenRule, excursion_of};
 use crate::observe::sse::{LiveEvent, LiveStream};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
@@ -48,7 +48,7 @@ impl AlertProbe {
     ///
     /// # Errors
     /// The stream does not open, or no thread can be started.
-    pub fn start(server: &ServerHandle, access: &Access, rule_id: &str) -> Result<Self> {
+    pub fn start(server: &ServerHandle, access: &Access, rule: &WrittenRule) -> Result<Self> {
         let live = LiveStream::open(server, access, "alert")?;
         let began = Instant::now();
         while live.opened() == 0 {
@@ -58,8 +58,8 @@ impl AlertProbe {
             std::thread::sleep(LOOK_INTERVAL);
         }
         let client = Client::of(server, access).time_max(ANSWER_TIME_MAX);
-        let path = access.path(&format!("alerts?rule={rule_id}&limit=500"));
-        let matcher = Matcher::of(rule_id);
+        let path = access.path(&format!("alerts?rule={}&limit=500", rule.id));
+        let matcher = Matcher::of(rule);
         let watcher = Watcher { live, client, path, matcher, listed: None };
         let work = move |board: &Board, incoming: &Receiver<AlertWatch>| watcher.run(board, incoming);
         Ok(Self(Worker::start("alert-probe", work).context("cannot start a thread")?))
@@ -88,6 +88,7 @@ impl AlertProbe {
 pub(super) struct AlertView {
     device: String,
     rule_id: String,
+    pub(super) rule_version: i64,
     value: Value,
 }
 
@@ -95,23 +96,23 @@ pub(super) struct AlertView {
 type Key = (String, u32);
 
 /// Who waits for what; pure.
-#[derive(Default)]
 pub(super) struct Matcher {
-    rule_id: String,
+    rule: WrittenRule,
     waiting: HashMap<Key, Instant>,
     early: HashMap<Key, Instant>,
     early_order: VecDeque<Key>,
 }
 
 impl Matcher {
-    pub(super) fn of(rule_id: &str) -> Self {
-        Self { rule_id: rule_id.to_owned(), ..Self::default() }
+    pub(super) fn of(rule: &WrittenRule) -> Self {
+        let (waiting, early, early_order) = (HashMap::new(), HashMap::new(), VecDeque::new());
+        Self { rule: rule.clone(), waiting, early, early_order }
     }
 
     /// Takes a watch; tells its intended time and when its alert came, where it has. Too many wait: it comes back.
     pub(super) fn watch(&mut self, watch: AlertWatch) -> Result<Option<(Instant, Instant)>, AlertWatch> {
         let key = (watch.device.clone(), watch.excursion);
-        // One that came before it was intended is of an earlier run: its clearing.
+        // One that came before it was intended was opened by somebody else.
         if let Some(at) = self.early.remove(&key).filter(|at| *at >= watch.intended) {
             return Ok(Some((watch.intended, at)));
         }
@@ -122,9 +123,10 @@ impl Matcher {
         Ok(None)
     }
 
-    /// Takes an alert; tells the intended time of the excursion that waited for it.
+    /// Takes an alert; tells the intended time of the excursion that waited for it. One of another version of the
+    /// rule is of an earlier run.
     pub(super) fn seen(&mut self, alert: AlertView, at: Instant) -> Option<Instant> {
-        if alert.rule_id != self.rule_id {
+        if alert.rule_id != self.rule.id || alert.rule_version != self.rule.version {
             return None;
         }
         let key = (alert.device, alert.value.as_f64().and_then(excursion_of)?);

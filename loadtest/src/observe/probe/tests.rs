@@ -1,7 +1,7 @@
 use super::alert::{AlertView, EARLY_MAX, Matcher};
 use super::*;
 use crate::observe::handle::{Access, ServerFacts, ServerHandle};
-use crate::observe::provision::alarm_value;
+use crate::observe::provision::{WrittenRule, alarm_value};
 use crate::observe::testing::{Fake, Request};
 use serde_json::{Value, json};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -110,8 +110,12 @@ fn observations_that_nobody_takes_are_bounded() {
 }
 
 fn alert(device: &str, rule: &str, value: Value) -> AlertView {
-    serde_json::from_value(json!({ "device": device, "rule_id": rule, "value": value, "state": "open" }))
+    serde_json::from_value(json!({ "device": device, "rule_id": rule, "rule_version": 2, "value": value }))
         .unwrap()
+}
+
+fn r1() -> WrittenRule {
+    WrittenRule { id: "r1".into(), version: 2 }
 }
 
 fn watch(device: &str, excursion: u32, intended: Instant) -> AlertWatch {
@@ -120,7 +124,7 @@ fn watch(device: &str, excursion: u32, intended: Instant) -> AlertWatch {
 
 #[test]
 fn an_alert_is_matched_to_its_own_excursion() {
-    let (mut matcher, now) = (Matcher::of("r1"), Instant::now());
+    let (mut matcher, now) = (Matcher::of(&r1()), Instant::now());
     let at = |ms| now + Duration::from_millis(ms);
     for (device, excursion, ms) in [("a", 1, 1), ("a", 2, 2), ("b", 1, 3)] {
         assert_eq!(matcher.watch(watch(device, excursion, at(ms))), Ok(None));
@@ -136,6 +140,10 @@ fn an_alert_is_matched_to_its_own_excursion() {
     assert_eq!(matcher.seen(alert("c", "r1", value(9)), at(60)), None);
     assert_eq!(matcher.seen(alert("c", "r1", value(9)), at(61)), None);
     assert_eq!(matcher.watch(watch("c", 9, at(55))), Ok(Some((at(55), at(60)))));
+    // One of the rule's version before is of an earlier run.
+    let mut earlier = alert("a", "r1", value(1));
+    earlier.rule_version = 1;
+    assert_eq!(matcher.seen(earlier, at(62)), None);
     // One that came before it was intended was opened by somebody else.
     assert_eq!(matcher.seen(alert("c", "r1", value(10)), at(60)), None);
     assert_eq!(matcher.watch(watch("c", 10, at(65))), Ok(None));
@@ -147,7 +155,7 @@ fn an_alert_is_matched_to_its_own_excursion() {
 
 #[test]
 fn what_a_matcher_holds_is_bounded() {
-    let (mut matcher, now) = (Matcher::of("r1"), Instant::now());
+    let (mut matcher, now) = (Matcher::of(&r1()), Instant::now());
     for number in 0..WATCHED_MAX as u32 {
         assert_eq!(matcher.watch(watch("a", number, now)), Ok(None));
     }
@@ -189,10 +197,10 @@ fn an_overdue_alert_is_looked_up() {
             None => ("other", Some("2")),
             Some(_) => ("pump", None),
         };
-        let item = json!({ "device": device, "rule_id": "r1", "value": alarm_value(1) });
+        let item = json!({ "device": device, "rule_id": "r1", "rule_version": 2, "value": alarm_value(1) });
         Ok((200, json!({ "items": [item], "next_cursor": next }).to_string()))
     });
-    let probe = AlertProbe::start(&fake.handle, &fake.access("acme"), "r1").unwrap();
+    let probe = AlertProbe::start(&fake.handle, &fake.access("acme"), &r1()).unwrap();
     let Some(long_ago) = Instant::now().checked_sub(LONG) else { return };
     probe.watch(watch("pump", 1, long_ago));
     assert!(wait_for(1, || probe.take())[0].ms >= 60_000.0);
@@ -212,7 +220,7 @@ fn alerts_that_the_stream_missed_are_found_in_the_list() {
         let mut live = accept();
         assert!(read_head(&mut live).contains("/live?kinds=alert "));
         send(&mut live, "HTTP/1.1 200 OK\r\n\r\nevent: hello\nid: a-1\ndata: fresh\n\n");
-        let event = json!({ "device": "pump", "rule_id": "r1", "value": alarm_value(1), "state": "open" });
+        let event = json!({ "device": "pump", "rule_id": "r1", "rule_version": 2, "value": alarm_value(1), "state": "open" });
         gone_on
             .recv_timeout(LONG)
             .map(|()| send(&mut live, &format!("event: alert\nid: a-2\ndata: {event}\n\n")))
@@ -226,12 +234,12 @@ fn alerts_that_the_stream_missed_are_found_in_the_list() {
         let mut list = accept();
         let path = read_head(&mut list);
         assert!(path.starts_with("GET /api/v1/tenants/acme/alerts?rule=r1&limit=500 "), "{path}");
-        let item = |number| json!({ "device": "pump", "rule_id": "r1", "value": alarm_value(number), "state": "open" });
+        let item = |number| json!({ "device": "pump", "rule_id": "r1", "rule_version": 2, "value": alarm_value(number), "state": "open" });
         let body = json!({ "items": [item(3), item(2), item(1)], "next_cursor": null }).to_string();
         send(&mut list, &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
         let _ = gone_on.recv_timeout(LONG);
     });
-    let probe = AlertProbe::start(&handle, &access, "r1").unwrap();
+    let probe = AlertProbe::start(&handle, &access, &r1()).unwrap();
     probe.watch(watch("pump", 1, Instant::now()));
     go.send(()).unwrap();
     assert_eq!(wait_for(1, || probe.take()).len(), 1);

@@ -5,13 +5,14 @@ use crate::report::figures::{self, Figure};
 use crate::report::model::{Invariant, Latency, Report};
 use crate::report::setups;
 use crate::report::svg::Mark;
-use crate::report::units::{self, Unit, count, duration, moment, number, utc};
+use crate::report::units::{self, Unit, count, counted, duration, moment, number, utc};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
 pub(super) fn header(report: &Report) -> String {
     let setup = &report.setup;
-    let (devices, tenants) = (count(setup.devices.into()), count(setup.tenants.into()));
+    let (devices, tenants) =
+        (counted(setup.devices.into(), "device"), counted(setup.tenants.into(), "tenant"));
     let (rate, seconds) = (number(setup.rate), duration(setup.seconds));
     let version = match setup.mqtt {
         4 => "3.1.1".to_owned(),
@@ -20,7 +21,7 @@ pub(super) fn header(report: &Report) -> String {
     let load = report.cost.other_load_cores;
     let word = if setups::quiet(load) { "quiet" } else { "busy" };
     format!(
-        "<header>\n<h1>Load run: {profile}</h1>\n<p class=\"lead\">{devices} devices of {tenants} tenants, {rate} \
+        "<header>\n<h1>Load run: {profile}</h1>\n<p class=\"lead\">{devices} of {tenants}, {rate} \
          messages a second, {seconds}; {transport}, MQTT {version}, against {target}</p>\n\
          <dl class=\"facts\"><div><dt>Began</dt><dd>{began}</dd></div><div><dt>Machine</dt><dd>{machine}</dd></div>\
          <div><dt>Other load</dt><dd>{load} ({word})</dd></div>\
