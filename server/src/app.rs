@@ -371,11 +371,13 @@ pub async fn run(
     log: LogControl,
 ) -> Result<(), AppError> {
     let files = files::raise_limit();
-    if files < config.mqtt.connections_max as u64 {
+    let needed = files::needed(&config);
+    if files < needed {
         tracing::warn!(
             files,
+            needed,
             connections_max = config.mqtt.connections_max,
-            "fewer open files than connections"
+            "fewer files may be open than all connections need: raise the limit, or lower mqtt.connections_max"
         );
     }
     let until = Until { ready_file: options.ready_file, sources: options.sources, log };

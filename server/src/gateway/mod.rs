@@ -103,7 +103,7 @@ impl Default for Config {
             tls_listen: None,
             plain_listen: None,
             worker_threads: 1,
-            connections_max: 18_000,
+            connections_max: 15_800,
             early_max: 1_024,
             packet_bytes_max: PUBLISH_BYTES_MAX,
             receive_maximum: 32,

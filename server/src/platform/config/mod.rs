@@ -258,7 +258,7 @@ impl Default for MqttSection {
             tls_listen: Some(everywhere(8883)),
             plain_listen: None,
             advertise_port: None,
-            connections_max: 18_000,
+            connections_max: 15_800,
             worker_threads: 1,
         }
     }

@@ -102,6 +102,8 @@ impl Gateway {
         command.arg("--data-dir").arg(dir.join("data")).arg("--ready-file").arg(&ready_file);
         command.args(["--http-listen", "127.0.0.1:0", "--mqtt-tls-listen", "127.0.0.1:0"]);
         command.args(["--mqtt-plain-listen", "127.0.0.1:0"]);
+        let connections_max = format!("mqtt.connections_max={}", CONNECTIONS.div_ceil(GATEWAYS));
+        command.args(["--set", &connections_max]);
         let mut process = Process::start("muster-server", &mut command, &dir.join("server.log"))?;
         let ready: Value = wait_for("a gateway to listen", START_TIMEOUT, || {
             process.expect_running()?;
