@@ -33,7 +33,7 @@ enum What {
     /// The MQTT gateway in front of the event log, and the whole path behind it.
     Gateway(Options),
     /// Ten thousand devices as `muster-loadtest run` simulates them; half an hour.
-    Fleet(Options),
+    Fleet(fleet::Arguments),
     /// The journal alone.
     Journal(Options),
     /// The agent's memory, size, start and idle traffic.
@@ -61,7 +61,7 @@ pub(crate) struct Options {
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let (options, report) = match &arguments.what {
         What::Gateway(options) => (options, gateway::run(*options)?),
-        What::Fleet(options) => (options, fleet::run(*options)?),
+        What::Fleet(fleet) => (&fleet.options, fleet::run(fleet)?),
         What::Journal(options) => (options, journal::run(*options)?),
         What::Agent(options) => (options, agent::run(*options)?),
     };

@@ -14,11 +14,41 @@ use super::{Bar, Options, QUIET_CORES, Report, fresh_dir};
 use crate::cargo;
 use crate::process::catch_interrupts;
 use anyhow::{Context, Result};
+use clap::ValueEnum as _;
 use simulate::{Simulated, Simulator};
 use std::process::Stdio;
 
 /// Devices of the full bench, and of the quick one.
 const DEVICES: (&str, &str) = ("10000", "2000");
+
+/// What `bench fleet` takes.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(super) options: Options,
+    /// Only these parts, separated by commas; all of them unless given, of `--quick` the first two.
+    #[arg(long, value_delimiter = ',', value_enum)]
+    only: Vec<Part>,
+}
+
+/// A part of the bench.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// 1,000 messages a second.
+    K1,
+    /// A killed server, and the fleet's return.
+    Storm,
+    /// 10,000 messages a second.
+    K10,
+    /// The generator without TLS, and a thousand rules.
+    Rules,
+    /// Evaluations alone.
+    Evaluations,
+    /// A hundred thousand connections.
+    Connections,
+    /// The same load on mosquitto.
+    Mosquitto,
+}
 
 struct Bench {
     options: Options,
@@ -32,21 +62,29 @@ struct Bench {
 ///
 /// # Errors
 /// A program cannot be built or run, or an invariant broke.
-pub(crate) fn run(options: Options) -> Result<Report> {
+pub(crate) fn run(arguments: &Arguments) -> Result<Report> {
+    let options = arguments.options;
     if !options.no_build {
         cargo::build_dist(&["muster-server", "muster-loadtest"])?;
     }
     catch_interrupts();
     let simulator = Simulator { binaries: cargo::dist_binaries(), out: fresh_dir("fleet")? };
     let mut bench = Bench { options, simulator, report: Report::new("fleet"), other: Vec::new() };
-    bench.steady("k1", "1000", "600")?;
-    bench.storm()?;
-    if !options.quick {
-        bench.steady("k10", "10000", "120")?;
-        bench.plain_and_rules()?;
-        bench.rule_rates()?;
-        connections::run(&bench.simulator, &mut bench.report)?;
-        mosquitto::run(&bench.simulator, &mut bench.report)?;
+    let parts = match (&arguments.only[..], options.quick) {
+        ([], true) => &Part::value_variants()[..2],
+        ([], false) => Part::value_variants(),
+        (only, _) => only,
+    };
+    for part in parts {
+        match part {
+            Part::K1 => bench.steady("k1", "1000", "600")?,
+            Part::Storm => bench.storm()?,
+            Part::K10 => bench.steady("k10", "10000", "120")?,
+            Part::Rules => bench.plain_and_rules()?,
+            Part::Evaluations => bench.rule_rates()?,
+            Part::Connections => connections::run(&bench.simulator, &mut bench.report)?,
+            Part::Mosquitto => mosquitto::run(&bench.simulator, &mut bench.report)?,
+        }
     }
     let other = bench.other.iter().copied().fold(0.0, f64::max);
     bench.report.figure("other_load_cores", other);
