@@ -79,6 +79,12 @@ pub struct Consumer<F: Fs = RealFs> {
     unsynced_since: Option<Instant>,
     sync_interval: Duration,
     released: u64,
+    /// Bytes of one batch.
+    batch_bytes: usize,
+    /// All below was shown to the hooks: what is read again after a failure is not shown again.
+    shown: u64,
+    /// The last flush failed, and none succeeded since: that batches go into memory is no recovery.
+    flush_fails: bool,
     ticks_held: usize,
     progress: Arc<Progress>,
     /// The last step failed: the reader may stand beyond the cursor.
@@ -109,16 +115,20 @@ impl<F: Fs> Consumer<F> {
             unsynced_since: None,
             sync_interval: SYNC_INTERVAL,
             released: cursor,
+            batch_bytes: BATCH_BYTES_MAX,
+            shown: 0,
+            flush_fails: false,
             ticks_held: 0,
             progress: Arc::default(),
             astray: false,
         })
     }
 
-    /// Flushes and syncs only when told to: for trials.
+    /// Flushes and syncs only when told to, and reads batches of so many bytes: for trials.
     #[must_use]
-    pub fn by_hand(mut self) -> Self {
+    pub fn by_hand(mut self, batch_bytes: usize) -> Self {
         (self.flush_interval, self.sync_interval) = (Duration::MAX, Duration::MAX);
+        self.batch_bytes = batch_bytes;
         self
     }
 
@@ -171,25 +181,36 @@ impl<F: Fs> Consumer<F> {
 
     fn try_step(&mut self) -> Result<Step, IngestError> {
         let step = self.store_next()?;
-        if let Step::Stored { batch, .. } = &step {
+        if let Step::Stored { batch, .. } = &step
+            && batch.next > self.shown
+        {
+            self.shown = batch.next;
+            self.progress.stored(batch);
             for hook in &self.on_stored {
                 hook(batch);
             }
         }
-        self.flush_due()?;
+        let flushed = self.flush_due();
+        self.flush_fails = match flushed {
+            Ok(flushed) => self.flush_fails && !flushed,
+            Err(_) => true,
+        };
+        flushed?;
         if self.sync_due_in().is_some_and(|wait| wait.is_zero()) {
             self.sync()?;
         }
         Ok(step)
     }
 
-    /// Flushes the next shard where its time has come, and ahead of time what takes too much memory or log.
-    fn flush_due(&mut self) -> Result<(), IngestError> {
+    /// Flushes the next shard where its time has come, and ahead of time what takes too much memory or log. Says
+    /// whether it flushed.
+    fn flush_due(&mut self) -> Result<bool, IngestError> {
         let mut flushed = self.store.flush_overfull()?;
         let now = Instant::now();
         if self.holds_too_much_log() {
             self.store.flush_all()?;
             self.sync_all()?;
+            flushed = true;
         } else if self.flush_due.is_some_and(|due| due <= now) {
             flushed |= self.store.flush_next()?;
             self.flush_due = None;
@@ -200,7 +221,7 @@ impl<F: Fs> Consumer<F> {
         if flushed {
             self.unsynced_since.get_or_insert(now);
         }
-        Ok(())
+        Ok(flushed)
     }
 
     fn holds_too_much_log(&self) -> bool {
@@ -269,7 +290,7 @@ impl<F: Fs> Consumer<F> {
     fn store_next(&mut self) -> Result<Step, IngestError> {
         let mut batch = RawBatch::new(self.log.epoch(), self.cursor);
         let mut bytes = 0;
-        let read = self.reader.next_batch(BATCH_BYTES_MAX, |record| {
+        let read = self.reader.next_batch(self.batch_bytes, |record| {
             bytes += record.body.len();
             batch.push(&record);
         })?;
@@ -285,7 +306,6 @@ impl<F: Fs> Consumer<F> {
         }
         let stored = self.store.apply(batch, !self.on_stored.is_empty())?;
         self.store.faults().reach(CrashPoint::AfterCommit)?;
-        self.progress.stored(&stored);
         (self.cursor, self.ticks_held) = (stored.next, 0);
         self.log.note_stored(self.cursor);
         self.unsynced_since.get_or_insert_with(Instant::now);
@@ -306,13 +326,13 @@ impl<F: Fs> Consumer<F> {
         while !stop.is_set() {
             let began = Instant::now();
             let step = self.step();
-            if step.is_ok() {
+            if step.is_ok() && !self.flush_fails {
                 self.progress.condition.works();
+                delay = RETRY_DELAY_MIN;
             }
             match step {
-                Ok(Step::Stored { is_full: true, .. }) => delay = RETRY_DELAY_MIN,
+                Ok(Step::Stored { is_full: true, .. }) => {}
                 Ok(Step::Stored { .. } | Step::Ticks) => {
-                    delay = RETRY_DELAY_MIN;
                     stop.wait(BATCH_INTERVAL.saturating_sub(began.elapsed()));
                 }
                 Ok(Step::Idle) => {

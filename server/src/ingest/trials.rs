@@ -10,7 +10,7 @@
 
 mod kept;
 
-use super::{Consumer, IngestError, Step};
+use super::{BATCH_BYTES_MAX, Consumer, IngestError, Step};
 use crate::platform::clock::{Clock as _, ManualClock};
 use crate::platform::db::{DbError, Scope, Sync, Tx};
 use crate::platform::event_log::{EventLog, Kind, NewRecord, Origin};
@@ -221,7 +221,8 @@ impl Trial {
         let log = EventLog::open_journal(self.fs.clone(), self.options(), self.clock.clone());
         let log = log.map_err(|error| self.cut_or(error))?;
         let consumer = Consumer::begin(log.clone(), self.store.clone(), self.clock.clone(), Vec::new());
-        let mut consumer = consumer.map_err(|error| self.cut_or(error))?.by_hand();
+        let batch_bytes = [100, 500, 1_000_000][self.rng.below(3) as usize];
+        let mut consumer = consumer.map_err(|error| self.cut_or(error))?.by_hand(batch_bytes);
         let actions = if is_last { 0 } else { 10 + self.rng.below(60) };
         for _ in 0..actions {
             self.clock.advance_us(self.rng.below(2_000_000) as i64 - 500_000);
@@ -465,7 +466,7 @@ fn each_crash_point_is_survived() {
             let log = EventLog::open_journal(trial.fs.clone(), trial.options(), trial.clock.clone());
             let log = log.map_err(|error| trial.cut_or(error))?;
             let consumer = Consumer::begin(log.clone(), trial.store.clone(), trial.clock.clone(), Vec::new());
-            let mut consumer = consumer.map_err(|error| trial.cut_or(error))?.by_hand();
+            let mut consumer = consumer.map_err(|error| trial.cut_or(error))?.by_hand(BATCH_BYTES_MAX);
             for _ in 0..20 {
                 trial.send(&log, false)?;
             }

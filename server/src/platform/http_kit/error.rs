@@ -128,6 +128,9 @@ impl From<crate::platform::db::DbError> for ApiError {
         if error.is_overdue() {
             return Self::new(ErrorCode::Unavailable, "the query took too long; ask for a shorter range");
         }
+        if matches!(error, crate::platform::db::DbError::Busy) {
+            return Self::new(ErrorCode::Unavailable, "the store is busy; try again");
+        }
         Self::internal(chain(&error))
     }
 }

@@ -2,7 +2,7 @@
 
 use super::TelemetryError;
 use super::memtable::{Marks, Position};
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::{DbError, ToSql, Tx};
 use std::ops::Range;
 
 /// The reader's name in `cursor` and in the log.
@@ -110,6 +110,13 @@ pub(super) fn write(tx: &mut Tx<'_>, position: &Position, marks: &Marks) -> Resu
         ],
     )?;
     Ok(())
+}
+
+/// Whether a range is noted as lost.
+pub(super) fn is_lost(tx: &mut Tx<'_>, epoch: u64, range: &Range<u64>) -> Result<bool, DbError> {
+    const FIND: &str = "SELECT 1 FROM lost_range WHERE log_epoch = $1 AND first <= $2 AND next >= $3 LIMIT 1";
+    let args: [&dyn ToSql; 3] = [&epoch.cast_signed(), &range.start.cast_signed(), &range.end.cast_signed()];
+    Ok(tx.query_opt(FIND, &args, |row| row.get::<i64>(0))?.is_some())
 }
 
 pub(super) fn record_lost(

@@ -9,13 +9,13 @@
 use super::ledger::Ledger;
 use super::names::Names;
 use super::partition::{Partitions, ReadingRow};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Parts of the fleet that are flushed one after the other: a flush is as short as its shard is small.
 pub const SHARDS: usize = 64;
 /// Neighbours by id share a shard: their rows in the ledger share pages. 2^4 devices.
 const NEIGHBOURS_BITS: u32 = 4;
-/// Readings and records held before shards are flushed ahead of their time. A reading takes 80 bytes.
+/// Readings and records held before shards are flushed ahead of their time. A reading takes 80 bytes, and its text.
 pub const ENTRIES_MAX: usize = 1_000_000;
 /// As [`ENTRIES_MAX`], for one shard: its flush is one transaction.
 pub const SHARD_ENTRIES_MAX: usize = 65_536;
@@ -84,9 +84,11 @@ pub(super) struct Shard {
     pub(super) rows: Vec<ReadingRow>,
     /// Counters of tenants, to be added.
     pub(super) counts: BTreeMap<(i64, &'static str), u64>,
-    /// Series and `ts` of the rows that are keyed by name and time.
+    /// Series and `ts` of what came keyed by name and time.
     pub(super) named: HashSet<(i64, i64)>,
-    /// Records that were accounted for.
+    /// When the newest reading of each device came.
+    pub(super) heard_at: HashMap<i64, i64>,
+    /// Records that were accounted for, and what else takes memory.
     pub(super) records: usize,
 }
 
@@ -105,7 +107,7 @@ impl Shard {
         self.rows.clear();
         self.rows.shrink_to(room);
         (self.records, self.counts) = (0, BTreeMap::new());
-        self.named = HashSet::new();
+        (self.named, self.heard_at) = (HashSet::new(), HashMap::new());
     }
 }
 
@@ -135,6 +137,11 @@ impl Default for Memtable {
 }
 
 impl Memtable {
+    /// Throws all away but whose turn it is: a shard that cannot be flushed does not keep the others from it.
+    pub(super) fn forget(&mut self) {
+        *self = Self { turn: self.turn, ..Self::default() };
+    }
+
     /// Keeps the caches within their bounds.
     pub(super) fn trim(&mut self) {
         self.names.trim();
@@ -169,12 +176,13 @@ impl Memtable {
         (1..=SHARDS).map(|step| (self.turn + step) % SHARDS).find(|shard| self.is_pending(*shard))
     }
 
-    /// The marks as they are once `flushed` is in the tables: shards that hold nothing stand where the log was read to.
+    /// The marks as they are once `flushed` is in the tables: shards that hold nothing stand where the log was read to,
+    /// or, while it is read again after a crash, where they stood before.
     pub(super) fn marks_after(&self, position: &Position, flushed: Option<usize>) -> Marks {
         let mut marks = position.marks.clone();
         for (shard, mark) in marks.shards.iter_mut().enumerate() {
             if Some(shard) == flushed || !self.is_pending(shard) {
-                *mark = position.applied;
+                *mark = position.applied.max(*mark);
             }
         }
         marks

@@ -64,7 +64,7 @@ use memtable::Memtable;
 use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -146,6 +146,8 @@ impl Default for Options {
 pub struct TelemetryStore {
     db: Db,
     memtable: Arc<Mutex<Memtable>>,
+    /// What it holds, for who cannot wait for it.
+    entries: Arc<AtomicUsize>,
     path: Arc<Path>,
     dir: Arc<Path>,
     sync: db::Sync,
@@ -176,8 +178,18 @@ impl TelemetryStore {
         let db = Db::open_with(path, refinery::Runner::new(&migrations), tuning)?;
         let Options { disk_reserve_bytes, faults, sync } = options;
         let dir = path.parent().unwrap_or(Path::new(".")).into();
-        let (memtable, sync_failed) = (Arc::default(), Arc::default());
-        Ok(Self { db, memtable, path: path.into(), dir, sync, sync_failed, disk_reserve_bytes, faults })
+        let (memtable, entries, sync_failed) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Self {
+            db,
+            memtable,
+            entries,
+            path: path.into(),
+            dir,
+            sync,
+            sync_failed,
+            disk_reserve_bytes,
+            faults,
+        })
     }
 
     /// The database, for the query functions.
@@ -282,7 +294,7 @@ impl TelemetryStore {
     /// Records and readings that the memtable holds.
     #[must_use]
     pub fn entries(&self) -> usize {
-        self.memtable().entries()
+        self.entries.load(Ordering::Relaxed)
     }
 
     /// Whether the memtable holds anything.
@@ -313,9 +325,16 @@ impl TelemetryStore {
         &self,
         change: impl FnOnce(&mut Tx<'_>, &mut Memtable, &Faults) -> Result<T, TelemetryError> + Send + 'static,
     ) -> Result<T, TelemetryError> {
-        let (memtable, faults) = (self.memtable.clone(), self.faults.clone());
+        let (memtable, faults, entries) = (self.memtable.clone(), self.faults.clone(), self.entries.clone());
         let changed = self.db.write_blocking(move |tx| {
-            change(tx, &mut memtable.lock().unwrap_or_else(PoisonError::into_inner), &faults)
+            let mut memtable = memtable.lock().unwrap_or_else(PoisonError::into_inner);
+            let changed = change(tx, &mut memtable, &faults);
+            if changed.as_ref().is_err_and(|error| !matches!(error, TelemetryError::CursorMoved { .. })) {
+                // Nobody is to see what is half done.
+                memtable.forget();
+            }
+            entries.store(memtable.entries(), Ordering::Relaxed);
+            changed
         });
         match &changed {
             Ok(_) | Err(TelemetryError::CursorMoved { .. }) => {}
@@ -365,7 +384,8 @@ impl TelemetryStore {
 
     /// Throws the memtable away: it may hold what was rolled back.
     fn forget(&self) {
-        *self.memtable() = Memtable::default();
+        self.memtable().forget();
+        self.entries.store(0, Ordering::Relaxed);
     }
 }
 

@@ -24,8 +24,6 @@ pub(super) struct Device {
     series: HashMap<Arc<str>, i64>,
     /// In order of id.
     series_names: Vec<(i64, Arc<str>)>,
-    /// When its newest reading came, since it is cached.
-    pub(super) heard_at: i64,
 }
 
 struct Tenant {
@@ -62,18 +60,8 @@ impl Names {
         *self = Self::default();
     }
 
-    /// When a cached device was last heard of, by tenant and name.
-    pub(super) fn heard_at(&self, tenant_id: Option<i64>, device: &str) -> Option<i64> {
-        let mut tenants = self.tenants.values().filter(|tenant| tenant_id.is_none_or(|id| id == tenant.id));
-        tenants.find_map(|tenant| Some(self.devices[*tenant.devices.get(device)?].heard_at))
-    }
-
     pub(super) fn device(&self, slot: Slot) -> &Device {
         &self.devices[slot]
-    }
-
-    pub(super) fn device_mut(&mut self, slot: Slot) -> &mut Device {
-        &mut self.devices[slot]
     }
 
     /// Finds or makes a device.
@@ -103,7 +91,6 @@ impl Names {
             name,
             series: names.iter().map(|(id, name)| (name.clone(), *id)).collect(),
             series_names: names,
-            heard_at: 0,
         });
         Ok(slot)
     }
@@ -173,7 +160,6 @@ mod tests {
             name: name.clone(),
             series: HashMap::new(),
             series_names: Vec::new(),
-            heard_at: 0,
         };
         Names { devices: (0..devices).map(device).collect(), series, ..Names::default() }
     }

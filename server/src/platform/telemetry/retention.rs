@@ -164,7 +164,11 @@ impl TelemetryStore {
             self.db.write_blocking(move |tx| {
                 // Made anew if the log is so far behind that it still brings records of that day.
                 memtable.lock().unwrap_or_else(PoisonError::into_inner).partitions.forget();
-                tx.execute("DELETE FROM reading_day WHERE day = $1", &[&day])?;
+                const FORGET: &str = "DELETE FROM reading_day WHERE day = $1
+                    AND NOT EXISTS (SELECT 1 FROM device_day WHERE day = $1)";
+                if tx.execute(FORGET, &[&day])? == 0 {
+                    return Ok(0);
+                }
                 tx.execute(&format!("DROP TABLE IF EXISTS {}", partition::table(day)), &[])
             })?;
         }

@@ -40,11 +40,6 @@ impl<'a, 'tx> View<'a, 'tx> {
         Self { tx, memtable }
     }
 
-    /// Looks into the memtable as it is now.
-    pub(super) fn recent<T>(&self, look: impl FnOnce(&Memtable) -> T) -> T {
-        look(&self.memtable.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
     /// Takes something of a device's shard, or of all shards, and renews the snapshot to the same moment.
     pub(super) fn take<T>(
         &mut self,
@@ -52,15 +47,17 @@ impl<'a, 'tx> View<'a, 'tx> {
         take: impl Fn(&Memtable) -> T,
     ) -> Result<T, DbError> {
         for _ in 0..ATTEMPTS_MAX {
-            let (taken, marks) = self
-                .recent(|memtable| (take(memtable), memtable.position.as_ref().map(|at| at.marks.clone())));
+            let (taken, marks) = {
+                let memtable = self.memtable.lock().unwrap_or_else(PoisonError::into_inner);
+                (take(&memtable), memtable.position.as_ref().map(|at| at.marks.clone()))
+            };
             self.tx.renew()?;
             // Nothing is known before the store has begun: the tables are all there is.
             let Some(marks) = marks else { return Ok(taken) };
             let written = cursor::marks(self.tx)?;
             let is_same = written.is_some_and(|written| match device_id {
                 Some(id) => written.shards[shard_of(id)] == marks.shards[shard_of(id)],
-                None => written.shards == marks.shards,
+                None => written == marks,
             });
             if is_same {
                 return Ok(taken);

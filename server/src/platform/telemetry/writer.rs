@@ -54,9 +54,12 @@ pub(super) fn apply(
         writer.record(&record)?;
     }
     let received_at_us = batch.received_at_us().unwrap_or(i64::MIN).max(position.received_at_us);
-    for range in batch.skipped.iter().filter(|range| range.start >= position.marks.direct) {
-        cursor::record_lost(writer.tx, batch.epoch, range, "unreadable", received_at_us)?;
-        writer.is_direct = true;
+    for range in &batch.skipped {
+        // Read again after a crash, it is noted already; but what was readable then may not be now.
+        if !cursor::is_lost(writer.tx, batch.epoch, range)? {
+            cursor::record_lost(writer.tx, batch.epoch, range, "unreadable", received_at_us)?;
+            writer.is_direct = true;
+        }
     }
     writer.show_newest();
     let Writer { mut tally, is_direct, mut marks, stored, .. } = writer;
@@ -299,8 +302,8 @@ impl Writer<'_, '_> {
         if taken > 0 {
             self.stored.readings += taken;
             self.count(slot, "readings", taken);
-            let heard_at = &mut self.memtable.names.device_mut(slot).heard_at;
-            *heard_at = record.received_at_us.max(*heard_at);
+            let device_id = self.memtable.names.device(slot).id;
+            self.shard(slot).0.heard_at.insert(device_id, record.received_at_us);
         }
         if refused > 0 {
             self.count(slot, "readings_refused", refused);
@@ -324,9 +327,11 @@ impl Writer<'_, '_> {
         series_id: i64,
         reading: &Incoming<'_>,
     ) -> Result<bool, TelemetryError> {
-        if !self.shard(slot).0.named.insert((series_id, reading.ts)) {
+        let shard = self.shard(slot).0;
+        if !shard.named.insert((series_id, reading.ts)) {
             return Ok(true);
         }
+        shard.records += 1;
         let key = (series_id, reading.ts, reading.key.0);
         let day = partition::day_of(record.received_at_us);
         Ok(self.memtable.partitions.holds_named(self.tx, day, key)?)
@@ -389,6 +394,7 @@ impl Writer<'_, '_> {
         queues: &[QueueState],
         drops: &[DropRange],
     ) -> Result<(), TelemetryError> {
+        self.shard(slot).0.records += drops.len();
         for range in drops {
             if let Some(account) = self.reported(slot, range.class, range.queue_id) {
                 self.queue(slot, account, record.received_at_us)?.drop(range.first, range.last, range.reason);

@@ -1,6 +1,7 @@
 //! What the memtable holds, when it is flushed, and what a crash takes of it.
 
 use super::*;
+use std::ops::Range;
 
 impl Bench {
     /// The process is killed: the store is read from its cursor on again.
@@ -77,6 +78,49 @@ fn what_a_crash_takes_comes_to_the_same_when_it_is_read_again() {
         assert_eq!(ask(&bench), before, "{flushes} flushes");
     }
     assert_eq!(bench.values(second, "t"), [number(1.0), number(2.0)]);
+}
+
+/// What is read again in several batches, with flushes in between, meets marks that are ahead of it.
+#[test]
+fn a_flush_while_the_log_is_read_again_moves_no_mark_back() {
+    let mut bench = Bench::new();
+    let (first, second) = two_shards(&mut bench);
+    let begin = bench.next;
+    let foreign = Message { device: second, ..senml(r#"[{"n":"x","v":3}]"#) };
+    let messages = [of(first, 2), of(second, 2), foreign];
+    bench.write(&messages);
+    // The first shard was flushed last: the second's turn comes first.
+    bench.store.memtable().turn = 0;
+    assert!(bench.store.flush_next().unwrap());
+    assert_eq!(bench.shards_pending(), 1);
+    bench.crash();
+    assert_eq!(bench.next, begin, "the first shard's mark");
+    for message in &messages {
+        bench.write(std::slice::from_ref(message));
+        bench.store.flush_next().unwrap();
+    }
+    let totals = bench.totals();
+    assert_eq!((totals.stored, totals.readings, totals.duplicates), (17 + 3, 17 + 3, 0));
+    assert_eq!(bench.values(second, "x"), [number(3.0)]);
+}
+
+#[test]
+fn a_range_that_became_unreadable_is_noted_though_the_mark_is_ahead_of_it() {
+    let mut bench = Bench::new();
+    bench.write(&[event(1), event(2)]);
+    let lost = |bench: &Bench| {
+        let system = Scope::System("test");
+        bench.store.read_blocking(move |view| lost_ranges(view, &system, 0)).unwrap().len()
+    };
+    for noted in [1, 1] {
+        bench.crash();
+        assert_eq!(bench.next, 1);
+        let mut batch = RawBatch::new(EPOCH, 1);
+        (batch.next, batch.skipped) = (3, vec![Range { start: 1, end: 3 }]);
+        bench.store.apply(batch, false).unwrap();
+        bench.next = 3;
+        assert_eq!(lost(&bench), noted);
+    }
 }
 
 #[test]
