@@ -1,9 +1,15 @@
 //! Runs of `muster-loadtest run`, and the reports that they wrote.
 
+use crate::bench::median;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+/// Cores that others keep busy in a quiet second.
+const QUIET_SECOND_CORES: f64 = 0.05;
+/// Quiet seconds that tell anything.
+const QUIET_SECONDS_MIN: usize = 30;
 
 /// A report; figures by their path.
 pub(super) struct Simulated {
@@ -64,6 +70,16 @@ impl Simulated {
 
     pub(super) fn other_load(&self) -> f64 {
         self.number("/cost/other_load_cores")
+    }
+
+    /// The median of the P95s of those seconds in which others kept less than [`QUIET_SECOND_CORES`] busy; none where
+    /// there are too few. What a shared host takes away for a while is in the others.
+    pub(super) fn quiet_puback_p95_ms(&self) -> Option<f64> {
+        let samples = self.report["samples"].as_array().map_or(&[][..], Vec::as_slice);
+        let is_quiet = |sample: &&Value| sample["other_load_cores"].as_f64() < Some(QUIET_SECOND_CORES);
+        let p95 = |sample: &Value| sample.pointer("/live/p95_ms").and_then(Value::as_f64);
+        let quiet: Vec<f64> = samples.iter().filter(is_quiet).filter_map(p95).collect();
+        (quiet.len() >= QUIET_SECONDS_MIN).then(|| median(quiet))
     }
 
     /// Memory of the generator, all of it, for each device.
