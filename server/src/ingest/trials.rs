@@ -2,9 +2,8 @@
 //!
 //! The log lives on the journal's simulated disk, which loses power inside any operation; the store is a real
 //! SQLite file whose writer is stopped between any two steps. A power cut takes it back to any of its commits since
-//! the last sync, that one included. Agents are
-//! modelled: each keeps what was not acknowledged and sends it again, reports its marks, drops a few records,
-//! sends garbage now and then. In the end: stored = distinct serials = accepted - dropped, nothing lost.
+//! the last sync, that one included. Agents are modelled: each keeps what was not acknowledged and sends it again,
+//! reports its marks, drops a few records, sends garbage now and then. In the end: stored = distinct serials = accepted - dropped, nothing lost.
 //!
 //! `MUSTER_TRIALS` sets how many run; a failure prints its seed (`MUSTER_SEED` repeats it).
 
