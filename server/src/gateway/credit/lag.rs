@@ -1,7 +1,7 @@
-//! How long the oldest record that the store has yet to sync is durable already: pure.
+//! How long the oldest record that the store has yet to take in is durable already: pure.
 //!
 //! A time, not a number of records: half a second of a slow store and of a fast one count alike. Each turn notes where
-//! the log stands; what the store released passes those notes. Limit: [`NOTES_MAX`] notes, 12 s of turns; a store
+//! the log stands; what the store took in passes those notes. Limit: [`NOTES_MAX`] notes, 12 s of turns; a store
 //! that lags by more is told a lag that is too long rather than too short until it has caught up.
 
 use std::collections::VecDeque;
