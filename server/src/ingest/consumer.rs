@@ -22,7 +22,7 @@ pub const FLUSH_AFTER: Duration = Duration::from_secs(30);
 /// store is read from the log again, so fewer syncs cost nothing but log; each of them holds up the log's own.
 pub const SYNC_INTERVAL: Duration = Duration::from_secs(2);
 /// The memtable is flushed ahead of its time where it holds up a release of this part of the log's bytes.
-const LOG_HELD_MAX: f64 = 0.25;
+pub(super) const LOG_HELD_MAX: f64 = 0.25;
 /// Ticks that may be read without a commit of the cursor: they have no effect but time.
 pub(super) const TICKS_HELD_MAX: usize = 60;
 const WAIT: Duration = Duration::from_millis(500);
@@ -83,7 +83,8 @@ pub struct Consumer<F: Fs = RealFs> {
     batch_bytes: usize,
     /// All below was shown to the hooks: what is read again after a failure is not shown again.
     shown: u64,
-    /// The last flush failed, and none succeeded since: that batches go into memory is no recovery.
+    /// The last flush failed, none succeeded since, and something waits for one: that batches go into memory is no
+    /// recovery.
     flush_fails: bool,
     ticks_held: usize,
     progress: Arc<Progress>,
@@ -192,7 +193,7 @@ impl<F: Fs> Consumer<F> {
         }
         let flushed = self.flush_due();
         self.flush_fails = match flushed {
-            Ok(flushed) => self.flush_fails && !flushed,
+            Ok(flushed) => self.flush_fails && !flushed && self.store.is_pending(),
             Err(_) => true,
         };
         flushed?;

@@ -1,6 +1,6 @@
 //! The consumers as threads, on a real directory; each test waits on what can be observed.
 
-use super::consumer::TICKS_HELD_MAX;
+use super::consumer::{LOG_HELD_MAX, TICKS_HELD_MAX};
 use super::*;
 use crate::platform::clock::{Clock as _, SystemClock};
 use crate::platform::db::{DbError, Scope, Sync, Tx};
@@ -45,19 +45,22 @@ fn send(log: &EventLog, seqs: std::ops::Range<u64>) {
     for seq in seqs {
         let readings =
             vec![Reading { metric: "t".into(), value: Value::Number(seq as f64), offset_us: None }];
-        let body = Telemetry { readings }.encode();
-        let record = NewRecord {
-            kind: Kind::Message,
-            tenant: "acme",
-            device: "cam",
-            class: UpClass::Telemetry.number(),
-            qos: 1,
-            origin: Origin::Queue { queue_id: 5, seq },
-            measured_at_us: SystemClock.now_us(),
-            body: &body,
-        };
-        log.append(&record).unwrap();
+        append(log, seq, &Telemetry { readings }.encode());
     }
+}
+
+fn append(log: &EventLog, seq: u64, body: &[u8]) {
+    let record = NewRecord {
+        kind: Kind::Message,
+        tenant: "acme",
+        device: "cam",
+        class: UpClass::Telemetry.number(),
+        qos: 1,
+        origin: Origin::Queue { queue_id: 5, seq },
+        measured_at_us: SystemClock.now_us(),
+        body,
+    };
+    log.append(&record).unwrap();
 }
 
 impl Server {
@@ -238,4 +241,120 @@ fn the_cursor_stays_behind_ticks_to_their_bound_and_no_further() {
         matches!(tick(1), Step::Stored { batch, .. } if batch.next - batch.from == TICKS_HELD_MAX as u64 + 1)
     );
     assert!(matches!(tick(TICKS_HELD_MAX), Step::Ticks), "it counts anew");
+}
+
+const RECORD: usize = 64 * 1024;
+
+/// A log that a few large records fill, and a consumer that reads two of them a step and flushes only for the log's
+/// sake.
+fn small_log(dir: &Path, faults: Faults) -> (EventLog, TelemetryStore, Consumer) {
+    let clock: SharedClock = Arc::new(SystemClock);
+    let segment_bytes = 8 * RECORD as u64;
+    let options =
+        LogOptions { bytes_max: 64 * RECORD as u64, segment_bytes, ..LogOptions::at(&dir.join("log")) };
+    let log = EventLog::open(&options, clock.clone()).unwrap();
+    let options = telemetry::Options { sync: Sync::OffForTrials, faults, ..telemetry::Options::default() };
+    let store = TelemetryStore::open(&dir.join("telemetry.db"), options).unwrap();
+    let consumer = Consumer::begin(log.clone(), store.clone(), clock, Vec::new()).unwrap();
+    (log, store, consumer.by_hand(2 * RECORD))
+}
+
+/// Appends so many records of nearly [`RECORD`] bytes; `first` counts on from call to call.
+fn fill(log: &EventLog, first: u64, records: u64) {
+    let reading = |at: usize| Reading {
+        metric: format!("m{at}"),
+        value: Value::Text("x".repeat(250)),
+        offset_us: None,
+    };
+    let body = Telemetry { readings: (0..RECORD / 270).map(reading).collect() }.encode();
+    for seq in first..first + records {
+        append(log, seq, &body);
+        log.commit().unwrap();
+    }
+}
+
+#[test]
+fn the_memtable_holds_its_part_of_the_log_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, store, mut consumer) = small_log(dir.path(), Faults::none());
+    let bound = (LOG_HELD_MAX * 64.0) as u64;
+    fill(&log, 1, bound - 2);
+    while !matches!(consumer.step().unwrap(), Step::Idle) {}
+    assert!(store.is_pending() && log.stats().released <= log.first(), "within the bound nothing is flushed");
+    fill(&log, bound - 1, 4);
+    while !matches!(consumer.step().unwrap(), Step::Idle) {}
+    assert!(log.stats().released > bound, "beyond it all is that was read");
+    // The log is more than its bound all told: the release let it go on.
+    for round in 1..9 {
+        fill(&log, 100 * round, bound);
+        while !matches!(consumer.step().unwrap(), Step::Idle) {}
+    }
+}
+
+#[test]
+fn while_flushes_fail_the_store_says_so_though_batches_go_into_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let progress: Arc<std::sync::OnceLock<Arc<Progress>>> = Arc::default();
+    let (asked, failures) = (progress.clone(), AtomicU32::new(0));
+    let (told, tells) = sync_channel(10_000);
+    let faults = Faults::when(move |point| match point {
+        CrashPoint::AfterRead if failures.load(Ordering::SeqCst) > 0 => {
+            let condition = &asked.get().expect("set before it runs").condition;
+            told.send((failures.load(Ordering::SeqCst), condition.check().is_err())).unwrap();
+            false
+        }
+        CrashPoint::AfterRows => failures.fetch_add(1, Ordering::SeqCst) < 3,
+        _ => false,
+    });
+    let (log, _store, mut consumer) = small_log(dir.path(), faults);
+    fill(&log, 1, 20);
+    progress.set(consumer.progress()).unwrap();
+    let progress = consumer.progress();
+    let stop = Arc::new(Stop::default());
+    let stopped = stop.clone();
+    let running = std::thread::spawn(move || consumer.run(&stopped));
+    until("it is flushed", || log.stats().released > 10);
+    until("it works", || progress.condition.check().is_ok());
+    assert_eq!(progress.now().failures, 3);
+    stop.set();
+    running.join().unwrap();
+    let seen: Vec<(u32, bool)> = tells.try_iter().collect();
+    let steps = |failures| seen.iter().filter(|(count, _)| *count == failures).count();
+    assert!((1..=3).all(|failures| steps(failures) > 1), "steps between the failures: {seen:?}");
+    let failing = |(count, failing): &(u32, bool)| *failing || *count > 3;
+    assert!(seen.iter().all(failing), "it recovered by nothing but memory: {seen:?}");
+}
+
+#[test]
+fn after_a_failure_with_nothing_left_to_flush_the_store_works_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let syncs = AtomicU32::new(0);
+    // The first is of the consumer's begin.
+    let faults = Faults::when(move |point| {
+        point == CrashPoint::AfterSync && syncs.fetch_add(1, Ordering::SeqCst) == 1
+    });
+    let (log, store, mut consumer) = small_log(dir.path(), faults);
+    // One at a time: the record that brings the flush is the last.
+    let is_flushed = |seq| {
+        fill(&log, seq, 1);
+        consumer.step().is_err()
+    };
+    assert!((1..64).any(is_flushed));
+    assert!(!store.is_pending());
+    let progress = consumer.progress();
+    progress.condition.fails("as the thread would have said".to_owned());
+    let stop = Arc::new(Stop::default());
+    let stopped = stop.clone();
+    let running = std::thread::spawn(move || consumer.run(&stopped));
+    until("it works", || progress.condition.check().is_ok());
+    stop.set();
+    running.join().unwrap();
+}
+
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "not in time: {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
