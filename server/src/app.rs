@@ -26,6 +26,7 @@ pub use lock::DataDirLock;
 pub(crate) use parts::Parts;
 #[cfg(test)]
 pub(crate) use parts::build;
+pub use parts::open_registry;
 pub use report::{Addresses, Bootstrap};
 
 use crate::devices::directory::Directory;
@@ -36,7 +37,7 @@ use crate::http::{self, Slices};
 use crate::ingest::IngestError;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live, Sources};
-use crate::platform::db::DbError;
+use crate::platform::db::{DbError, Lease};
 use crate::platform::event_log::{EventLog, EventLogError};
 use crate::platform::http_kit::{chain, serve};
 use crate::platform::observability::LogControl;
@@ -123,6 +124,9 @@ pub enum AppError {
     /// The event log stopped after a disk fault while the server ran.
     #[error("the event log stopped: {0}")]
     LogStopped(String),
+    /// Another process took over the registry while the server ran.
+    #[error("this process is gateway and worker of its registry no longer: {0}")]
+    LeaseLost(String),
     /// The registry of another server cannot be read.
     #[error("registry.dir {dir}")]
     Registry {
@@ -178,6 +182,7 @@ pub struct App {
     /// None where the configuration leaves the log unread.
     consumers: Option<Consumers>,
     log: EventLog,
+    lease: Option<Lease>,
     _lock: DataDirLock,
 }
 
@@ -296,7 +301,7 @@ impl App {
         tasks.spawn(parts.skipped.clone().run(stopped.clone()));
         tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
         tracing::info!(%addresses, "listening");
-        let Parts { slices, directory, log, .. } = parts;
+        let Parts { slices, directory, log, lease, .. } = parts;
         Ok(Self {
             slices,
             addresses,
@@ -307,6 +312,7 @@ impl App {
             gateway,
             consumers,
             log,
+            lease,
             _lock: lock,
         })
     }
@@ -351,12 +357,19 @@ async fn close(log: EventLog, stop_users: impl FnOnce() + Send + 'static) {
 
 /// Waits until the event log stopped by itself, and tells why. Nothing can be acknowledged from then on, and only
 /// a new process can know which bytes of the log are on the disk.
-async fn log_stopped(log: &EventLog) -> String {
+async fn log_stopped(log: &EventLog) -> AppError {
     loop {
         if let Some(why) = log.stats().failed {
-            return why;
+            return AppError::LogStopped(why);
         }
         tokio::time::sleep(LOG_CHECK_INTERVAL).await;
+    }
+}
+
+async fn lease_lost(lease: Option<&Lease>) -> AppError {
+    match lease {
+        Some(lease) => AppError::LeaseLost(lease.lost().await),
+        None => std::future::pending().await,
     }
 }
 
@@ -384,13 +397,19 @@ pub async fn run(
     let live = Live::new(config);
     if live.get().roles.is_gateway_alone() {
         let app = GatewayAlone::start(live.clone(), clock).await?;
-        let ended = until.end(live, &app.addresses, &app.certificates, &app.log).await;
+        let ended = until.end(live, &app.addresses, &app.certificates, log_stopped(&app.log)).await;
         app.stop().await;
         return ended;
     }
     let app = App::start(live.clone(), clock).await?;
     first_start(&app, options.bootstrap_file.as_deref()).await?;
-    let ended = until.end(live, &app.addresses, &app.certificates, &app.log).await;
+    let fault = async {
+        tokio::select! {
+            fault = log_stopped(&app.log) => fault,
+            fault = lease_lost(app.lease.as_ref()) => fault,
+        }
+    };
+    let ended = until.end(live, &app.addresses, &app.certificates, fault).await;
     app.stop().await;
     ended
 }
@@ -409,7 +428,7 @@ impl Until {
         live: Live,
         addresses: &Addresses,
         certificates: &Arc<Certificates>,
-        log: &EventLog,
+        fault: impl Future<Output = AppError>,
     ) -> Result<(), AppError> {
         // Before the ready file: whoever reads it may end the server at once.
         let stop = reload::until_stop_signal();
@@ -419,7 +438,7 @@ impl Until {
         let reloader = tokio::spawn(reload::follow(live, self.sources, self.log, certificates.clone()));
         let ended = tokio::select! {
             () = stop => Ok(()),
-            why = log_stopped(log) => Err(AppError::LogStopped(why)),
+            why = fault => Err(why),
         };
         tracing::info!("stopping");
         reloader.abort();

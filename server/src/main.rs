@@ -6,8 +6,7 @@ use muster_server::app::{self, DataDirLock, RunOptions};
 use muster_server::http;
 use muster_server::platform::clock::SystemClock;
 use muster_server::platform::config::{Config, Live, Sources};
-use muster_server::platform::db::Db;
-use muster_server::platform::{observability, schema};
+use muster_server::platform::observability;
 use muster_server::tenants::Tenants;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -169,8 +168,8 @@ fn reset_password(sources: Sources, email: String) -> anyhow::Result<()> {
         "a process with these roles has no accounts: reset it where the API runs"
     );
     let _lock = DataDirLock::take(&config.data_dir).context("stop the server first")?;
-    let registry = Db::open(&config.data_dir.join("registry.db"), schema::registry(), 1)?;
     let password = runtime()?.block_on(async {
+        let registry = app::open_registry(&config).await?;
         let tenants = Tenants::open(registry, Arc::new(SystemClock), Live::new(config)).await?;
         tenants.reset_password(&email).await
     })?;

@@ -5,16 +5,71 @@ use crate::devices::Endpoints;
 use crate::http;
 use crate::platform::clock::{ManualClock, SharedClock};
 use crate::platform::config::{Config, Live};
+use crate::platform::db::{Db, PostgresOptions, PostgresUrl, Scope};
+use crate::platform::schema;
 use crate::tenants::service::TokenRequest;
 use crate::tenants::{Permission, Principal, Role};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
+use muster_services::Postgres;
 use muster_wire::TenantId;
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tower::ServiceExt as _;
+
+/// `postgres` in this variable: tests have their registry there, not in a file. `cargo xtask test` runs them on both.
+const ENGINE: &str = "MUSTER_TEST_REGISTRY";
+
+/// A server with an empty registry, where the tests run on PostgreSQL.
+pub fn postgres() -> Option<(Postgres, PostgresUrl)> {
+    match std::env::var(ENGINE).as_deref() {
+        Err(_) | Ok("sqlite") => None,
+        Ok("postgres") => {
+            let server = Postgres::start().unwrap();
+            let url = server.database("registry").unwrap().url.parse().unwrap();
+            Some((server, url))
+        }
+        Ok(other) => panic!("{ENGINE} is {other:?}, must be sqlite or postgres"),
+    }
+}
+
+thread_local! {
+    /// Servers of this test's registries, by their directory: they end with the test.
+    static SERVERS: RefCell<HashMap<PathBuf, (Postgres, PostgresUrl)>> = RefCell::default();
+}
+
+/// The registry of a directory, made where there is none: for tests of one slice.
+pub fn registry(dir: &Path) -> Db {
+    SERVERS.with_borrow_mut(|servers| {
+        if !servers.contains_key(dir) {
+            servers.extend(postgres().map(|server| (dir.to_owned(), server)));
+        }
+        match servers.get(dir) {
+            Some((_, url)) => {
+                Db::connect(&PostgresOptions::at(url.clone()), schema::registry_postgres()).unwrap()
+            }
+            None => Db::open(&dir.join("registry.db"), schema::registry(), 2).unwrap(),
+        }
+    })
+}
+
+/// Runs a statement that the server's own roles may not.
+pub fn registry_by_owner(dir: &Path, sql: &str) {
+    let is_done = SERVERS.with_borrow(|servers| {
+        servers
+            .get(dir)
+            .map(|(server, _)| server.sql("registry", &format!("SET search_path = muster; {sql}")).unwrap())
+    });
+    if is_done.is_none() {
+        let sql = sql.to_owned();
+        registry(dir).write_blocking(move |tx| tx.execute(&Scope::System("test"), &sql, &[])).unwrap();
+    }
+}
 
 /// 2026-01-01.
 pub const START_US: i64 = 1_767_225_600_000_000;
@@ -27,6 +82,7 @@ pub struct TestApp {
     pub admin: Router,
     pub enroll: Router,
     _dir: tempfile::TempDir,
+    _postgres: Option<Postgres>,
 }
 
 /// An answer, its body read.
@@ -73,6 +129,8 @@ impl TestApp {
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
         config.event_log.segment_bytes = 1 << 20;
         config.event_log.bytes_max = 16 << 20;
+        let (postgres, url) = postgres().unzip();
+        config.registry.url = url;
         change(&mut config);
         let clock = ManualClock::at(START_US);
         let shared: SharedClock = clock.clone();
@@ -80,7 +138,7 @@ impl TestApp {
         let endpoints = Endpoints { host: "localhost".into(), enroll_port: 8443, mqtt_port: 8883 };
         parts.slices.devices.set_endpoints(endpoints);
         let (admin, enroll) = (http::admin_router(&parts.slices), http::enroll_router(&parts.slices));
-        Self { parts, clock, admin, enroll, _dir: dir }
+        Self { parts, clock, admin, enroll, _dir: dir, _postgres: postgres }
     }
 
     /// A tenant besides the first, owned by the first owner.

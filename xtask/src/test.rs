@@ -43,10 +43,17 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let runner = if arguments.plain { Runner::Cargo } else { Runner::installed() };
     let mut command = runner.command(&arguments.rest);
     command.env(SKIPS_VARIABLE, &skips_file).env(BINARIES_VARIABLE, cargo::dev_binaries());
-    let (passed, summary) = watch(command, runner)?;
+    let (mut passed, mut summary) = watch(command, runner)?;
 
     // A filter asks for some tests only.
-    let simulated = !arguments.rest.is_empty() || simulate()?;
+    let is_whole = arguments.rest.is_empty();
+    if is_whole {
+        println!("\nagain with the registry on PostgreSQL: what stands on it");
+        let (passed_again, summary_again) = watch(runner.on_postgres(), runner)?;
+        passed &= passed_again;
+        summary.extend(summary_again);
+    }
+    let simulated = !is_whole || simulate()?;
     let skips_held = report_skips(&skips_file, arguments.ci)?;
     let summary = runner.closing_lines(&summary);
     std::fs::write(target.join("test-summary.txt"), &summary).context("cannot write the summary")?;
@@ -65,7 +72,12 @@ fn simulate() -> Result<bool> {
 }
 
 /// Programs of others that tests talk to, with their packages.
-const PROGRAMS: [(&str, &str); 2] = [("mosquitto", "mosquitto"), ("mosquitto_pub", "mosquitto-clients")];
+const PROGRAMS: [(&str, &str); 3] =
+    [("mosquitto", "mosquitto"), ("mosquitto_pub", "mosquitto-clients"), ("postgres", "postgresql")];
+/// Tests whose registry is on the engine that `MUSTER_TEST_REGISTRY` names.
+const ON_REGISTRY: [&str; 7] = ["http::", "tenants::", "devices::", "alerts::", "rules::", "app::", "page::"];
+/// Those of them that are about SQLite's file, and parts of other names.
+const ON_SQLITE_ALONE: [&str; 4] = ["devices::replica::", "devices::store::", "platform::", "gateway::"];
 
 /// Installs what is missing where that needs no question: as root, or with sudo that asks for no password.
 /// Where it cannot, the tests that need a program are skipped and listed.
@@ -89,7 +101,10 @@ fn install_programs() {
 
 fn is_installed(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let dirs = std::env::split_paths(&path).chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let dirs = std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
+        .chain(versions.map(|version| version.path().join("bin")));
     dirs.into_iter().any(|dir| dir.join(program).is_file())
 }
 
@@ -120,6 +135,16 @@ impl Runner {
             command.arg("--workspace");
         }
         command.args(rest);
+        command
+    }
+
+    /// The server's tests that have a registry, but for those of SQLite's own file.
+    fn on_postgres(self) -> Command {
+        let mut rest = ["-p", "muster-server", "--lib", "--"].map(str::to_owned).to_vec();
+        rest.extend(ON_REGISTRY.map(str::to_owned));
+        rest.extend(ON_SQLITE_ALONE.iter().flat_map(|test| ["--skip".to_owned(), (*test).to_owned()]));
+        let mut command = self.command(&rest);
+        command.env("MUSTER_TEST_REGISTRY", "postgres");
         command
     }
 

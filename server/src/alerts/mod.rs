@@ -13,4 +13,4 @@ pub mod service;
 mod store;
 
 #[cfg(test)]
-pub(crate) mod tests;
+mod tests;

@@ -17,8 +17,7 @@ fn tenant(scope: &Scope) -> Result<&str, DbError> {
 
 /// Inserts an alert; false where it is there already.
 pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, alert: &NewAlert) -> Result<bool, DbError> {
-    let rows = tx.execute(
-        "INSERT INTO alerts (tenant, id, device, rule_id, rule_version, rule_name, subject, severity, state, historical,
+    let rows = tx.execute(scope, "INSERT INTO alerts (tenant, id, device, rule_id, rule_version, rule_name, subject, severity, state, historical,
                              value, message, opened_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, 'open', $9, $10, $11, $12) ON CONFLICT DO NOTHING",
         &[
@@ -33,12 +32,13 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, alert: &NewAlert) -> Result
 /// Finds one alert.
 pub(super) fn get(tx: &mut Tx<'_>, scope: &Scope, id: &str) -> Result<Option<Alert>, DbError> {
     let sql = format!("SELECT {COLUMNS} FROM alerts WHERE tenant = $1 AND id = $2");
-    tx.query_opt(&sql, &[&tenant(scope)?, &id], alert)
+    tx.query_opt(scope, &sql, &[&tenant(scope)?, &id], alert)
 }
 
 /// Writes what a step changes; false where the alert is gone.
 pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, alert: &Alert) -> Result<bool, DbError> {
     let rows = tx.execute(
+        scope,
         "UPDATE alerts SET state = $3, cleared_at_us = $4, cleared_why = $5, acked_at_us = $6, acked_by = $7,
                            resolved_at_us = $8, resolved_by = $9, note = $10
          WHERE tenant = $1 AND id = $2",
@@ -96,7 +96,7 @@ pub(super) fn list(
     }
     and(" ORDER BY opened_at_us DESC, id DESC LIMIT ?", Box::new(limit));
     let args: Vec<&dyn ToSql> = args.iter().map(AsRef::as_ref).collect();
-    tx.query(&sql, &args, alert)
+    tx.query(scope, &sql, &args, alert)
 }
 
 /// Whether an alert about this subject of a device waits for a person.
@@ -106,8 +106,7 @@ pub(super) fn is_waiting(
     device: &str,
     subject: &str,
 ) -> Result<bool, DbError> {
-    let found = tx.query_opt(
-        "SELECT 1 FROM alerts WHERE tenant = $1 AND device = $2 AND subject = $3 AND state IN ('open', 'acked') LIMIT 1",
+    let found = tx.query_opt(scope, "SELECT 1 FROM alerts WHERE tenant = $1 AND device = $2 AND subject = $3 AND state IN ('open', 'acked') LIMIT 1",
         &[&tenant(scope)?, &device, &subject],
         |row| row.get::<i64>(0),
     )?;
@@ -117,6 +116,7 @@ pub(super) fn is_waiting(
 /// How many alerts are in each state.
 pub(super) fn counts(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, i64)>, DbError> {
     tx.query(
+        scope,
         "SELECT state, count(*) FROM alerts WHERE tenant = $1 GROUP BY state",
         &[&tenant(scope)?],
         |row| Ok((row.get(0)?, row.get(1)?)),
@@ -131,6 +131,7 @@ pub(super) fn delete_old(
     limit: i64,
 ) -> Result<usize, DbError> {
     tx.execute(
+        scope,
         "DELETE FROM alerts WHERE tenant = $1 AND id IN
            (SELECT id FROM alerts WHERE tenant = $1 AND opened_at_us < $2
                                              AND (cleared_at_us < $2 OR resolved_at_us < $2) LIMIT $3)",

@@ -1,14 +1,10 @@
 use super::model::*;
 use super::service::{self, AlertError, AlertService, PRUNE_ROWS_MAX};
 use crate::platform::clock::ManualClock;
-use crate::platform::db::{Db, DbError};
+use crate::platform::db::{Db, DbError, Scope};
 use crate::platform::live::{Filter, LiveBus};
+use crate::testing::registry;
 use muster_wire::{TenantId, Value};
-
-/// A registry of its own.
-pub(crate) fn registry(dir: &std::path::Path) -> Db {
-    Db::open(&dir.join("registry.db"), crate::platform::schema::registry(), 2).unwrap()
-}
 
 fn tenant(text: &str) -> TenantId {
     TenantId::parse(text).unwrap()
@@ -189,7 +185,9 @@ async fn more_than_one_transactions_rows_are_pruned_too() {
         (0..count).map(|n| NewAlert { opened_at_us: 1, ..alert("acme", n, Severity::Info) }).collect(),
     )
     .await;
-    let cleared = db.write(|tx| tx.execute("UPDATE alerts SET state = 'cleared', cleared_at_us = 2", &[]));
+    let cleared = db.write(|tx| {
+        tx.execute(&Scope::System("test"), "UPDATE alerts SET state = 'cleared', cleared_at_us = 2", &[])
+    });
     assert_eq!(cleared.await.unwrap() as i64, count);
     assert_eq!(service.prune(&tenant("acme"), 3_000).await.unwrap() as i64, count);
 }

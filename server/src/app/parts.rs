@@ -13,10 +13,10 @@ use crate::page::feed::Feed;
 use crate::page::service::PresenceService;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live};
-use crate::platform::db::{Db, DbError};
+use crate::platform::db::{Db, DbError, Lease, PostgresOptions};
 use crate::platform::event_log::{self, EventLog};
-use crate::platform::http_kit::HttpMetrics;
 use crate::platform::http_kit::health::Health;
+use crate::platform::http_kit::{HttpMetrics, chain};
 use crate::platform::live::LiveBus;
 use crate::platform::schema;
 use crate::platform::telemetry::{self, TelemetryStore};
@@ -39,6 +39,8 @@ pub(crate) struct Parts {
     pub(crate) skipped: Skipped,
     pub(crate) clock: SharedClock,
     pub(crate) metrics: prometheus::Registry,
+    /// Where the registry is one that processes share.
+    pub(crate) lease: Option<Lease>,
 }
 
 /// Opens every store and fills what stands in memory.
@@ -50,7 +52,8 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let data = |name: &str| now.data_dir.join(name);
     let metrics = prometheus::Registry::new();
     let pki = Arc::new(Pki::open(&data("pki"), &now.pki.hosts, now.pki.server_days, clock.now_us())?);
-    let registry = Db::open(&data("registry.db"), schema::registry(), REGISTRY_READERS)?;
+    let registry = open_registry(&now).await?;
+    let lease = take_lease(&registry).await?;
     // The log stops first, so the store has room to take what the log holds, and the log shrinks. What the store
     // leaves takes its last checkpoint, too.
     let disk_reserve_bytes = now.event_log.disk_reserve_bytes / 2;
@@ -64,8 +67,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         Devices::open(registry.clone(), clock.clone(), config.clone(), pki.clone(), directory.clone())
             .await?;
     let health = Health::new(metrics.clone());
-    database_check(&health, "registry", registry.clone());
-    database_check(&health, "telemetry", telemetry.db().clone());
+    database_checks(&health, &registry, &telemetry);
     log_check(&health, &log);
     let queries = Queries::new(telemetry.clone(), devices.clone(), clock.clone());
     let (live, board) = (LiveBus::new(), Arc::new(RuleBoard::default()));
@@ -77,6 +79,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         live: live.clone(),
         labels: Arc::new(move |tenant, device| labels.labels(tenant, device)),
         known: Arc::new(move |tenant, device| registered.lookup(tenant, device).is_some()),
+        fence: lease.as_ref().map(Lease::fence).unwrap_or_default(),
     };
     let feed = Feed::new(live.clone(), log.durable_next());
     let presence = PresenceService::new(feed.clone(), telemetry.clone());
@@ -95,7 +98,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
         metrics: HttpMetrics::register(&metrics)?,
         health,
     };
-    Ok(Parts { slices, directory, pki, log, telemetry, rules, skipped, clock: clock.clone(), metrics })
+    Ok(Parts { slices, directory, pki, log, telemetry, rules, skipped, clock: clock.clone(), metrics, lease })
 }
 
 pub(super) fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog, AppError> {
@@ -108,6 +111,32 @@ pub(super) fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog,
     Ok(EventLog::open(&options, clock.clone())?)
 }
 
+/// Opens the registry where the configuration says: also for commands that work on it.
+///
+/// # Errors
+/// It cannot be opened or migrated.
+pub async fn open_registry(config: &Config) -> Result<Db, DbError> {
+    let Some(url) = config.registry.url.clone() else {
+        return Db::open(&config.data_dir.join("registry.db"), schema::registry(), REGISTRY_READERS);
+    };
+    let section = &config.registry;
+    let options = PostgresOptions {
+        ca_file: section.ca_file.clone(),
+        password_file: section.password_file.clone(),
+        ..PostgresOptions::at(url)
+    };
+    let opened =
+        tokio::task::spawn_blocking(move || Db::connect(&options, schema::registry_postgres())).await;
+    opened.map_err(|_| DbError::Closed)?
+}
+
+/// A process that does everything is the only one that reads a log for its registry.
+async fn take_lease(registry: &Db) -> Result<Option<Lease>, DbError> {
+    let registry = registry.clone();
+    let taken = tokio::task::spawn_blocking(move || registry.lease("gateway and worker")).await;
+    taken.map_err(|_| DbError::Closed)?
+}
+
 /// API tokens that may subscribe are the gateway's integration clients.
 fn integrations(tenants: &Tenants, directory: &Arc<Directory>) {
     let directory = directory.clone();
@@ -117,13 +146,15 @@ fn integrations(tenants: &Tenants, directory: &Arc<Directory>) {
     }));
 }
 
-fn database_check(health: &Health, part: &'static str, db: Db) {
-    health.add(part, move || {
-        let db = db.clone();
-        async move {
-            let one = db.read(|tx| tx.query_opt("SELECT 1", &[], |row| row.get::<i64>(0))).await;
-            one.map(drop).map_err(|error: DbError| error.to_string())
-        }
+fn database_checks(health: &Health, registry: &Db, telemetry: &TelemetryStore) {
+    let (registry, telemetry) = (registry.clone(), telemetry.db().clone());
+    health.add("registry", move || {
+        let db = registry.clone();
+        async move { db.check().await.map_err(|error| chain(&error)) }
+    });
+    health.add("telemetry", move || {
+        let db = telemetry.clone();
+        async move { db.check().await.map_err(|error| chain(&error)) }
     });
 }
 

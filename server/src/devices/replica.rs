@@ -17,7 +17,8 @@
 use super::directory::{Directory, IntegrationToken};
 use super::store;
 use crate::platform::clock::SharedClock;
-use crate::platform::db::{DbError, ReadOnlyDb, Scope, Tx};
+use crate::platform::db::sqlite::ReadOnlyDb;
+use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::schema;
 use crate::tenants::audit;
 use crate::tenants::directory as accounts;

@@ -85,8 +85,7 @@ fn device_row_at(row: &Row<'_>, at: usize) -> Result<DeviceRow, DbError> {
 }
 
 pub fn device_insert(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow) -> Result<(), DbError> {
-    tx.execute(
-        "INSERT INTO devices (tenant, device, name, enabled, labels, token_sha256, created_at_us, enrolled_at_us)
+    tx.execute(scope, "INSERT INTO devices (tenant, device, name, enabled, labels, token_sha256, created_at_us, enrolled_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[
             &scope.tenant()?, &row.device.as_str(), &row.name, &row.enabled, &labels_text(&row.labels)?,
@@ -99,6 +98,7 @@ pub fn device_insert(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow) -> Result<
 /// Writes every column but the keys and `created_at_us`.
 pub fn device_update(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow) -> Result<bool, DbError> {
     let changed = tx.execute(
+        scope,
         "UPDATE devices SET name = $3, enabled = $4, labels = $5, token_sha256 = $6, enrolled_at_us = $7
          WHERE tenant = $1 AND device = $2",
         &[
@@ -116,7 +116,7 @@ pub fn device_update(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow) -> Result<
 
 pub fn device_get(tx: &mut Tx<'_>, scope: &Scope, device: &DeviceId) -> Result<Option<DeviceRow>, DbError> {
     let sql = format!("SELECT {DEVICE_COLUMNS} FROM devices WHERE tenant = $1 AND device = $2");
-    tx.query_opt(&sql, &[&scope.tenant()?, &device.as_str()], device_row)
+    tx.query_opt(scope, &sql, &[&scope.tenant()?, &device.as_str()], device_row)
 }
 
 pub fn device_list(
@@ -128,24 +128,24 @@ pub fn device_list(
     let sql = format!(
         "SELECT {DEVICE_COLUMNS} FROM devices WHERE tenant = $1 AND device > $2 ORDER BY device LIMIT $3"
     );
-    tx.query(&sql, &[&scope.tenant()?, &after, &limit], device_row)
+    tx.query(scope, &sql, &[&scope.tenant()?, &after, &limit], device_row)
 }
 
 /// The registry keeps the count beside the rows: this takes as long for one device as for many.
 pub fn device_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
     let sql = "SELECT devices FROM device_counts WHERE tenant = $1";
-    Ok(tx.query_opt(sql, &[&scope.tenant()?], |row| row.get(0))?.unwrap_or(0))
+    Ok(tx.query_opt(scope, sql, &[&scope.tenant()?], |row| row.get(0))?.unwrap_or(0))
 }
 
 pub fn device_delete(tx: &mut Tx<'_>, scope: &Scope, device: &DeviceId) -> Result<bool, DbError> {
     let sql = "DELETE FROM devices WHERE tenant = $1 AND device = $2";
-    Ok(tx.execute(sql, &[&scope.tenant()?, &device.as_str()])? == 1)
+    Ok(tx.execute(scope, sql, &[&scope.tenant()?, &device.as_str()])? == 1)
 }
 
 /// Every device of every tenant, for the directory.
 pub fn devices_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(TenantId, DeviceRow)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query(&format!("SELECT tenant, {DEVICE_COLUMNS} FROM devices"), &[], |row| {
+    tx.query(scope, &format!("SELECT tenant, {DEVICE_COLUMNS} FROM devices"), &[], |row| {
         Ok((tenant_id(&row.get::<String>(0)?)?, device_row_at(row, 1)?))
     })
 }
@@ -157,7 +157,7 @@ pub fn auths_each(
     mut each: impl FnMut(TenantId, DeviceId, DeviceAuth),
 ) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.for_each("SELECT tenant, device, enabled, token_sha256 FROM devices", &[], |row| {
+    tx.for_each(scope, "SELECT tenant, device, enabled, token_sha256 FROM devices", &[], |row| {
         let auth = DeviceAuth { enabled: row.get(2)?, token_sha256: row.get(3)? };
         each(tenant_id(&row.get::<String>(0)?)?, device_id(&row.get::<String>(1)?)?, auth);
         Ok(())
@@ -167,13 +167,14 @@ pub fn auths_each(
 /// What the directory holds of one device.
 pub fn auth_get(tx: &mut Tx<'_>, scope: &Scope, device: &str) -> Result<Option<DeviceAuth>, DbError> {
     let sql = "SELECT enabled, token_sha256 FROM devices WHERE tenant = $1 AND device = $2";
-    tx.query_opt(sql, &[&scope.tenant()?, &device], |row| {
+    tx.query_opt(scope, sql, &[&scope.tenant()?, &device], |row| {
         Ok(DeviceAuth { enabled: row.get(0)?, token_sha256: row.get(1)? })
     })
 }
 
 pub fn certificate_insert(tx: &mut Tx<'_>, scope: &Scope, row: &CertificateRow) -> Result<(), DbError> {
     tx.execute(
+        scope,
         "INSERT INTO certificates (serial, tenant, device, spki_sha256, issued_at_us, expires_at_us)
          VALUES ($1, $2, $3, $4, $5, $6)",
         &[
@@ -207,7 +208,7 @@ pub fn certificate_get(
     serial: &str,
 ) -> Result<Option<CertificateRow>, DbError> {
     let sql = format!("SELECT {CERTIFICATE_COLUMNS} FROM certificates WHERE tenant = $1 AND serial = $2");
-    tx.query_opt(&sql, &[&scope.tenant()?, &serial], certificate_row)
+    tx.query_opt(scope, &sql, &[&scope.tenant()?, &serial], certificate_row)
 }
 
 pub fn certificate_list(
@@ -221,7 +222,7 @@ pub fn certificate_list(
         "SELECT {CERTIFICATE_COLUMNS} FROM certificates
          WHERE tenant = $1 AND device = $2 AND serial > $3 ORDER BY serial LIMIT $4"
     );
-    tx.query(&sql, &[&scope.tenant()?, &device.as_str(), &after, &limit], certificate_row)
+    tx.query(scope, &sql, &[&scope.tenant()?, &device.as_str(), &after, &limit], certificate_row)
 }
 
 /// Revokes one certificate of a device; says whether it was valid so far.
@@ -233,7 +234,7 @@ pub fn certificate_revoke(
 ) -> Result<bool, DbError> {
     let sql = "UPDATE certificates SET revoked_at_us = $3
                WHERE tenant = $1 AND serial = $2 AND revoked_at_us IS NULL";
-    Ok(tx.execute(sql, &[&scope.tenant()?, &serial, &now_us])? == 1)
+    Ok(tx.execute(scope, sql, &[&scope.tenant()?, &serial, &now_us])? == 1)
 }
 
 /// Revokes what is valid of a device; gives the serials.
@@ -245,14 +246,14 @@ pub fn certificates_revoke(
 ) -> Result<Vec<String>, DbError> {
     let sql = "UPDATE certificates SET revoked_at_us = $3
                WHERE tenant = $1 AND device = $2 AND revoked_at_us IS NULL AND expires_at_us > $3 RETURNING serial";
-    tx.query(sql, &[&scope.tenant()?, &device.as_str(), &now_us], |row| row.get(0))
+    tx.query(scope, sql, &[&scope.tenant()?, &device.as_str(), &now_us], |row| row.get(0))
 }
 
 /// Revoked serials that have not expired yet, of every tenant, for the directory.
 pub fn serials_revoked(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Vec<String>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = "SELECT serial FROM certificates WHERE revoked_at_us IS NOT NULL AND expires_at_us > $1";
-    tx.query(sql, &[&now_us], |row| row.get(0))
+    tx.query(scope, sql, &[&now_us], |row| row.get(0))
 }
 
 /// Revoked serials of one device that have not expired yet.
@@ -264,7 +265,7 @@ pub fn serials_revoked_of(
 ) -> Result<Vec<String>, DbError> {
     let sql = "SELECT serial FROM certificates
                WHERE tenant = $1 AND device = $2 AND revoked_at_us IS NOT NULL AND expires_at_us > $3";
-    tx.query(sql, &[&scope.tenant()?, &device, &now_us], |row| row.get(0))
+    tx.query(scope, sql, &[&scope.tenant()?, &device, &now_us], |row| row.get(0))
 }
 
 const CLAIM_COLUMNS: &str =
@@ -289,8 +290,7 @@ pub fn claim_insert(
     row: &ClaimRow,
     sha256: &[u8; 32],
 ) -> Result<(), DbError> {
-    tx.execute(
-        "INSERT INTO claims
+    tx.execute(scope, "INSERT INTO claims
            (tenant, claim_id, token_sha256, device, labels, uses, uses_max, created_by, created_at_us, expires_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &[
@@ -306,27 +306,30 @@ pub fn claim_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Re
     let sql = format!(
         "SELECT {CLAIM_COLUMNS} FROM claims WHERE tenant = $1 AND claim_id > $2 ORDER BY claim_id LIMIT $3"
     );
-    tx.query(&sql, &[&scope.tenant()?, &after, &limit], |row| claim_row_at(row, 0))
+    tx.query(scope, &sql, &[&scope.tenant()?, &after, &limit], |row| claim_row_at(row, 0))
 }
 
 /// Claims that can still be used.
 pub fn claim_count_open(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<i64, DbError> {
     let sql = "SELECT count(*) FROM claims WHERE tenant = $1 AND uses < uses_max AND expires_at_us > $2";
-    Ok(tx.query_opt(sql, &[&scope.tenant()?, &now_us], |row| row.get(0))?.unwrap_or(0))
+    Ok(tx.query_opt(scope, sql, &[&scope.tenant()?, &now_us], |row| row.get(0))?.unwrap_or(0))
 }
 
 /// Forgets claims that ended before a time; their uses go with them.
 pub fn claims_forget(tx: &mut Tx<'_>, scope: &Scope, before_us: i64) -> Result<usize, DbError> {
     tx.execute(
+        scope,
         "DELETE FROM claims WHERE tenant = $1 AND expires_at_us <= $2",
         &[&scope.tenant()?, &before_us],
     )
 }
 
 pub fn claim_delete(tx: &mut Tx<'_>, scope: &Scope, claim_id: &str) -> Result<bool, DbError> {
-    Ok(tx
-        .execute("DELETE FROM claims WHERE tenant = $1 AND claim_id = $2", &[&scope.tenant()?, &claim_id])?
-        == 1)
+    Ok(tx.execute(
+        scope,
+        "DELETE FROM claims WHERE tenant = $1 AND claim_id = $2",
+        &[&scope.tenant()?, &claim_id],
+    )? == 1)
 }
 
 /// Finds a claim by its secret: the tenant is in the claim, not in the request.
@@ -337,7 +340,9 @@ pub fn claim_by_token(
 ) -> Result<Option<(TenantId, ClaimRow)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = format!("SELECT tenant, {CLAIM_COLUMNS} FROM claims WHERE token_sha256 = $1");
-    tx.query_opt(&sql, &[sha256], |row| Ok((tenant_id(&row.get::<String>(0)?)?, claim_row_at(row, 1)?)))
+    tx.query_opt(scope, &sql, &[sha256], |row| {
+        Ok((tenant_id(&row.get::<String>(0)?)?, claim_row_at(row, 1)?))
+    })
 }
 
 pub fn claim_use_get(
@@ -348,7 +353,7 @@ pub fn claim_use_get(
 ) -> Result<Option<ClaimUseRow>, DbError> {
     let sql = "SELECT device, serial, certificate_pem FROM claim_uses
                WHERE tenant = $1 AND claim_id = $2 AND spki_sha256 = $3";
-    tx.query_opt(sql, &[&scope.tenant()?, &claim_id, spki_sha256], |row| {
+    tx.query_opt(scope, sql, &[&scope.tenant()?, &claim_id, spki_sha256], |row| {
         Ok(ClaimUseRow {
             device: device_id(&row.get::<String>(0)?)?,
             serial: row.get(1)?,
@@ -368,6 +373,7 @@ pub fn claim_use_insert(
 ) -> Result<bool, DbError> {
     let tenant = scope.tenant()?;
     tx.execute(
+        scope,
         "INSERT INTO claim_uses (tenant, claim_id, spki_sha256, device, serial, certificate_pem, used_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
         &[
@@ -381,7 +387,7 @@ pub fn claim_use_insert(
         ],
     )?;
     let sql = "UPDATE claims SET uses = uses + 1 WHERE tenant = $1 AND claim_id = $2 AND uses < uses_max";
-    Ok(tx.execute(sql, &[&tenant, &claim_id])? == 1)
+    Ok(tx.execute(scope, sql, &[&tenant, &claim_id])? == 1)
 }
 
 #[cfg(test)]

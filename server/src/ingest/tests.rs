@@ -3,7 +3,8 @@
 use super::consumer::{LOG_HELD_MAX, TICKS_HELD_MAX};
 use super::*;
 use crate::platform::clock::{Clock as _, SystemClock};
-use crate::platform::db::{DbError, Scope, Sync, Tx};
+use crate::platform::db::sqlite::{Sync, Tx};
+use crate::platform::db::{DbError, Scope};
 use crate::platform::event_log::{Kind, NewRecord, Options as LogOptions, Origin};
 use crate::platform::telemetry::{
     self, CrashPoint, Faults, Policy, StoredBatch, StoredWhat, TelemetryError, Totals,

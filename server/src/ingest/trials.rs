@@ -11,7 +11,7 @@ mod kept;
 
 use super::{BATCH_BYTES_MAX, Consumer, IngestError, Step};
 use crate::platform::clock::{Clock as _, ManualClock};
-use crate::platform::db::{DbError, Scope, Sync, Tx};
+use crate::platform::db::{DbError, Scope, sqlite::Sync, sqlite::Tx};
 use crate::platform::event_log::{EventLog, Kind, NewRecord, Origin};
 use crate::platform::telemetry::{
     self, CrashPoint, Faults, ReadingsQuery, TelemetryError, TelemetryStore, Totals,

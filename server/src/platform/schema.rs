@@ -6,8 +6,19 @@ mod registry_files {
     refinery::embed_migrations!("migrations/registry");
 }
 
-/// The registry's migrations.
+#[allow(missing_docs, clippy::unwrap_used, reason = "written by the macro; names are checked when it runs")]
+mod registry_postgres_files {
+    refinery::embed_migrations!("migrations/registry-postgres");
+}
+
+/// The registry's migrations on SQLite.
 #[must_use]
 pub fn registry() -> refinery::Runner {
     registry_files::migrations::runner()
+}
+
+/// The registry's migrations on PostgreSQL: the same tables, in files and with numbers of their own.
+#[must_use]
+pub fn registry_postgres() -> refinery::Runner {
+    registry_postgres_files::migrations::runner()
 }

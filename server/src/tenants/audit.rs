@@ -72,8 +72,9 @@ fn chain_of(scope: &Scope) -> &str {
 /// The database's.
 pub fn append(tx: &mut Tx<'_>, scope: &Scope, entry: &AuditEntry<'_>) -> Result<(), DbError> {
     let chain = chain_of(scope);
+    tx.lock(scope, chain)?;
     let newest = "SELECT seq, hash FROM audit WHERE tenant = $1 ORDER BY seq DESC LIMIT 1";
-    let last = tx.query_opt(newest, &[&chain], |row| {
+    let last = tx.query_opt(scope, newest, &[&chain], |row| {
         Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<[u8; 32]>(1)?))
     })?;
     let (seq, before) = last.unwrap_or((0, [0; 32]));
@@ -88,6 +89,7 @@ pub fn append(tx: &mut Tx<'_>, scope: &Scope, entry: &AuditEntry<'_>) -> Result<
     };
     row.hash = row.hash_after(&before);
     tx.execute(
+        scope,
         "INSERT INTO audit (tenant, seq, at_us, actor, action, object, detail, hash)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
         &[&chain, &row.seq, &row.at_us, &row.actor, &row.action, &row.object, &row.detail, &row.hash],
@@ -102,7 +104,7 @@ pub fn append(tx: &mut Tx<'_>, scope: &Scope, entry: &AuditEntry<'_>) -> Result<
 pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Vec<AuditRow>, DbError> {
     let sql = "SELECT seq, at_us, actor, action, object, detail, hash FROM audit
                WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3";
-    tx.query(sql, &[&chain_of(scope), &after, &limit], |row| {
+    tx.query(scope, sql, &[&chain_of(scope), &after, &limit], |row| {
         Ok(AuditRow {
             seq: row.get(0)?,
             at_us: row.get(1)?,
@@ -137,7 +139,7 @@ pub fn changed_since(
     limit: i64,
 ) -> Result<Vec<Changed>, DbError> {
     let sql = "SELECT seq, action, object FROM audit WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3";
-    tx.query(sql, &[&chain_of(scope), &after, &limit], |row| {
+    tx.query(scope, sql, &[&chain_of(scope), &after, &limit], |row| {
         Ok(Changed { seq: row.get(0)?, action: row.get(1)?, object: row.get(2)? })
     })
 }
@@ -147,9 +149,12 @@ pub fn changed_since(
 /// # Errors
 /// The database's.
 pub fn newest(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
-    tx.query_one("SELECT coalesce(max(seq), 0) FROM audit WHERE tenant = $1", &[&chain_of(scope)], |row| {
-        row.get(0)
-    })
+    tx.query_one(
+        scope,
+        "SELECT coalesce(max(seq), 0) FROM audit WHERE tenant = $1",
+        &[&chain_of(scope)],
+        |row| row.get(0),
+    )
 }
 
 /// The first row whose hash does not follow from the row before it; `rows` start at the chain's first.

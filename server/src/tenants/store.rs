@@ -63,18 +63,18 @@ fn scopes_text(scopes: &[Permission]) -> String {
     scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>().join(" ")
 }
 
-fn count(tx: &mut Tx<'_>, sql: &str, tenant: &str) -> Result<i64, DbError> {
-    Ok(tx.query_opt(sql, &[&tenant], |row| row.get(0))?.unwrap_or(0))
+fn count(tx: &mut Tx<'_>, scope: &Scope, sql: &str) -> Result<i64, DbError> {
+    Ok(tx.query_opt(scope, sql, &[&scope.tenant()?], |row| row.get(0))?.unwrap_or(0))
 }
 
 pub fn tenant_insert(tx: &mut Tx<'_>, scope: &Scope, row: &TenantRow) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = "INSERT INTO tenants (tenant, name, created_at_us) VALUES ($1, $2, $3)";
-    tx.execute(sql, &[&row.tenant, &row.name, &row.created_at_us]).map(drop)
+    tx.execute(scope, sql, &[&row.tenant, &row.name, &row.created_at_us]).map(drop)
 }
 
 pub fn tenant_rename(tx: &mut Tx<'_>, scope: &Scope, name: &str) -> Result<bool, DbError> {
-    Ok(tx.execute("UPDATE tenants SET name = $2 WHERE tenant = $1", &[&scope.tenant()?, &name])? == 1)
+    Ok(tx.execute(scope, "UPDATE tenants SET name = $2 WHERE tenant = $1", &[&scope.tenant()?, &name])? == 1)
 }
 
 fn tenant_row(row: &Row<'_>) -> Result<TenantRow, DbError> {
@@ -83,7 +83,7 @@ fn tenant_row(row: &Row<'_>) -> Result<TenantRow, DbError> {
 
 pub fn tenant_get(tx: &mut Tx<'_>, scope: &Scope) -> Result<Option<TenantRow>, DbError> {
     let sql = "SELECT tenant, name, created_at_us FROM tenants WHERE tenant = $1";
-    tx.query_opt(sql, &[&scope.tenant()?], tenant_row)
+    tx.query_opt(scope, sql, &[&scope.tenant()?], tenant_row)
 }
 
 /// The tenants that an account is a member of.
@@ -98,25 +98,26 @@ pub fn tenant_list(
     let sql = "SELECT t.tenant, t.name, t.created_at_us FROM tenants t
                JOIN memberships m ON m.tenant = t.tenant AND m.user_id = $1
                WHERE t.tenant > $2 ORDER BY t.tenant LIMIT $3";
-    tx.query(sql, &[&user_id, &after, &limit], tenant_row)
+    tx.query(scope, sql, &[&user_id, &after, &limit], tenant_row)
 }
 
 /// Every tenant, for work that goes over all of them.
 pub fn tenant_ids(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<TenantId>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query("SELECT tenant FROM tenants ORDER BY tenant", &[], |row| {
+    tx.query(scope, "SELECT tenant FROM tenants ORDER BY tenant", &[], |row| {
         TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))
     })
 }
 
 pub fn any_tenant(tx: &mut Tx<'_>, scope: &Scope) -> Result<bool, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    Ok(tx.query_opt("SELECT 1 FROM tenants LIMIT 1", &[], |row| row.get::<i64>(0))?.is_some())
+    Ok(tx.query_opt(scope, "SELECT 1 FROM tenants LIMIT 1", &[], |row| row.get::<i64>(0))?.is_some())
 }
 
 pub fn user_insert(tx: &mut Tx<'_>, scope: &Scope, row: &UserRow) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     tx.execute(
+        scope,
         "INSERT INTO users (user_id, email, password_hash, password_pending, system_admin, created_at_us)
          VALUES ($1, $2, $3, $4, $5, $6)",
         &[
@@ -148,7 +149,7 @@ fn user_row(row: &Row<'_>) -> Result<UserRow, DbError> {
 pub fn user_by_email(tx: &mut Tx<'_>, scope: &Scope, email: &str) -> Result<Option<UserRow>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = format!("SELECT {USER_COLUMNS} FROM users u WHERE u.email = $1");
-    tx.query_opt(&sql, &[&email], user_row)
+    tx.query_opt(scope, &sql, &[&email], user_row)
 }
 
 pub fn user_by_session(
@@ -162,7 +163,7 @@ pub fn user_by_session(
         "SELECT {USER_COLUMNS} FROM sessions s JOIN users u ON u.user_id = s.user_id
          WHERE s.session_sha256 = $1 AND s.expires_at_us > $2"
     );
-    tx.query_opt(&sql, &[session, &now_us], user_row)
+    tx.query_opt(scope, &sql, &[session, &now_us], user_row)
 }
 
 pub fn user_set_password(
@@ -174,7 +175,7 @@ pub fn user_set_password(
 ) -> Result<bool, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = "UPDATE users SET password_hash = $2, password_pending = $3 WHERE user_id = $1";
-    Ok(tx.execute(sql, &[&user_id, &hash, &pending])? == 1)
+    Ok(tx.execute(scope, sql, &[&user_id, &hash, &pending])? == 1)
 }
 
 pub fn memberships_of(
@@ -183,10 +184,15 @@ pub fn memberships_of(
     user_id: &str,
 ) -> Result<Vec<(TenantId, Role)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query("SELECT tenant, role FROM memberships WHERE user_id = $1 ORDER BY tenant", &[&user_id], |row| {
-        let tenant = TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))?;
-        Ok((tenant, role(&row.get::<String>(1)?)?))
-    })
+    tx.query(
+        scope,
+        "SELECT tenant, role FROM memberships WHERE user_id = $1 ORDER BY tenant",
+        &[&user_id],
+        |row| {
+            let tenant = TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))?;
+            Ok((tenant, role(&row.get::<String>(1)?)?))
+        },
+    )
 }
 
 pub fn member_put(
@@ -198,12 +204,12 @@ pub fn member_put(
 ) -> Result<(), DbError> {
     let sql = "INSERT INTO memberships (tenant, user_id, role, created_at_us) VALUES ($1, $2, $3, $4)
                ON CONFLICT (tenant, user_id) DO UPDATE SET role = excluded.role";
-    tx.execute(sql, &[&scope.tenant()?, &user_id, &role.as_str(), &now_us]).map(drop)
+    tx.execute(scope, sql, &[&scope.tenant()?, &user_id, &role.as_str(), &now_us]).map(drop)
 }
 
 pub fn member_delete(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<bool, DbError> {
     let sql = "DELETE FROM memberships WHERE tenant = $1 AND user_id = $2";
-    Ok(tx.execute(sql, &[&scope.tenant()?, &user_id])? == 1)
+    Ok(tx.execute(scope, sql, &[&scope.tenant()?, &user_id])? == 1)
 }
 
 const MEMBER_SELECT: &str = "SELECT u.user_id, u.email, m.role, u.password_pending, m.created_at_us
@@ -220,7 +226,12 @@ fn member_row(row: &Row<'_>) -> Result<MemberRow, DbError> {
 }
 
 pub fn member_get(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Option<MemberRow>, DbError> {
-    tx.query_opt(&format!("{MEMBER_SELECT} AND u.user_id = $2"), &[&scope.tenant()?, &user_id], member_row)
+    tx.query_opt(
+        scope,
+        &format!("{MEMBER_SELECT} AND u.user_id = $2"),
+        &[&scope.tenant()?, &user_id],
+        member_row,
+    )
 }
 
 pub fn member_list(
@@ -230,15 +241,15 @@ pub fn member_list(
     limit: i64,
 ) -> Result<Vec<MemberRow>, DbError> {
     let sql = format!("{MEMBER_SELECT} AND u.user_id > $2 ORDER BY u.user_id LIMIT $3");
-    tx.query(&sql, &[&scope.tenant()?, &after, &limit], member_row)
+    tx.query(scope, &sql, &[&scope.tenant()?, &after, &limit], member_row)
 }
 
 pub fn member_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
-    count(tx, "SELECT count(*) FROM memberships WHERE tenant = $1", scope.tenant()?)
+    count(tx, scope, "SELECT count(*) FROM memberships WHERE tenant = $1")
 }
 
 pub fn owner_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
-    count(tx, "SELECT count(*) FROM memberships WHERE tenant = $1 AND role = 'owner'", scope.tenant()?)
+    count(tx, scope, "SELECT count(*) FROM memberships WHERE tenant = $1 AND role = 'owner'")
 }
 
 /// Adds a session and drops the account's expired and oldest ones beyond `keep`; the new one stays, though the clock
@@ -253,11 +264,11 @@ pub fn session_insert(
 ) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let (now_us, expires_at_us) = life;
-    tx.execute(
-        "INSERT INTO sessions (session_sha256, user_id, created_at_us, expires_at_us) VALUES ($1, $2, $3, $4)",
+    tx.execute(scope, "INSERT INTO sessions (session_sha256, user_id, created_at_us, expires_at_us) VALUES ($1, $2, $3, $4)",
         &[session, &user_id, &now_us, &expires_at_us],
     )?;
     tx.execute(
+        scope,
         "DELETE FROM sessions WHERE user_id = $1 AND (expires_at_us <= $2 OR session_sha256 NOT IN
            (SELECT session_sha256 FROM sessions WHERE user_id = $1
             ORDER BY session_sha256 = $4 DESC, created_at_us DESC LIMIT $3))",
@@ -268,7 +279,7 @@ pub fn session_insert(
 
 pub fn session_delete(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.execute("DELETE FROM sessions WHERE session_sha256 = $1", &[session]).map(drop)
+    tx.execute(scope, "DELETE FROM sessions WHERE session_sha256 = $1", &[session]).map(drop)
 }
 
 /// Ends every session of an account but one.
@@ -279,7 +290,7 @@ pub fn sessions_delete_others(
     but: &[u8],
 ) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.execute("DELETE FROM sessions WHERE user_id = $1 AND session_sha256 <> $2", &[&user_id, &but])
+    tx.execute(scope, "DELETE FROM sessions WHERE user_id = $1 AND session_sha256 <> $2", &[&user_id, &but])
         .map(drop)
 }
 
@@ -290,6 +301,7 @@ pub fn token_insert(
     sha256: &[u8; 32],
 ) -> Result<(), DbError> {
     tx.execute(
+        scope,
         "INSERT INTO api_tokens
            (tenant, token_id, name, token_sha256, role, scopes, created_by, created_at_us, expires_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
@@ -311,23 +323,23 @@ pub fn token_insert(
 /// Deletes a token; gives its hash.
 pub fn token_delete(tx: &mut Tx<'_>, scope: &Scope, token_id: &str) -> Result<Option<[u8; 32]>, DbError> {
     let sql = "DELETE FROM api_tokens WHERE tenant = $1 AND token_id = $2 RETURNING token_sha256";
-    tx.query_opt(sql, &[&scope.tenant()?, &token_id], |row| row.get(0))
+    tx.query_opt(scope, sql, &[&scope.tenant()?, &token_id], |row| row.get(0))
 }
 
 /// Deletes the tenant's tokens past their life, so that they do not count as open; gives their hashes.
 pub fn tokens_expire(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Vec<[u8; 32]>, DbError> {
     let sql = "DELETE FROM api_tokens WHERE tenant = $1 AND expires_at_us <= $2 RETURNING token_sha256";
-    tx.query(sql, &[&scope.tenant()?, &now_us], |row| row.get(0))
+    tx.query(scope, sql, &[&scope.tenant()?, &now_us], |row| row.get(0))
 }
 
 pub fn token_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
-    count(tx, "SELECT count(*) FROM api_tokens WHERE tenant = $1", scope.tenant()?)
+    count(tx, scope, "SELECT count(*) FROM api_tokens WHERE tenant = $1")
 }
 
 pub fn token_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Result<Vec<TokenRow>, DbError> {
     let sql = "SELECT token_id, name, role, scopes, created_by, created_at_us, expires_at_us FROM api_tokens
                WHERE tenant = $1 AND token_id > $2 ORDER BY token_id LIMIT $3";
-    tx.query(sql, &[&scope.tenant()?, &after, &limit], |row| {
+    tx.query(scope, sql, &[&scope.tenant()?, &after, &limit], |row| {
         Ok(TokenRow {
             token_id: row.get(0)?,
             name: row.get(1)?,
@@ -344,6 +356,7 @@ pub fn token_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Re
 pub fn tokens_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<([u8; 32], TokenInfo)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     tx.query(
+        scope,
         "SELECT token_sha256, token_id, tenant, role, scopes, expires_at_us FROM api_tokens",
         &[],
         |row| {

@@ -36,7 +36,7 @@ impl Pair {
     }
 
     async fn by_hand(&self, sql: &'static str) {
-        let changed = self.db().write(move |tx| tx.execute(sql, &[])).await;
+        let changed = self.db().write(move |tx| tx.execute(&Scope::System("test"), sql, &[])).await;
         assert_eq!(changed.unwrap(), 1, "{sql}");
     }
 

@@ -34,7 +34,11 @@ async fn registry(dir: &Path, version: Target) -> Db {
     let db = Db::open(&dir.join("registry.db"), schema::registry().set_target(version), 1).unwrap();
     db.write(|tx| {
         for tenant in TENANTS {
-            tx.execute("INSERT INTO tenants (tenant, name, created_at_us) VALUES ($1, '', 0)", &[&tenant])?;
+            tx.execute(
+                &Scope::System("test"),
+                "INSERT INTO tenants (tenant, name, created_at_us) VALUES ($1, '', 0)",
+                &[&tenant],
+            )?;
         }
         Ok::<_, DbError>(())
     })
@@ -148,7 +152,7 @@ async fn a_row_that_nobody_inserts_or_deletes_stays_its_tenants() {
     let db = registry(dir.path(), Target::Latest).await;
     db.write(|tx| device_insert(tx, &scope("acme"), &row("d1"))).await.unwrap();
     for sql in ["UPDATE devices SET tenant = 'other'", "UPDATE devices SET device = 'd2'"] {
-        assert!(db.write(move |tx| tx.execute(sql, &[])).await.is_err(), "{sql}");
+        assert!(db.write(move |tx| tx.execute(&Scope::System("test"), sql, &[])).await.is_err(), "{sql}");
     }
     assert_eq!(counts(&db).await, [1, 0]);
 }

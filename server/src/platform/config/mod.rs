@@ -2,7 +2,8 @@
 //!
 //! `main` loads it, `app` hands the sections out, [`Live`] carries what may change while the server runs.
 //! Promise: an unknown key, a wrong type or a value out of range is refused with the place it came from (file and
-//! line, variable, or flag), the key and what was expected; nothing starts half-configured. Secrets are not in it.
+//! line, variable, or flag), the key and what was expected; nothing starts half-configured. The one secret that may be in
+//! it, the password of `registry.url`, is never shown.
 
 mod load;
 mod reload;
@@ -13,6 +14,7 @@ pub use load::{ConfigError, ENV_PREFIX, Sources};
 pub use reload::{Live, RELOADABLE, changed_keys};
 pub use roles::{Role, Roles};
 
+use crate::platform::db::PostgresUrl;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -26,7 +28,7 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// What this process does.
     pub roles: Roles,
-    /// The registry, where another process keeps it.
+    /// The registry, where it is not `registry.db` in `data_dir`.
     pub registry: RegistrySection,
     /// Logging.
     pub log: LogSection,
@@ -50,13 +52,22 @@ pub struct Config {
     pub retention: RetentionSection,
 }
 
-/// The registry, where another process keeps it.
+/// The registry, where it is not `registry.db` in `data_dir`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RegistrySection {
     /// The data directory of the server whose registry and certificates a gateway reads; it writes nothing there.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dir: Option<PathBuf>,
+    /// A PostgreSQL database that holds it: `postgres://user@host/database`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<PostgresUrl>,
+    /// The file with the password of that user, where it is not in the URL; read for each connection.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The authorities that the database server's certificate may come from, as PEM; absent: the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Logging.

@@ -216,3 +216,27 @@ fn a_gateway_alone_names_the_registry_that_it_reads_and_nobody_else_does() {
     refused("", &[], &[gateway, same], &["flag registry.dir", "is data_dir"]);
     refused("", &[], &[gateway, ("registry.dir", "")], &["flag registry.dir", "is empty"]);
 }
+
+#[test]
+fn a_registry_on_postgres_is_an_address_and_its_password_is_not_shown() {
+    let url = ("registry.url", "postgres://muster:hidden@db.example:5433/fleet?sslmode=require");
+    let config = load("", &[], &[url, ("registry.ca_file", "/etc/ca.pem")]).unwrap();
+    let text = config.to_toml().unwrap();
+    assert!(text.contains("postgres://muster:***@db.example:5433/fleet?sslmode=require"), "{text}");
+    assert!(!text.contains("hidden") && !format!("{config:?}").contains("hidden"));
+    let without = ("registry.url", "postgres://muster@db.example/fleet");
+    assert!(load("", &[], &[without, ("registry.password_file", "/run/secret")]).is_ok());
+    refused(
+        "",
+        &[],
+        &[("registry.url", "sqlite:x")],
+        &["flag registry.url", "expected postgres://user:password@"],
+    );
+    let two = ("registry.url", "postgres://muster@db/fleet?password=hidden");
+    refused("", &[], &[two], &["flag registry.url", "a password stands before the @"]);
+    for key in ["registry.password_file", "registry.ca_file"] {
+        refused("", &[], &[(key, "/x")], &["flag", key, "is set without registry.url"]);
+    }
+    let alone = [("roles", "gateway"), ("registry.dir", "/srv/main"), without];
+    refused("", &[], &alone, &["flag registry.url", "is set for a gateway alone"]);
+}

@@ -59,6 +59,19 @@ impl Config {
         if let Err(why) = self.roles.check() {
             return refuse("roles", why);
         }
+        let without_url = [
+            ("registry.password_file", &self.registry.password_file),
+            ("registry.ca_file", &self.registry.ca_file),
+        ];
+        for (key, path) in without_url {
+            if path.is_some() && self.registry.url.is_none() {
+                return refuse(key, "is set without registry.url, must be absent");
+            }
+        }
+        if self.registry.url.is_some() && self.roles.is_gateway_alone() {
+            let why = "is set for a gateway alone, must be absent: it reads another server's registry.dir";
+            return refuse("registry.url", why);
+        }
         match &self.registry.dir {
             None if self.roles.is_gateway_alone() => refuse(
                 "registry.dir",

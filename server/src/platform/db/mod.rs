@@ -1,214 +1,66 @@
-//! The embedded database: one writer thread with group commit, a few reader threads, WAL.
+//! The registry's database: SQLite in this process, or a PostgreSQL server; one SQL text for both.
 //!
-//! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this. Another process's
-//! database is read through [`ReadOnlyDb`].
-//! Promise: a write returned `Ok` is on disk (`synchronous=FULL`); a failed closure leaves no trace
-//! (what it did is rolled back) and disturbs no other closure of the same group.
-//! Bounds: [`QUEUE_MAX`] waiting closures a lane (callers wait beyond), [`GROUP_MAX`] closures a commit,
-//! [`Options::read_time_max`] for a [`Db::read`]. A read whose caller went away is ended, or never begun.
+//! Every slice's `store.rs` calls [`Tx`] inside [`Db::write`] or [`Db::read`]; `api` never sees this. The telemetry store
+//! has a file of its own and uses [`sqlite`] as it is.
+//! Promise, on either engine: a write returned `Ok` is on disk; a failed closure leaves no trace and disturbs no other;
+//! writes of one tenant happen one after the other, each seeing those before it; a read sees one moment.
+//! Every statement is given its [`Scope`]: on PostgreSQL it decides whose rows there are at all.
 //!
-//! Closures are synchronous: they run on a thread of the database's own, so SQL never blocks the async
-//! runtime, and nothing but SQL can be awaited inside a transaction.
+//! SQL that both run: `$n` arguments, `RETURNING`, `ON CONFLICT`, times as integer microseconds, booleans as 0 and 1, ids as
+//! text. Closures are synchronous: they run on threads of the database's own, and nothing but SQL can be awaited
+//! inside a transaction (ADR 0001).
 
-mod read_only;
+mod error;
+mod postgres;
+mod scope;
+pub mod sqlite;
 mod tx;
-mod watch;
+mod value;
 
-pub use read_only::ReadOnlyDb;
-pub use rusqlite::types::{FromSql, ToSql, Value as SqlValue};
-pub use tx::{Row, Statement, Tx};
+pub use error::DbError;
+pub use postgres::{Fence, Lease, Options as PostgresOptions, PostgresUrl};
+pub use scope::Scope;
+pub use tx::{Row, Tx};
+pub use value::{Column, FromSql, Param, ToSql};
 
-use super::priority;
-use rusqlite::{Connection, OpenFlags};
-use std::panic::AssertUnwindSafe;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
-use watch::{Awaited, Watch};
+use std::path::Path;
 
-/// Closures that may wait for a lane; more make their callers wait.
-pub const QUEUE_MAX: usize = 1024;
-/// Closures that share one commit.
-pub const GROUP_MAX: usize = 256;
-
-/// Why a database call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DbError {
-    /// The file cannot be opened.
-    #[error("cannot open database {path}")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// The engine's reason.
-        #[source]
-        source: rusqlite::Error,
-    },
-    /// A migration failed, or the schema is newer than this build.
-    #[error("cannot migrate database {path}: {why}")]
-    Migrate {
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        why: String,
-    },
-    /// The file is not what a reader needs.
-    #[error("cannot use database {path}: {why}")]
-    Unusable {
-        /// The file.
-        path: PathBuf,
-        /// The reason, and what to do.
-        why: String,
-    },
-    /// A statement failed.
-    #[error("statement failed")]
-    Sql(#[from] rusqlite::Error),
-    /// The transaction could not begin; nothing was done.
-    #[error("cannot write: {0}")]
-    Begin(String),
-    /// The group's commit failed; nothing of it is stored.
-    #[error("commit failed: {0}")]
-    Commit(String),
-    /// What a reader asked for was written faster than it could be read.
-    #[error("the database is busy; try again")]
-    Busy,
-    /// The database is shut down, or the closure panicked.
-    #[error("the database is closed")]
-    Closed,
-    /// A statement of one tenant was given a system scope.
-    #[error("scope {0:?} names no tenant")]
-    Scope(&'static str),
-    /// A row holds what its type cannot be.
-    #[error("column {column} holds an unexpected value")]
-    Column {
-        /// The column.
-        column: String,
-    },
-}
-
-impl DbError {
-    /// Whether a UNIQUE or PRIMARY KEY constraint refused the row.
-    #[must_use]
-    pub fn is_unique_violation(&self) -> bool {
-        matches!(self, Self::Sql(rusqlite::Error::SqliteFailure(failure, _))
-            if matches!(failure.extended_code, rusqlite::ffi::SQLITE_CONSTRAINT_UNIQUE | rusqlite::ffi::SQLITE_CONSTRAINT_PRIMARYKEY))
-    }
-
-    /// Whether a read took longer than [`Options::read_time_max`].
-    #[must_use]
-    pub fn is_overdue(&self) -> bool {
-        matches!(self, Self::Sql(rusqlite::Error::SqliteFailure(failure, _))
-            if failure.code == rusqlite::ErrorCode::OperationInterrupted)
-    }
-}
-
-/// Whose rows a store function may touch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Scope {
-    /// One tenant's.
-    Tenant(muster_wire::TenantId),
-    /// Every tenant's, for a named reason; `xtask tidy` holds the list of reasons.
-    System(&'static str),
-}
-
-impl Scope {
-    /// The tenant for a WHERE.
-    ///
-    /// # Errors
-    /// A system scope has none: the statement was given the wrong scope.
-    pub fn tenant(&self) -> Result<&str, DbError> {
-        match self {
-            Self::Tenant(tenant) => Ok(tenant.as_str()),
-            Self::System(why) => Err(DbError::Scope(why)),
-        }
-    }
-}
-
-/// How a database is opened.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Reader threads.
-    pub readers: usize,
-    /// Page cache of each connection, KiB.
-    pub cache_kib: u32,
-    /// Pages in the write-ahead log before it is copied into the file.
-    pub checkpoint_pages: u32,
-    /// Whether a commit waits for the disk.
-    pub sync: Sync,
-    /// The longest [`Db::read`], from its begin on a reader; None: no bound.
-    pub read_time_max: Option<Duration>,
-}
-
-/// Whether a commit waits for the disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sync {
-    /// It does (`synchronous=FULL`).
-    Full,
-    /// It does not: the caller syncs the write-ahead log when it needs to (`synchronous=NORMAL`, and
-    /// [`sync_wal`]). After a power cut the newest commits may be missing, the oldest of them last.
-    ByCaller,
-    /// It does not: for trials where only the process is stopped, never the machine.
-    OffForTrials,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { readers: 2, cache_kib: 2048, checkpoint_pages: 1000, sync: Sync::Full, read_time_max: None }
-    }
-}
-
-/// Runs inside the writer: does the work, and answers once the outcome is known. Given no transaction, it
-/// answers at once with the reason. Told whether it is the first of its transaction.
-type WriteJob = Box<dyn FnOnce(Result<&mut Tx<'_>, &str>, bool) -> Done + Send>;
-/// Told whether the commit succeeded.
-type Done = Box<dyn FnOnce(Result<(), String>) + Send>;
-
-struct ReadJob {
-    run: Box<dyn FnOnce(&mut Tx<'_>) + Send>,
-    awaited: Awaited,
-    time_max: Option<Duration>,
-}
-
-/// A handle to the database; clones share it. The threads end when the last handle is dropped.
+/// A handle to the database; clones share it. Its threads end when the last handle is dropped.
 #[derive(Clone)]
-pub struct Db {
-    inner: Arc<Inner>,
-}
+pub struct Db(Engine);
 
-struct Inner {
-    writes: mpsc::Sender<WriteJob>,
-    reads: mpsc::Sender<ReadJob>,
-    read_time_max: Option<Duration>,
+#[derive(Clone)]
+enum Engine {
+    Sqlite(sqlite::Db),
+    Postgres(postgres::Db),
 }
 
 impl Db {
-    /// Opens or creates the file, migrates it and starts the threads.
+    /// Opens or creates a SQLite file, migrates it and starts the threads.
     ///
     /// # Errors
     /// The file cannot be opened, or a migration fails.
     pub fn open(path: &Path, migrations: refinery::Runner, readers: usize) -> Result<Self, DbError> {
-        Self::open_with(path, migrations, Options { readers, ..Options::default() })
+        Ok(Self(Engine::Sqlite(sqlite::Db::open(path, migrations, readers)?)))
     }
 
-    /// As [`Self::open`], tuned.
+    /// Connects to a PostgreSQL server, migrates the database and starts the threads. Blocks.
     ///
     /// # Errors
-    /// As [`Self::open`].
-    pub fn open_with(path: &Path, migrations: refinery::Runner, options: Options) -> Result<Self, DbError> {
-        let mut writer = connect(path, options)?;
-        migrate(&mut writer, migrations, path)?;
-        let (writes, write_jobs) = mpsc::channel(QUEUE_MAX);
-        let (reads, read_jobs) = mpsc::channel(QUEUE_MAX);
-        let read_jobs = Arc::new(std::sync::Mutex::new(read_jobs));
-        spawn("db-writer", move || write_loop(&writer, write_jobs));
-        for _ in 0..options.readers.max(1) {
-            let (mut connection, jobs) = (connect(path, options)?, read_jobs.clone());
-            connection.pragma_update(None, "query_only", true)?;
-            let watch = Watch::install(&mut connection)?;
-            spawn("db-reader", move || read_loop(&connection, &watch, &jobs));
+    /// The server cannot be reached, its roles are not as they must be, or a migration fails.
+    pub fn connect(options: &PostgresOptions, migrations: refinery::Runner) -> Result<Self, DbError> {
+        Ok(Self(Engine::Postgres(postgres::Db::connect(options, migrations)?)))
+    }
+
+    /// Takes what only one process may hold; none on SQLite, whose file one process has by its directory's lock. Blocks.
+    ///
+    /// # Errors
+    /// Another process holds it, or the server cannot be reached.
+    pub fn lease(&self, name: &'static str) -> Result<Option<Lease>, DbError> {
+        match &self.0 {
+            Engine::Sqlite(_) => Ok(None),
+            Engine::Postgres(db) => db.lease(name).map(Some),
         }
-        let read_time_max = options.read_time_max;
-        Ok(Self { inner: Arc::new(Inner { writes, reads, read_time_max }) })
     }
 
     /// Runs a closure in a transaction and returns after its commit is on disk.
@@ -223,9 +75,10 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = write_job(work);
-        self.inner.writes.send(job).await.map_err(|_| DbError::Closed)?;
-        answer.await.map_err(|_| DbError::Closed)?
+        match &self.0 {
+            Engine::Sqlite(db) => db.write(|tx| Tx::sqlite(tx).run(work)).await,
+            Engine::Postgres(db) => db.write(work).await,
+        }
     }
 
     /// As [`Self::write`], for threads outside the async runtime.
@@ -240,13 +93,13 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = write_job(work);
-        self.inner.writes.blocking_send(job).map_err(|_| DbError::Closed)?;
-        answer.blocking_recv().map_err(|_| DbError::Closed)?
+        match &self.0 {
+            Engine::Sqlite(db) => db.write_blocking(|tx| Tx::sqlite(tx).run(work)),
+            Engine::Postgres(db) => db.write_blocking(work),
+        }
     }
 
-    /// Runs a closure on one snapshot; it cannot write. It is ended where the future is dropped, and after
-    /// [`Options::read_time_max`].
+    /// Runs a closure on one snapshot; it cannot write.
     ///
     /// # Errors
     /// The closure's own, or the database's.
@@ -258,13 +111,13 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = read_job(work, self.inner.read_time_max);
-        let _waiter = job.awaited.waiter();
-        self.inner.reads.send(job).await.map_err(|_| DbError::Closed)?;
-        answer.await.map_err(|_| DbError::Closed)?
+        match &self.0 {
+            Engine::Sqlite(db) => db.read(|tx| Tx::sqlite(tx).run(work)).await,
+            Engine::Postgres(db) => db.read(work).await,
+        }
     }
 
-    /// As [`Self::read`], for threads outside the async runtime, and however long it takes.
+    /// As [`Self::read`], for threads outside the async runtime.
     ///
     /// # Errors
     /// As [`Self::read`].
@@ -276,223 +129,25 @@ impl Db {
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        let (job, answer) = read_job(work, None);
-        self.inner.reads.blocking_send(job).map_err(|_| DbError::Closed)?;
-        answer.blocking_recv().map_err(|_| DbError::Closed)?
+        match &self.0 {
+            Engine::Sqlite(db) => db.read_blocking(|tx| Tx::sqlite(tx).run(work)),
+            Engine::Postgres(db) => db.read_blocking(work),
+        }
     }
 }
 
-fn write_job<T, E>(
-    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-) -> (WriteJob, oneshot::Receiver<Result<T, E>>)
-where
-    T: Send + 'static,
-    E: From<DbError> + Send + 'static,
-{
-    let (reply, answer) = oneshot::channel();
-    let job: WriteJob = Box::new(move |tx, is_first| {
-        let outcome = match tx {
-            Ok(tx) if is_first => in_transaction(tx, work),
-            Ok(tx) => in_savepoint(tx, work),
-            Err(why) => Err(DbError::Begin(why.to_owned()).into()),
+impl Db {
+    /// Whether it answers.
+    ///
+    /// # Errors
+    /// It does not.
+    pub async fn check(&self) -> Result<(), DbError> {
+        let one = |tx: &mut Tx<'_>| {
+            tx.query_one(&Scope::System("health"), "SELECT 1", &[], |row| row.get::<i64>(0))
         };
-        Box::new(move |commit| {
-            let outcome = match (outcome, commit) {
-                (Ok(_), Err(why)) => Err(DbError::Commit(why).into()),
-                (outcome, _) => outcome,
-            };
-            // The caller may have gone away; the row stays either way.
-            let _ = reply.send(outcome);
-        })
-    });
-    (job, answer)
-}
-
-fn read_job<T, E>(
-    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    time_max: Option<Duration>,
-) -> (ReadJob, oneshot::Receiver<Result<T, E>>)
-where
-    T: Send + 'static,
-    E: From<DbError> + Send + 'static,
-{
-    let (reply, answer) = oneshot::channel();
-    let run = Box::new(move |tx: &mut Tx<'_>| {
-        let outcome = tx.batch("BEGIN").map_err(E::from).and_then(|()| work(tx));
-        let _ = tx.batch("ROLLBACK");
-        let _ = reply.send(outcome);
-    });
-    (ReadJob { run, awaited: Awaited::default(), time_max }, answer)
-}
-
-/// The first of a group needs no savepoint: what it undoes is all there is. A savepoint keeps the old content of
-/// every page that is changed after it, which for one batch of the store were some 200 MB.
-fn in_transaction<T, E: From<DbError>>(
-    tx: &mut Tx<'_>,
-    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
-) -> Result<T, E> {
-    let outcome = work(tx);
-    if outcome.is_err() {
-        begin_again(tx);
+        self.read(one).await.map(drop)
     }
-    outcome
-}
-
-/// Where the new transaction cannot begin, the group ends and its commit fails.
-fn begin_again(tx: &mut Tx<'_>) {
-    let _ = tx.batch("ROLLBACK");
-    let _ = tx.batch("BEGIN IMMEDIATE");
-}
-
-fn in_savepoint<T, E: From<DbError>>(
-    tx: &mut Tx<'_>,
-    work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
-) -> Result<T, E> {
-    tx.batch("SAVEPOINT job")?;
-    let outcome = work(tx);
-    if outcome.is_err() {
-        tx.batch("ROLLBACK TO job")?;
-    }
-    tx.batch("RELEASE job")?;
-    outcome
-}
-
-fn write_loop(connection: &Connection, mut jobs: mpsc::Receiver<WriteJob>) {
-    while let Some(first) = jobs.blocking_recv() {
-        let mut tx = Tx::new(connection);
-        match tx.batch("BEGIN IMMEDIATE") {
-            Ok(()) => run_group(connection, &mut tx, first, &mut jobs),
-            Err(error) => first(Err(&error.to_string()), true)(Err(error.to_string())),
-        }
-    }
-}
-
-/// Runs waiting closures inside the transaction that was begun, commits, and answers all.
-fn run_group(connection: &Connection, tx: &mut Tx<'_>, first: WriteJob, jobs: &mut mpsc::Receiver<WriteJob>) {
-    let mut waiting = Vec::new();
-    let mut next = Some(first);
-    let mut is_first = true;
-    while let Some(job) = next {
-        // A panicking closure loses its own answer only: what it did is undone below.
-        match std::panic::catch_unwind(AssertUnwindSafe(|| job(Ok(tx), is_first))) {
-            Ok(done) => waiting.push(done),
-            Err(_) if is_first => begin_again(tx),
-            Err(_) => {
-                let _ = tx.batch("ROLLBACK TO job");
-                let _ = tx.batch("RELEASE job");
-            }
-        }
-        is_first = false;
-        // A full disk (and a few other faults) rolls the whole transaction back: another savepoint now would
-        // be a transaction of its own. COMMIT fails below, and every closure of the group is told.
-        next = if waiting.len() < GROUP_MAX && !connection.is_autocommit() {
-            jobs.try_recv().ok()
-        } else {
-            None
-        };
-    }
-    let commit = tx.batch("COMMIT").map_err(|error| error.to_string());
-    if commit.is_err() {
-        let _ = tx.batch("ROLLBACK");
-    }
-    for done in waiting {
-        done(commit.clone());
-    }
-}
-
-fn read_loop(connection: &Connection, watch: &Watch, jobs: &std::sync::Mutex<mpsc::Receiver<ReadJob>>) {
-    loop {
-        let job = match jobs.lock() {
-            Ok(mut jobs) => jobs.blocking_recv(),
-            Err(_) => return,
-        };
-        let Some(ReadJob { run, awaited, time_max }) = job else { return };
-        if awaited.is_gone() {
-            continue;
-        }
-        watch.begin(awaited, time_max);
-        let mut tx = Tx::new(connection);
-        let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| run(&mut tx)));
-        watch.end();
-        if outcome.is_err() {
-            let _ = tx.batch("ROLLBACK");
-        }
-    }
-}
-
-fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
-    let open = |source| DbError::Open { path: path.to_owned(), source };
-    let flags =
-        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(open)?;
-    // auto_vacuum only takes effect on an empty file, so it comes before journal_mode writes the header.
-    connection
-        .execute_batch(
-            "PRAGMA auto_vacuum=INCREMENTAL; PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA foreign_keys=ON;
-             PRAGMA busy_timeout=5000; PRAGMA temp_store=MEMORY;",
-        )
-        .map_err(open)?;
-    let sync = match options.sync {
-        Sync::Full => "FULL",
-        Sync::ByCaller => "NORMAL",
-        Sync::OffForTrials => "OFF",
-    };
-    let tuning = format!(
-        "PRAGMA synchronous={sync}; PRAGMA cache_size=-{}; PRAGMA wal_autocheckpoint={};",
-        options.cache_kib, options.checkpoint_pages
-    );
-    connection.execute_batch(&tuning).map_err(open)?;
-    connection.set_prepared_statement_cache_capacity(128);
-    Ok(connection)
-}
-
-/// Makes every commit that has returned durable, for a database of [`Sync::ByCaller`]: commits stand in the
-/// write-ahead log, or in the file itself once a checkpoint (which syncs both) has moved them there.
-///
-/// # Errors
-/// The disk failed. What of the log is on it is not known any more, and a second sync would not tell.
-pub fn sync_wal(path: &Path) -> std::io::Result<()> {
-    let mut wal = path.as_os_str().to_owned();
-    wal.push("-wal");
-    // It is there while the database is open: where it is missing somebody took the commits away.
-    std::fs::File::open(&wal)?.sync_data()?;
-    // The file's name must survive, too: SQLite made it when the database was opened.
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::File::open(dir)?.sync_all()
-}
-
-fn migrate(connection: &mut Connection, migrations: refinery::Runner, path: &Path) -> Result<(), DbError> {
-    let fail = |why: String| DbError::Migrate { path: path.to_owned(), why };
-    let (applied, newest) = (applied_version(connection), newest_version(&migrations));
-    if applied > newest {
-        return Err(fail(format!(
-            "its schema is version {applied}, this build knows {newest}: use a newer build"
-        )));
-    }
-    migrations.set_abort_missing(true).run(connection).map_err(|error| fail(error.to_string()))?;
-    Ok(())
-}
-
-/// The schema's version in the file; 0 where it has none.
-fn applied_version(connection: &mut Connection) -> i32 {
-    let last = refinery::Runner::new(&[]).get_last_applied_migration(connection);
-    last.ok().flatten().map_or(0, |last| last.version())
-}
-
-/// The version that a build makes.
-fn newest_version(migrations: &refinery::Runner) -> i32 {
-    migrations.get_migrations().iter().map(refinery::Migration::version).max().unwrap_or(0)
-}
-
-fn spawn(name: &str, work: impl FnOnce() + Send + 'static) {
-    std::thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(move || {
-            priority::background();
-            work();
-        })
-        .expect("a thread can be started at start-up");
 }
 
 #[cfg(test)]
-mod tests;
+mod contract;

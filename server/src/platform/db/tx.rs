@@ -1,16 +1,28 @@
-//! Statements inside a transaction, with `$1` parameters as PostgreSQL writes them.
+//! Statements inside a transaction of either engine, with `$1` parameters as PostgreSQL writes them.
 
-use super::{DbError, FromSql, ToSql};
-use rusqlite::Connection;
-use std::borrow::Cow;
+use super::postgres::Session;
+use super::value::{self, FromSql, Param, ToSql};
+use super::{DbError, Scope, postgres, sqlite};
 
 /// An open transaction.
 pub struct Tx<'a> {
-    connection: &'a Connection,
+    engine: Engine<'a>,
+    /// A statement failed: PostgreSQL takes no other one, so the transaction is undone on either engine.
+    failed: bool,
+}
+
+enum Engine<'a> {
+    Sqlite(sqlite::Tx<'a>),
+    Postgres(&'a mut Session),
 }
 
 /// One row of an answer; columns by position, from 0.
-pub struct Row<'a>(&'a rusqlite::Row<'a>);
+pub struct Row<'a>(RowOf<'a>);
+
+enum RowOf<'a> {
+    Sqlite(&'a rusqlite::Row<'a>),
+    Postgres(&'a tokio_postgres::Row),
+}
 
 impl Row<'_> {
     /// The column's value.
@@ -18,101 +30,60 @@ impl Row<'_> {
     /// # Errors
     /// The column is of another type, or absent.
     pub fn get<T: FromSql>(&self, column: usize) -> Result<T, DbError> {
-        Ok(self.0.get(column)?)
+        match self.0 {
+            RowOf::Sqlite(row) => value::read(sqlite::column(row, column)?, column),
+            RowOf::Postgres(row) => value::read(postgres::column(row, column)?, column),
+        }
     }
 }
 
 impl<'a> Tx<'a> {
-    pub(super) fn new(connection: &'a Connection) -> Self {
-        Self { connection }
+    pub(super) fn sqlite(tx: &sqlite::Tx<'a>) -> Self {
+        Self { engine: Engine::Sqlite(tx.again()), failed: false }
     }
 
-    pub(super) fn batch(&mut self, sql: &str) -> Result<(), DbError> {
-        Ok(self.connection.execute_batch(sql)?)
+    pub(super) fn postgres(session: &'a mut Session) -> Self {
+        Self { engine: Engine::Postgres(session), failed: false }
     }
 
-    /// Gives a reader a new snapshot. A writer's transaction would be undone by it.
+    /// Runs a whole transaction's closure: one that went on after a statement failed has failed.
+    pub(super) fn run<T, E: From<DbError>>(
+        mut self,
+        work: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let done = work(&mut self)?;
+        if self.failed { Err(DbError::Failed.into()) } else { Ok(done) }
+    }
+
+    fn note<T>(&mut self, outcome: Result<T, DbError>) -> Result<T, DbError> {
+        self.failed |= outcome.is_err();
+        outcome
+    }
+
+    /// Makes this write wait for others that took the same lock, from here to its end; a tenant's own lock is taken
+    /// before its first statement. SQLite has one writer at a time.
     ///
     /// # Errors
-    /// The database failed.
-    pub(in crate::platform) fn renew(&mut self) -> Result<(), DbError> {
-        self.batch("ROLLBACK; BEGIN")
+    /// Another held it for too long, or the server cannot be reached.
+    pub fn lock(&mut self, scope: &Scope, name: &str) -> Result<(), DbError> {
+        let outcome = match &mut self.engine {
+            Engine::Sqlite(_) => Ok(()),
+            Engine::Postgres(session) => session.lock(scope, name),
+        };
+        self.note(outcome)
     }
 
     /// Runs a statement; returns how many rows it changed.
     ///
     /// # Errors
     /// The statement's.
-    pub fn execute(&mut self, sql: &str, args: &[&dyn ToSql]) -> Result<usize, DbError> {
-        Ok(self.connection.prepare_cached(&numbered(sql))?.execute(args)?)
-    }
-
-    /// Prepares a statement for a loop.
-    ///
-    /// # Errors
-    /// The text is not SQL.
-    pub fn statement(&mut self, sql: &str) -> Result<Statement<'a>, DbError> {
-        Ok(Statement(self.connection.prepare_cached(sql)?))
-    }
-
-    /// Runs a query and maps its only row.
-    ///
-    /// # Errors
-    /// The statement's, or the mapping's; no row is an error too.
-    pub fn query_one<T, E: From<DbError>>(
-        &mut self,
-        sql: &str,
-        args: &[&dyn ToSql],
-        map: impl FnMut(&Row<'_>) -> Result<T, E>,
-    ) -> Result<T, E> {
-        let row = self.query(sql, args, map)?.into_iter().next();
-        row.ok_or_else(|| DbError::from(rusqlite::Error::QueryReturnedNoRows).into())
-    }
-
-    /// As [`Self::query`], for a text that is made for this call: it is not kept prepared.
-    ///
-    /// # Errors
-    /// As [`Self::query`].
-    pub fn query_once<T, E: From<DbError>>(
-        &mut self,
-        sql: &str,
-        args: &[&dyn ToSql],
-        mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
-    ) -> Result<Vec<T>, E> {
-        let mut statement = self.connection.prepare(&numbered(sql)).map_err(DbError::from)?;
-        let mut rows = statement.query(args).map_err(DbError::from)?;
-        let mut all = Vec::new();
-        while let Some(row) = rows.next().map_err(DbError::from)? {
-            all.push(map(&Row(row))?);
-        }
-        Ok(all)
-    }
-
-    /// Gives free pages at the file's end back to the file system; returns how many are left.
-    ///
-    /// # Errors
-    /// The statement's.
-    pub fn give_pages_back(&mut self, pages: u32) -> Result<u64, DbError> {
-        self.batch(&format!("PRAGMA incremental_vacuum({pages})"))?;
-        self.query_one("PRAGMA freelist_count", &[], |row| row.get(0))
-    }
-
-    /// Runs a query and maps every row.
-    ///
-    /// # Errors
-    /// The statement's, or the mapping's.
-    pub fn query<T, E: From<DbError>>(
-        &mut self,
-        sql: &str,
-        args: &[&dyn ToSql],
-        mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
-    ) -> Result<Vec<T>, E> {
-        let mut all = Vec::new();
-        self.for_each(sql, args, |row| {
-            all.push(map(row)?);
-            Ok::<_, E>(())
-        })?;
-        Ok(all)
+    pub fn execute(&mut self, scope: &Scope, sql: &str, args: &[&dyn ToSql]) -> Result<usize, DbError> {
+        let params = params(args);
+        let outcome = match &mut self.engine {
+            Engine::Sqlite(tx) => tx.execute_with(sql, &params),
+            Engine::Postgres(session) => session.execute(scope, sql, &params),
+        };
+        self.note(outcome)
     }
 
     /// Runs a query and hands each row over as it comes: for answers that are too many to hold.
@@ -121,16 +92,44 @@ impl<'a> Tx<'a> {
     /// The statement's, or the closure's, which ends it.
     pub fn for_each<E: From<DbError>>(
         &mut self,
+        scope: &Scope,
         sql: &str,
         args: &[&dyn ToSql],
         mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut statement = self.connection.prepare_cached(&numbered(sql)).map_err(DbError::from)?;
-        let mut rows = statement.query(args).map_err(DbError::from)?;
-        while let Some(row) = rows.next().map_err(DbError::from)? {
-            each(&Row(row))?;
-        }
-        Ok(())
+        let params = params(args);
+        let mut refused = None;
+        let outcome = match &mut self.engine {
+            Engine::Sqlite(tx) => tx.each(sql, &params, |row| {
+                refused = each(&Row(RowOf::Sqlite(row))).err();
+                refused.is_none()
+            }),
+            Engine::Postgres(session) => session.each(scope, sql, &params, |row| {
+                refused = each(&Row(RowOf::Postgres(row))).err();
+                refused.is_none()
+            }),
+        };
+        self.note(outcome)?;
+        refused.map_or(Ok(()), Err)
+    }
+
+    /// Runs a query and maps every row.
+    ///
+    /// # Errors
+    /// The statement's, or the mapping's.
+    pub fn query<T, E: From<DbError>>(
+        &mut self,
+        scope: &Scope,
+        sql: &str,
+        args: &[&dyn ToSql],
+        mut map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<Vec<T>, E> {
+        let mut all = Vec::new();
+        self.for_each(scope, sql, args, |row| {
+            all.push(map(row)?);
+            Ok::<_, E>(())
+        })?;
+        Ok(all)
     }
 
     /// Runs a query and maps its first row.
@@ -139,55 +138,30 @@ impl<'a> Tx<'a> {
     /// The statement's, or the mapping's.
     pub fn query_opt<T, E: From<DbError>>(
         &mut self,
+        scope: &Scope,
         sql: &str,
         args: &[&dyn ToSql],
         map: impl FnMut(&Row<'_>) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
-        Ok(self.query(sql, args, map)?.into_iter().next())
+        Ok(self.query(scope, sql, args, map)?.into_iter().next())
+    }
+
+    /// Runs a query and maps its only row.
+    ///
+    /// # Errors
+    /// The statement's, or the mapping's; no row is an error too.
+    pub fn query_one<T, E: From<DbError>>(
+        &mut self,
+        scope: &Scope,
+        sql: &str,
+        args: &[&dyn ToSql],
+        map: impl FnMut(&Row<'_>) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let row = self.query_opt(scope, sql, args, map)?;
+        row.ok_or_else(|| DbError::from(rusqlite::Error::QueryReturnedNoRows).into())
     }
 }
 
-/// A prepared statement for loops: bind each parameter, run, again. Parameters are written `?n`.
-pub struct Statement<'a>(rusqlite::CachedStatement<'a>);
-
-impl Statement<'_> {
-    /// Sets a parameter, from 1. It keeps its value over runs.
-    ///
-    /// # Errors
-    /// There is no such parameter.
-    pub fn bind(&mut self, at: usize, value: impl ToSql) -> Result<(), DbError> {
-        Ok(self.0.raw_bind_parameter(at, value)?)
-    }
-
-    /// Runs it; returns how many rows it changed.
-    ///
-    /// # Errors
-    /// The statement's.
-    pub fn run(&mut self) -> Result<u64, DbError> {
-        Ok(self.0.raw_execute()? as u64)
-    }
-}
-
-/// SQLite numbers `$n` by first appearance, so arguments would change places in silence: `$n` becomes `?n`.
-/// Text in quotes stays as it is.
-pub(super) fn numbered(sql: &str) -> Cow<'_, str> {
-    if !sql.contains('$') {
-        return Cow::Borrowed(sql);
-    }
-    let mut out = String::with_capacity(sql.len());
-    let mut quote = None;
-    let mut rest = sql.chars().peekable();
-    while let Some(c) = rest.next() {
-        match quote {
-            Some(open) if c == open => quote = None,
-            None if c == '\'' || c == '"' => quote = Some(c),
-            None if c == '$' && rest.peek().is_some_and(char::is_ascii_digit) => {
-                out.push('?');
-                continue;
-            }
-            _ => {}
-        }
-        out.push(c);
-    }
-    Cow::Owned(out)
+fn params<'a>(args: &'a [&'a dyn ToSql]) -> Vec<Param<'a>> {
+    args.iter().map(|arg| arg.param()).collect()
 }

@@ -128,8 +128,9 @@ impl From<crate::platform::db::DbError> for ApiError {
         if error.is_overdue() {
             return Self::new(ErrorCode::Unavailable, "the query took too long; ask for a shorter range");
         }
-        if matches!(error, crate::platform::db::DbError::Busy) {
-            return Self::new(ErrorCode::Unavailable, "the store is busy; try again");
+        if error.is_passing() {
+            let message = "the database is busy or cannot be reached; try again";
+            return Self { cause: Some(chain(&error).into()), ..Self::new(ErrorCode::Unavailable, message) };
         }
         Self::internal(chain(&error))
     }

@@ -2,7 +2,8 @@
 
 use super::TelemetryError;
 use super::memtable::{Marks, Position};
-use crate::platform::db::{DbError, ToSql, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::{ToSql, Tx};
 use std::ops::Range;
 
 /// The reader's name in `cursor` and in the log.

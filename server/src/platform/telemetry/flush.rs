@@ -10,7 +10,7 @@ use super::faults::{CrashPoint, Faults};
 use super::memtable::{Memtable, Position};
 use super::partition;
 use super::tally;
-use crate::platform::db::Tx;
+use crate::platform::db::sqlite::Tx;
 
 /// Flushes a shard.
 pub(super) fn shard(

@@ -11,7 +11,8 @@
 use super::accounts::Marks;
 use super::memtable::{SHARDS, shard_of};
 use super::ranges::{Ranges, STORED};
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::Tx;
 use muster_wire::{DropReason, QueueState};
 use std::collections::{BTreeMap, HashMap, HashSet};
 

@@ -1,7 +1,8 @@
 //! Events, dead letters, rejected messages and lost log ranges, as lists with a cursor.
 
 use super::{device_of, is_suspect, tenant_of};
-use crate::platform::db::{DbError, Row, Scope, Tx};
+use crate::platform::db::sqlite::{Row, Tx};
+use crate::platform::db::{DbError, Scope};
 use muster_wire::QueueId;
 use serde::Serialize;
 

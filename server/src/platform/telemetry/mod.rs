@@ -59,7 +59,8 @@ pub use seen::{LastSeen, last_seen};
 pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
 pub use view::View;
 
-use super::db::{self, Db, DbError, Scope, SqlValue, Tx};
+use super::db::sqlite::{self, Db, SqlValue, Tx};
+use super::db::{DbError, Scope};
 use memtable::Memtable;
 use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
@@ -128,7 +129,7 @@ impl TelemetryError {
 #[derive(Clone)]
 pub struct Options {
     /// Whether commits wait for the disk.
-    pub sync: db::Sync,
+    pub sync: sqlite::Sync,
     /// Free bytes of the disk that batches leave to others.
     pub disk_reserve_bytes: u64,
     /// Where a test stops it.
@@ -137,7 +138,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sync: db::Sync::ByCaller, disk_reserve_bytes: 0, faults: Faults::none() }
+        Self { sync: sqlite::Sync::ByCaller, disk_reserve_bytes: 0, faults: Faults::none() }
     }
 }
 
@@ -150,7 +151,7 @@ pub struct TelemetryStore {
     entries: Arc<AtomicUsize>,
     path: Arc<Path>,
     dir: Arc<Path>,
-    sync: db::Sync,
+    sync: sqlite::Sync,
     sync_failed: Arc<AtomicBool>,
     disk_reserve_bytes: u64,
     faults: Faults,
@@ -167,8 +168,11 @@ impl TelemetryStore {
                 .into_iter()
                 .map(|(name, sql)| refinery::Migration::unapplied(name, sql))
                 .collect::<Result<_, _>>()
-                .map_err(|error| DbError::Migrate { path: path.to_owned(), why: error.to_string() })?;
-        let tuning = db::Options {
+                .map_err(|error| DbError::Migrate {
+                    database: path.display().to_string(),
+                    why: error.to_string(),
+                })?;
+        let tuning = sqlite::Options {
             readers: READERS,
             cache_kib: CACHE_KIB,
             checkpoint_pages: CHECKPOINT_PAGES,
@@ -357,8 +361,8 @@ impl TelemetryStore {
         if self.sync_failed.load(Ordering::Relaxed) {
             return Err(TelemetryError::SyncFailed);
         }
-        if self.sync == db::Sync::ByCaller {
-            db::sync_wal(&self.path).map_err(|source| {
+        if self.sync == sqlite::Sync::ByCaller {
+            sqlite::sync_wal(&self.path).map_err(|source| {
                 self.sync_failed.store(true, Ordering::Relaxed);
                 TelemetryError::Sync(source)
             })?;

@@ -3,7 +3,8 @@
 //! Called by the writer only, inside its transaction; a failed transaction throws the whole cache away,
 //! so it never holds a row that was rolled back. It is emptied when over its bounds: correct, only slower.
 
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::Tx;
 use muster_wire::METRICS_PER_DEVICE_MAX;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -75,7 +76,7 @@ impl Names {
             return Ok(*slot);
         }
         let id = device_id(tx, known.id, device)?;
-        let map = |row: &crate::platform::db::Row<'_>| {
+        let map = |row: &crate::platform::db::sqlite::Row<'_>| {
             Ok::<_, DbError>((row.get(0)?, row.get::<String>(1)?.into()))
         };
         let names: Vec<(i64, Arc<str>)> =

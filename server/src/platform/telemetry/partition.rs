@@ -4,7 +4,8 @@
 //! a wrong device clock never decides what is kept. `device_day` notes which hours of `ts` a device has in
 //! which day, so that a query by `ts` visits only tables that can answer it.
 
-use crate::platform::db::{DbError, SqlValue, ToSql, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::{SqlValue, ToSql, Tx};
 use muster_wire::Value;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 use std::cmp::Ordering;

@@ -7,7 +7,8 @@
 
 use super::partition::{self, DAY_US};
 use super::{TelemetryError, TelemetryStore};
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::Tx;
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
 

@@ -1,6 +1,7 @@
 //! Counters, dead letters and rejected rows: what of a batch is written at once, and how counters are added.
 
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::Tx;
 use crate::platform::event_log::{LogRecord, Origin};
 use std::collections::{BTreeMap, BTreeSet};
 

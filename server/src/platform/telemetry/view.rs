@@ -6,7 +6,8 @@
 
 use super::cursor;
 use super::memtable::{Memtable, shard_of};
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::Tx;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

@@ -15,7 +15,8 @@ use super::names::{Series, Slot};
 use super::partition::{self, ReadingRow};
 use super::tally::Tally;
 use super::{LIVE_ITEMS_MAX, TelemetryError, cursor};
-use crate::platform::db::{DbError, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::Tx;
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use muster_wire::senml::Moment;
 use muster_wire::{

@@ -2,7 +2,7 @@
 
 use crate::alerts::service as alerts;
 use crate::platform::clock::SharedClock;
-use crate::platform::db::{Db, DbError};
+use crate::platform::db::{Db, DbError, Fence};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use crate::platform::live::LiveBus;
 use crate::rules::engine::{Body, DeviceSource, Engine, LabelSource, Observation};
@@ -41,6 +41,8 @@ pub struct Parts {
     pub labels: LabelSource,
     /// Tells which devices are registered.
     pub known: DeviceSource,
+    /// Refuses commits once another process reads the log for this registry.
+    pub fence: Fence,
 }
 
 /// The worker.
@@ -214,7 +216,11 @@ impl Worker {
     fn commit_waiting(&mut self) -> Result<(), DbError> {
         let Some(checkpoint) = self.waiting.clone() else { return Ok(()) };
         let now_us = self.parts.clock.now_us();
-        let changed = self.parts.db.write_blocking(move |tx| snapshot::commit(tx, &checkpoint, now_us))?;
+        let fence = self.parts.fence.clone();
+        let changed = self.parts.db.write_blocking(move |tx| {
+            fence.check(tx)?;
+            snapshot::commit(tx, &checkpoint, now_us)
+        })?;
         self.waiting = None;
         (self.records, self.committed) = (0, Instant::now());
         for (tenant, alert) in &changed {

@@ -3,14 +3,14 @@
 use super::*;
 use crate::alerts::model::AlertFilter;
 use crate::alerts::service::AlertService;
-use crate::alerts::tests::registry;
 use crate::platform::clock::ManualClock;
-use crate::platform::db::{Db, DbError};
+use crate::platform::db::{Db, DbError, Fence, Scope};
 use crate::platform::event_log::{EventLog, Kind, NewRecord, Options, Origin, Pin};
 use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
 use crate::rules::consumer::{Changes, Consumer, Parts, spawn};
 use crate::rules::engine::DeviceSource;
 use crate::rules::service::{RuleBoard, RuleDraft, RuleService};
+use crate::testing::registry;
 use muster_wire::{Telemetry, UpClass};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -57,7 +57,12 @@ impl Site {
             Arc::new(move |_: &str, device: &str| registered.lock().unwrap().1.contains(device));
         let registered = self.registered.clone();
         let changes = move || Changes { deletions: registered.lock().unwrap().0, labels: 0 };
-        spawn(self.log.clone(), Parts { db, clock, board, live, labels: labels(), known }, changes).unwrap()
+        spawn(
+            self.log.clone(),
+            Parts { db, clock, board, live, labels: labels(), known, fence: Fence::default() },
+            changes,
+        )
+        .unwrap()
     }
 
     fn rules(&self) -> RuleService {
@@ -73,7 +78,10 @@ impl Site {
     /// Devices of which last values are stored.
     async fn lasts(&self) -> Vec<String> {
         let sql = "SELECT DISTINCT device FROM rule_last ORDER BY device";
-        self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0))).await.unwrap()
+        self.db
+            .read(move |tx| tx.query(&Scope::System("test"), sql, &[], |row| row.get::<String>(0)))
+            .await
+            .unwrap()
     }
 
     fn watch(&self) -> Subscription {
@@ -164,7 +172,7 @@ async fn a_change_of_one_rule_reads_that_one_anew_and_lets_the_others_run_on() {
     // What runs is not read again: it would not run any more.
     let id = steady.id.clone();
     let ruin = move |tx: &mut crate::platform::db::Tx<'_>| {
-        tx.execute("UPDATE rules SET spec = '{}' WHERE id = $1", &[&id])
+        tx.execute(&Scope::System("test"), "UPDATE rules SET spec = '{}' WHERE id = $1", &[&id])
     };
     assert_eq!(site.db.write(ruin).await.unwrap(), 1);
     rules.update(&me, &acme(), &changing.id, None, over("changing", 40)).await.unwrap();
@@ -253,7 +261,7 @@ impl Site {
 
     fn gaps(&self) -> Vec<(u64, u64)> {
         let rows = self.db.read_blocking(|tx| {
-            tx.query("SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| {
+            tx.query(&Scope::System("test"), "SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| {
                 Ok::<_, DbError>((row.get::<i64>(0)?.unsigned_abs(), row.get::<i64>(1)?.unsigned_abs()))
             })
         });

@@ -3,13 +3,13 @@
 use super::*;
 use crate::alerts::model::{Alert, AlertFilter, PLATFORM};
 use crate::alerts::service::AlertService;
-use crate::alerts::tests::registry;
 use crate::platform::clock::ManualClock;
-use crate::platform::db::{Db, DbError};
+use crate::platform::db::{Db, DbError, Fence, Scope};
 use crate::platform::event_log::{Kind, LogRecord, Origin};
 use crate::platform::live::LiveBus;
 use crate::rules::consumer::{CHECKPOINT_EVERY_ALERT, Parts, Worker};
 use crate::rules::service::{RuleBoard, RuleDraft, RuleService};
+use crate::testing::{registry, registry_by_owner};
 use muster_wire::{Telemetry, UpClass};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -92,7 +92,7 @@ fn random_log(rng: &mut SmallRng, records: usize) -> Vec<Stored> {
 struct Site {
     db: Db,
     board: Arc<RuleBoard>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Site {
@@ -112,13 +112,16 @@ impl Site {
         for (id, json) in drafts {
             let spec = serde_json::to_string(&spec(json)).unwrap();
             let insert = "INSERT INTO rules (tenant, id, name, enabled, version, spec, created_at_us, updated_at_us) VALUES ('acme', $1, $1, 1, 1, $2, 0, 0)";
-            runtime.block_on(db.write(move |tx| tx.execute(insert, &[&id, &spec]))).unwrap();
+            runtime
+                .block_on(db.write(move |tx| tx.execute(&Scope::System("test"), insert, &[&id, &spec])))
+                .unwrap();
         }
-        Self { db, board, _dir: dir }
+        Self { db, board, dir }
     }
 
     fn worker(&self) -> Worker {
         let parts = Parts {
+            fence: Fence::default(),
             db: self.db.clone(),
             clock: ManualClock::at(START),
             board: self.board.clone(),
@@ -136,7 +139,12 @@ impl Site {
 
     fn leftovers(&self, runtime: &tokio::runtime::Runtime) -> Vec<String> {
         let sql = "SELECT rule_id || device || subject || stream || state FROM rule_state ORDER BY 1";
-        runtime.block_on(self.db.read(move |tx| tx.query(sql, &[], |row| row.get::<String>(0)))).unwrap()
+        runtime
+            .block_on(
+                self.db
+                    .read(move |tx| tx.query(&Scope::System("test"), sql, &[], |row| row.get::<String>(0))),
+            )
+            .unwrap()
     }
 }
 
@@ -197,6 +205,7 @@ fn another_log_starts_at_its_beginning_and_a_lost_range_leaves_a_row() {
     worker.checkpoint().unwrap();
     let open = |epoch, first| {
         let parts = Parts {
+            fence: Fence::default(),
             db: site.db.clone(),
             clock: ManualClock::at(START),
             board: site.board.clone(),
@@ -213,7 +222,7 @@ fn another_log_starts_at_its_beginning_and_a_lost_range_leaves_a_row() {
     moved.skipped(&(50..60));
     moved.checkpoint().unwrap();
     let gaps = runtime.block_on(site.db.read(|tx| {
-        tx.query("SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| {
+        tx.query(&Scope::System("test"), "SELECT first, last FROM rule_gaps ORDER BY first", &[], |row| {
             Ok::<_, DbError>((row.get::<i64>(0)?, row.get::<i64>(1)?))
         })
     }));
@@ -244,8 +253,7 @@ fn a_commit_that_fails_is_kept_and_tried_again() {
     let mut worker = site.worker();
     worker.observe(&stored.record(1));
     let rename = |from: &'static str, to: &'static str| {
-        let sql = format!("ALTER TABLE {from} RENAME TO {to}");
-        runtime.block_on(site.db.write(move |tx| tx.execute(&sql, &[]))).unwrap();
+        registry_by_owner(site.dir.path(), &format!("ALTER TABLE {from} RENAME TO {to}"));
     };
     rename("rule_cursor", "away");
     assert!(worker.checkpoint().is_err());

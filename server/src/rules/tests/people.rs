@@ -1,8 +1,8 @@
 use super::*;
-use crate::alerts::tests::registry;
 use crate::platform::clock::ManualClock;
 use crate::rules::model::{NAME_CHARS_MAX, RULES_PER_TENANT_MAX};
 use crate::rules::service::{RuleBoard, RuleDraft, RuleError, RuleService};
+use crate::testing::registry;
 use serde_json::json;
 
 fn me() -> crate::tenants::Principal {

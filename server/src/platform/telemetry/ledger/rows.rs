@@ -1,7 +1,8 @@
 //! The ledger's rows: reading, writing and summing them up. Called by the ledger only.
 
 use super::{COUNT_MAX, Counts, Merged, Queue, QueueKey, TOMBSTONES_PER_CLASS};
-use crate::platform::db::{DbError, Row, ToSql, Tx};
+use crate::platform::db::DbError;
+use crate::platform::db::sqlite::{Row, ToSql, Tx};
 use crate::platform::telemetry::ranges::Ranges;
 
 pub(super) fn load(tx: &mut Tx<'_>, key: QueueKey) -> Result<Option<Queue>, DbError> {

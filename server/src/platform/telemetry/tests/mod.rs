@@ -82,7 +82,7 @@ fn state(queues: &[(u64, u64, u64, u64, bool)], drops: &[(u64, u64, DropReason)]
 impl Bench {
     pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let options = Options { sync: db::Sync::OffForTrials, ..Options::default() };
+        let options = Options { sync: sqlite::Sync::OffForTrials, ..Options::default() };
         let store = TelemetryStore::open(&dir.path().join("telemetry.db"), options).unwrap();
         store.begin(LogSpan { epoch: EPOCH, first: 1, next: 1 }, NOON).unwrap();
         Self { _dir: dir, store, next: 1, now: NOON }

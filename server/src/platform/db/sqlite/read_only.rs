@@ -7,7 +7,8 @@
 //! [`ReadOnlyDb::has_changed`] say so. A file of another schema, or another file under the same name, is an error and
 //! not an answer: open again. WAL needs memory that both processes share: same machine, no network file system.
 
-use super::{DbError, Tx, applied_version, newest_version};
+use super::super::Tx;
+use super::{DbError, applied_version, newest_version};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -39,7 +40,7 @@ impl ReadOnlyDb {
     /// There is no such file, it cannot be read, or its schema is another.
     pub fn open(path: &Path, migrations: &refinery::Runner) -> Result<Self, DbError> {
         let open = |source| DbError::Open { path: path.to_owned(), source };
-        let unusable = |why: String| DbError::Unusable { path: path.to_owned(), why };
+        let unusable = |why: String| DbError::unusable(path.display(), why);
         let file = file_of(path)?;
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(path, flags).map_err(open)?;
@@ -72,7 +73,7 @@ impl ReadOnlyDb {
     /// # Errors
     /// The file cannot be read, or it is no longer the one that was opened.
     pub fn has_changed(&mut self) -> Result<bool, DbError> {
-        let unusable = |why: &str| DbError::Unusable { path: self.path.clone(), why: why.to_owned() };
+        let unusable = |why: &str| DbError::unusable(self.path.display(), why);
         if file_of(&self.path)? != self.file {
             return Err(unusable("another file has taken its place"));
         }
@@ -95,8 +96,8 @@ impl ReadOnlyDb {
         &mut self,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
-        let mut tx = Tx::new(&self.connection);
-        let outcome = tx.batch("BEGIN").map_err(E::from).and_then(|()| work(&mut tx));
+        let mut tx = super::Tx::new(&self.connection);
+        let outcome = tx.batch("BEGIN").map_err(E::from).and_then(|()| Tx::sqlite(&tx).run(work));
         let _ = tx.batch("ROLLBACK");
         outcome
     }
@@ -108,14 +109,16 @@ fn pragma(connection: &Connection, name: &str) -> Result<i64, rusqlite::Error> {
 
 fn file_of(path: &Path) -> Result<(u64, u64), DbError> {
     let found = std::fs::metadata(path);
-    let found = found.map_err(|error| DbError::Unusable { path: path.to_owned(), why: error.to_string() })?;
+    let found = found.map_err(|error| DbError::unusable(path.display(), error.to_string()))?;
     Ok((found.dev(), found.ino()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::platform::db::Db;
+    use crate::platform::db::{Scope, sqlite::Db};
+
+    const ALL: Scope = Scope::System("test");
 
     const TABLE: &str = "CREATE TABLE t (a INTEGER PRIMARY KEY) STRICT;";
 
@@ -132,7 +135,8 @@ mod tests {
     }
 
     fn values(db: &mut ReadOnlyDb) -> Vec<i64> {
-        db.read(|tx| tx.query::<i64, DbError>("SELECT a FROM t ORDER BY a", &[], |row| row.get(0))).unwrap()
+        db.read(|tx| tx.query::<i64, DbError>(&ALL, "SELECT a FROM t ORDER BY a", &[], |row| row.get(0)))
+            .unwrap()
     }
 
     #[test]
@@ -149,7 +153,7 @@ mod tests {
         assert!(reader.has_changed().unwrap());
         assert_eq!(values(&mut reader), [1, 2]);
         assert!(!reader.has_changed().unwrap());
-        let refused = reader.read(|tx| tx.execute("INSERT INTO t VALUES (3)", &[])).unwrap_err();
+        let refused = reader.read(|tx| tx.execute(&ALL, "INSERT INTO t VALUES (3)", &[])).unwrap_err();
         assert!(matches!(refused, DbError::Sql(_)), "{refused:?}");
         insert(&writer, 4);
         assert!(reader.has_changed().unwrap(), "a refused write holds no lock");

@@ -14,23 +14,23 @@ const LOOK_EVERY: c_int = 10_000;
 
 /// Whether somebody waits for a read's answer.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Awaited {
+pub(in crate::platform::db) struct Awaited {
     gone: Arc<AtomicBool>,
 }
 
 impl Awaited {
-    pub(super) fn is_gone(&self) -> bool {
+    pub(in crate::platform::db) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
 
     /// The caller's end: once it is dropped, nobody waits.
-    pub(super) fn waiter(&self) -> Waiter {
+    pub(in crate::platform::db) fn waiter(&self) -> Waiter {
         Waiter(self.gone.clone())
     }
 }
 
 /// Held by the caller while it waits.
-pub(super) struct Waiter(Arc<AtomicBool>);
+pub(in crate::platform::db) struct Waiter(Arc<AtomicBool>);
 
 impl Drop for Waiter {
     fn drop(&mut self) {

@@ -1,0 +1,261 @@
+//! Where the server is, what it must be, and its schema.
+
+use super::DbError;
+use super::session::{CONNECT_TIME_MAX, SCHEMA, runtime};
+use crate::platform::db::sqlite::newest_version;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_postgres::Client;
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// `server_version_num` of the oldest server that this is tried on.
+const VERSION_MIN: i32 = 150_000;
+/// Held while the schema is migrated.
+const MIGRATION_LOCK: i64 = 0x6d75_7374_6572;
+/// How long a server waits for another one that migrates.
+const MIGRATION_WAIT_MAX: &str = "300s";
+const ROLES: [&str; 3] = ["muster_owner", "muster_app", "muster_worker"];
+
+/// `postgres://user:password@host:port/database?sslmode=...`; shown without the password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PostgresUrl {
+    text: String,
+    config: tokio_postgres::Config,
+}
+
+impl FromStr for PostgresUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = "expected postgres://user:password@host:port/database";
+        if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
+            return Err(expected.to_owned());
+        }
+        let mut config: tokio_postgres::Config =
+            text.parse().map_err(|error| format!("{expected}: {}", chain(&error)))?;
+        if config.get_hosts().is_empty() || config.get_dbname().is_none() || config.get_user().is_none() {
+            return Err(format!("{expected}: user, host and database must be there"));
+        }
+        if config.get_password().is_some() && !text.contains('@') || text.contains("password=") {
+            return Err(format!("{expected}: a password stands before the @, or in registry.password_file"));
+        }
+        config.connect_timeout(CONNECT_TIME_MAX).keepalives_idle(Duration::from_secs(60));
+        config.tcp_user_timeout(Duration::from_secs(30)).application_name("muster-server");
+        Ok(Self { text: text.to_owned(), config })
+    }
+}
+
+impl PostgresUrl {
+    /// As it was given, but for the password.
+    fn masked(&self) -> String {
+        let (scheme, rest) = self.text.split_once("://").unwrap_or_default();
+        match rest.rsplit_once('@').map(|(who, at)| (who.split_once(':'), at)) {
+            Some((Some((user, _)), at)) => format!("{scheme}://{user}:***@{at}"),
+            _ => self.text.clone(),
+        }
+    }
+}
+
+impl serde::Serialize for PostgresUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.masked())
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for PostgresUrl {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        use tokio_postgres::config::Host;
+        f.write_str("postgres://")?;
+        for (at, host) in self.config.get_hosts().iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            match host {
+                Host::Tcp(name) => write!(f, "{comma}{name}")?,
+                Host::Unix(path) => write!(f, "{comma}{}", path.display())?,
+            }
+            if let Some(port) = self.config.get_ports().get(at).or(self.config.get_ports().first()) {
+                write!(f, ":{port}")?;
+            }
+        }
+        write!(f, "/{}", self.config.get_dbname().unwrap_or_default())
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// How a server is used.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it is.
+    pub url: PostgresUrl,
+    /// The authorities that its certificate may come from, as PEM; none: the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Holds the password where the URL does not.
+    pub password_file: Option<PathBuf>,
+    /// Connections that write.
+    pub writers: usize,
+    /// Connections that read.
+    pub readers: usize,
+    /// The longest statement of a read; none: the longest of any statement.
+    pub read_time_max: Option<Duration>,
+}
+
+impl Options {
+    /// The defaults for a server.
+    #[must_use]
+    pub fn at(url: PostgresUrl) -> Self {
+        Self { url, ca_file: None, password_file: None, writers: 4, readers: 4, read_time_max: None }
+    }
+
+    /// A connection, driven by the runtime that this is awaited on.
+    pub(super) async fn connect(&self) -> Result<Client, DbError> {
+        let unreachable = |why: String| DbError::Unreachable(format!("{}: {why}", self.url));
+        let tls = self.tls()?;
+        let mut config = self.url.config.clone();
+        if let Some(path) = &self.password_file {
+            let text = std::fs::read_to_string(path);
+            let text = text.map_err(|error| {
+                DbError::unusable(&self.url, format!("registry.password_file {}: {error}", path.display()))
+            })?;
+            config.password(text.trim_end());
+        }
+        let connecting = config.connect(tls);
+        let connected = tokio::time::timeout(CONNECT_TIME_MAX * 2, connecting).await;
+        let (client, connection) = connected
+            .map_err(|_| unreachable("no answer".to_owned()))?
+            .map_err(|error| unreachable(chain(&error)))?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(error = chain(&error), "a connection to PostgreSQL ended");
+            }
+        });
+        Ok(client)
+    }
+
+    fn tls(&self) -> Result<MakeRustlsConnect, DbError> {
+        use rustls::pki_types::pem::PemObject as _;
+        let mut roots = rustls::RootCertStore::empty();
+        match &self.ca_file {
+            Some(path) => {
+                let unusable = |why: String| {
+                    DbError::unusable(&self.url, format!("registry.ca_file {}: {why}", path.display()))
+                };
+                let all = rustls::pki_types::CertificateDer::pem_file_iter(path)
+                    .map_err(|error| unusable(error.to_string()))?;
+                for certificate in all {
+                    let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
+                    roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
+                }
+                if roots.is_empty() {
+                    return Err(unusable("it holds no certificate".to_owned()));
+                }
+            }
+            None => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| DbError::unusable(&self.url, error.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(MakeRustlsConnect::new(config))
+    }
+}
+
+/// Checks server and roles, and brings the schema up to this build's.
+pub(super) fn prepare(options: &Options, migrations: refinery::Runner) -> Result<(), DbError> {
+    let work = || {
+        runtime(&options.url)?.block_on(async {
+            let mut client = options.connect().await?;
+            check(options, &client).await?;
+            migrate(options, &mut client, migrations).await
+        })
+    };
+    // The caller may be on a thread that drives another event loop.
+    let done = std::thread::scope(|scope| scope.spawn(work).join());
+    done.unwrap_or_else(|_| Err(DbError::unusable(&options.url, "its migration panicked")))
+}
+
+async fn check(options: &Options, client: &Client) -> Result<(), DbError> {
+    let unusable = |why: String| DbError::unusable(&options.url, why);
+    let server = client
+        .query_one(
+            "SELECT current_setting('server_version_num')::int4, current_setting('server_encoding'),
+                    rolsuper OR rolbypassrls, session_user::text FROM pg_roles WHERE rolname = session_user",
+            &[],
+        )
+        .await?;
+    let (version, encoding): (i32, String) = (server.get(0), server.get(1));
+    if version < VERSION_MIN {
+        return Err(unusable(format!(
+            "it is version {}, PostgreSQL 15 or newer is needed",
+            version / 10_000
+        )));
+    }
+    if encoding != "UTF8" {
+        return Err(unusable(format!("its encoding is {encoding}, UTF8 is needed")));
+    }
+    let (bypasses, user): (bool, String) = (server.get(2), server.get(3));
+    if bypasses {
+        return Err(unusable(format!(
+            "{user} is a superuser or has BYPASSRLS, so that row-level security would not hold: \
+             connect as a role made by deploy/postgres/roles.sql"
+        )));
+    }
+    let member =
+        "SELECT coalesce((SELECT pg_has_role(session_user, oid, 'MEMBER') FROM pg_roles WHERE rolname = $1),
+                                  false)";
+    for role in ROLES {
+        if !client.query_one(member, &[&role]).await?.get::<_, bool>(0) {
+            return Err(unusable(format!(
+                "{user} is no member of the role {role}: run deploy/postgres/roles.sql there first"
+            )));
+        }
+    }
+    Ok(())
+}
+
+async fn migrate(
+    options: &Options,
+    client: &mut Client,
+    migrations: refinery::Runner,
+) -> Result<(), DbError> {
+    let fail = |why: String| DbError::Migrate { database: options.url.to_string(), why };
+    let begin = format!(
+        "SET lock_timeout = '{MIGRATION_WAIT_MAX}'; SET ROLE muster_owner; SET search_path = {SCHEMA};
+         SELECT pg_advisory_lock({MIGRATION_LOCK})"
+    );
+    client.batch_execute(&begin).await.map_err(|error| fail(chain(&error)))?;
+    let applied = refinery::Runner::new(&[]).get_last_applied_migration_async(client).await;
+    let applied = applied.ok().flatten().map_or(0, |last| last.version());
+    let newest = newest_version(&migrations);
+    if applied > newest {
+        return Err(fail(format!(
+            "its schema is version {applied}, this build knows {newest}: use a newer build"
+        )));
+    }
+    let done = migrations.set_abort_missing(true).run_async(client).await;
+    done.map_err(|error| fail(chain(&error)))?;
+    let end = format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})");
+    client.batch_execute(&end).await.map_err(|error| fail(chain(&error)))
+}
+
+/// An error with its sources, on one line: tokio-postgres keeps the reason in them.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    crate::platform::http_kit::chain(error)
+}
