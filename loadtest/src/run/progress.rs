@@ -3,6 +3,7 @@
 use super::args::RunArgs;
 use crate::report::model::Sample;
 use std::io::{IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
 
 /// Without a terminal a line of progress is printed each so many seconds.
 const LINE_EVERY_S: u64 = 10;
@@ -12,11 +13,18 @@ pub(crate) struct Progress {
     is_quiet: bool,
     is_terminal: bool,
     seconds: f64,
+    /// The newest of those that are not measured each second: until stored, until the alert.
+    probes: Mutex<(Option<f64>, Option<f64>)>,
 }
 
 impl Progress {
     pub(crate) fn new(args: &RunArgs) -> Self {
-        Self { is_quiet: args.quiet, is_terminal: std::io::stderr().is_terminal(), seconds: args.seconds }
+        Self {
+            is_quiet: args.quiet,
+            is_terminal: std::io::stderr().is_terminal(),
+            seconds: args.seconds,
+            probes: Mutex::default(),
+        }
     }
 
     /// A step begins.
@@ -29,6 +37,11 @@ impl Progress {
 
     /// A second is over.
     pub(crate) fn second(&self, sample: &Sample) {
+        let (stored_ms, alert_ms) = {
+            let mut newest = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+            *newest = (sample.stored_ms.or(newest.0), sample.alert_ms.or(newest.1));
+            *newest
+        };
         if self.is_quiet || (!self.is_terminal && !(sample.at_s as u64).is_multiple_of(LINE_EVERY_S)) {
             return;
         }
@@ -41,8 +54,8 @@ impl Progress {
             sample.online,
             sample.acked_per_s,
             ms(sample.live.map(|live| live.p95_ms)),
-            ms(sample.stored_ms),
-            ms(sample.alert_ms),
+            ms(stored_ms),
+            ms(alert_ms),
             sample.waiting,
             sample.log_depth.map_or_else(|| "-".to_owned(), |depth| depth.to_string()),
             ms(sample.server_cpu_cores),

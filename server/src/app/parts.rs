@@ -120,11 +120,9 @@ pub async fn open_registry(config: &Config) -> Result<Db, DbError> {
         return Db::open(&config.data_dir.join("registry.db"), schema::registry(), REGISTRY_READERS);
     };
     let section = &config.registry;
-    let options = PostgresOptions {
-        ca_file: section.ca_file.clone(),
-        password_file: section.password_file.clone(),
-        ..PostgresOptions::at(url)
-    };
+    let mut options = PostgresOptions::at(url);
+    options.ca_file.clone_from(&section.ca_file);
+    options.password_file.clone_from(&section.password_file);
     let opened =
         tokio::task::spawn_blocking(move || Db::connect(&options, schema::registry_postgres())).await;
     opened.map_err(|_| DbError::Closed)?

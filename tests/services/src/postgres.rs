@@ -115,11 +115,14 @@ impl Postgres {
             &["-c", &format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING UTF8 {options}")],
         )?;
         self.psql(name, &["-q", "-v", "login=muster", "-v", &format!("password={PASSWORD}"), "-f", ROLES])?;
-        let at = format!("127.0.0.1:{}/{name}", self.port);
-        Ok(Database {
-            url: format!("postgres://muster:{PASSWORD}@{at}"),
-            superuser_url: format!("postgres://{SUPERUSER}@{at}"),
-        })
+        let superuser_url = format!("postgres://{SUPERUSER}@127.0.0.1:{}/{name}", self.port);
+        Ok(Database { url: self.url(name), superuser_url })
+    }
+
+    /// Where a database is, as the role that the server is given.
+    #[must_use]
+    pub fn url(&self, name: &str) -> String {
+        format!("postgres://muster:{PASSWORD}@127.0.0.1:{}/{name}", self.port)
     }
 
     /// Runs SQL as the superuser; gives what `psql -At` prints.

@@ -6,7 +6,7 @@ use crate::platform::db::sqlite::newest_version;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_postgres::Client;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -97,7 +97,7 @@ impl fmt::Debug for PostgresUrl {
 }
 
 /// How a server is used.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Options {
     /// Where it is.
     pub url: PostgresUrl,
@@ -111,19 +111,36 @@ pub struct Options {
     pub readers: usize,
     /// The longest statement of a read; none: the longest of any statement.
     pub read_time_max: Option<Duration>,
+    /// Read once; clones share it.
+    pub(super) tls: Arc<OnceLock<MakeRustlsConnect>>,
 }
 
 impl Options {
     /// The defaults for a server.
     #[must_use]
     pub fn at(url: PostgresUrl) -> Self {
-        Self { url, ca_file: None, password_file: None, writers: 4, readers: 4, read_time_max: None }
+        Self {
+            url,
+            ca_file: None,
+            password_file: None,
+            writers: 4,
+            readers: 4,
+            read_time_max: None,
+            tls: Arc::default(),
+        }
     }
 
     /// A connection, driven by the runtime that this is awaited on.
     pub(super) async fn connect(&self) -> Result<Client, DbError> {
         let unreachable = |why: String| DbError::Unreachable(format!("{}: {why}", self.url));
-        let tls = self.tls()?;
+        // Once: reading the system's authorities takes longer than a refused connection.
+        let tls = match self.tls.get() {
+            Some(tls) => tls.clone(),
+            None => {
+                let tls = self.load_tls()?;
+                self.tls.get_or_init(|| tls).clone()
+            }
+        };
         let mut config = self.url.config.clone();
         if let Some(path) = &self.password_file {
             let text = std::fs::read_to_string(path);
@@ -145,7 +162,7 @@ impl Options {
         Ok(client)
     }
 
-    fn tls(&self) -> Result<MakeRustlsConnect, DbError> {
+    fn load_tls(&self) -> Result<MakeRustlsConnect, DbError> {
         use rustls::pki_types::pem::PemObject as _;
         let mut roots = rustls::RootCertStore::empty();
         match &self.ca_file {
