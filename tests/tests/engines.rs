@@ -9,7 +9,8 @@ use serde_json::json;
 use std::process::{Command, Stdio};
 
 fn registry(server: &Postgres) -> String {
-    format!("[registry]\nurl = {:?}\n", server.database("registry").unwrap().url)
+    server.database("registry").expect("a database can be made");
+    format!("[registry]\nurl = {:?}\n", server.url("registry"))
 }
 
 fn wait_for_part(rig: &Rig, part: &str, says: &str) {

@@ -13,6 +13,7 @@ mod journal;
 mod load;
 mod provision;
 mod proxy;
+mod stores;
 
 use anyhow::{Context, Result};
 use std::collections::BTreeMap;
@@ -38,6 +39,8 @@ enum What {
     Journal(Options),
     /// The agent's memory, size, start and idle traffic.
     Agent(Options),
+    /// The registry on PostgreSQL beside bare tokio-postgres.
+    Stores(Options),
 }
 
 /// How a bench runs.
@@ -64,6 +67,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         What::Fleet(fleet) => (&fleet.options, fleet::run(fleet)?),
         What::Journal(options) => (options, journal::run(*options)?),
         What::Agent(options) => (options, agent::run(*options)?),
+        What::Stores(options) => (options, stores::run(*options)?),
     };
     report.print();
     Ok(report.held() || !options.check)
