@@ -322,12 +322,14 @@ impl App {
         self.stop.send_replace(true);
         self.slices.page.bus.close();
         join(self.tasks).await;
-        let (gateway, consumers) = (self.gateway, self.consumers);
+        let (gateway, consumers, lease) = (self.gateway, self.consumers, self.lease);
         close(self.log, move || {
             gateway.stop();
             if let Some(consumers) = consumers {
                 consumers.stop();
             }
+            // After the rules' last commit.
+            drop(lease);
         })
         .await;
     }

@@ -233,10 +233,10 @@ CREATE TABLE rule_gaps (
     PRIMARY KEY (log_epoch, first)
 );
 
--- Who does what only one process may do; the epoch grows each time it is taken. PostgreSQL alone has it.
+-- Who does what only one process may do: a random name of its own. PostgreSQL alone has it.
 CREATE TABLE leases (
     name TEXT COLLATE "C" PRIMARY KEY,
-    epoch BIGINT NOT NULL
+    owner TEXT COLLATE "C" NOT NULL
 );
 
 -- Row-level security: the second barrier behind the WHERE of each statement. Without muster.tenant nothing is seen.
@@ -271,4 +271,4 @@ END $$;
 CREATE POLICY member ON users FOR SELECT TO muster_app USING (EXISTS (
     SELECT FROM memberships m
     WHERE m.user_id = users.user_id AND m.tenant = current_setting('muster.tenant', true)));
-GRANT SELECT ON users TO muster_app;
+GRANT SELECT (user_id, email, password_pending) ON users TO muster_app;

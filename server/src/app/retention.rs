@@ -12,7 +12,11 @@ const DAY_US: i64 = 86_400_000_000;
 /// Runs until the server stops. Idempotent: what one pass leaves, the next takes.
 pub(super) async fn run(slices: Slices, clock: SharedClock, mut stop: watch::Receiver<bool>) {
     loop {
-        pass(&slices, &clock).await;
+        // A pass that is given up goes on where it was: a database that does not answer holds no stop up.
+        tokio::select! {
+            () = pass(&slices, &clock) => {}
+            _ = stop.changed() => return,
+        }
         tokio::select! {
             () = tokio::time::sleep(INTERVAL) => {}
             _ = stop.changed() => return,

@@ -97,7 +97,11 @@ impl Skipped {
     /// Runs until the server stops.
     pub async fn run(self, mut stopped: watch::Receiver<bool>) {
         loop {
-            if let Err(error) = self.pass().await {
+            let passed = tokio::select! {
+                passed = self.pass() => passed,
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+            };
+            if let Err(error) = passed {
                 tracing::warn!(error = %chain(&error), "lost log ranges are not told yet, will retry");
             }
             tokio::select! {

@@ -195,7 +195,11 @@ fn enroll_in(tx: &mut Tx<'_>, pki: &Pki, enrolment: &Enrolment) -> Result<Outcom
     let found = store::claim_by_token(tx, &CLAIMS, &enrolment.token_sha256)?;
     let (tenant, claim) = found.ok_or(DevicesError::ClaimUnknown)?;
     let scope = Scope::Tenant(tenant.clone());
-    if let Some(used) = store::claim_use_get(tx, &scope, &claim.claim_id, &enrolment.csr.spki_sha256)? {
+    let repeated = store::claim_use_get(tx, &scope, &claim.claim_id, &enrolment.csr.spki_sha256)?;
+    // From here on nobody else writes to this tenant: the claim may have been used or deleted until now.
+    let found = store::claim_by_token(tx, &CLAIMS, &enrolment.token_sha256)?;
+    let (_, claim) = found.ok_or(DevicesError::ClaimUnknown)?;
+    if let Some(used) = repeated {
         return repeat(tx, tenant, &scope, used, enrolment.now_us);
     }
     let named =

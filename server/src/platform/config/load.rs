@@ -133,8 +133,18 @@ fn read(path: &Path) -> Result<Table, ConfigError> {
     let text = std::fs::read_to_string(path).map_err(fail)?;
     let layer = |why: String| ConfigError::Layer { origin: path.display().to_string(), why };
     // Straight into the type first: its errors show line and column.
-    toml::from_str::<Config>(&text).map_err(|error| layer(error.to_string()))?;
+    toml::from_str::<Config>(&text).map_err(|error| layer(shown(&text, &error)))?;
     toml::from_str(&text).map_err(|error| layer(error.to_string()))
+}
+
+/// With the line at fault, unless that may hold a password.
+fn shown(text: &str, error: &toml::de::Error) -> String {
+    let all = error.to_string();
+    if !all.contains("://") {
+        return all;
+    }
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 fn parse(table: Table) -> Result<Config, String> {

@@ -234,6 +234,9 @@ fn a_registry_on_postgres_is_an_address_and_its_password_is_not_shown() {
     );
     let two = ("registry.url", "postgres://muster@db/fleet?password=hidden");
     refused("", &[], &[two], &["flag registry.url", "a password stands before the @"]);
+    let file = "[registry]\nurl = \"postgres://muster:hidden@db/fleet?sslmode=verify-full\"";
+    let error = load(file, &[], &[]).unwrap_err().to_string();
+    assert!(error.contains("line 2: expected postgres://") && !error.contains("hidden"), "{error}");
     for key in ["registry.password_file", "registry.ca_file"] {
         refused("", &[], &[(key, "/x")], &["flag", key, "is set without registry.url"]);
     }

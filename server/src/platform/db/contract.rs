@@ -250,3 +250,16 @@ fn a_query_that_forgets_the_tenant_still_sees_no_others() {
         assert_eq!(who.unwrap(), (as_login("muster_app"), as_login("muster_worker")));
     }
 }
+
+#[test]
+fn a_text_with_a_nul_is_stored_and_stops_nobody() {
+    for site in sites() {
+        let stored = site.db.write_blocking(|tx| {
+            add_tenant(tx, &tenant("acme"), "acme")?;
+            let sql = "UPDATE tenants SET name = $1 WHERE tenant = 'acme' RETURNING name";
+            tx.query_one::<String, DbError>(&tenant("acme"), sql, &[&"a\0b"], |row| row.get(0))
+        });
+        let expect = if site.engine == "sqlite" { "a\0b" } else { "a\u{fffd}b" };
+        assert_eq!(stored.unwrap(), expect, "{}", site.engine);
+    }
+}

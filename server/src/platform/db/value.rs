@@ -1,6 +1,6 @@
 //! Values on their way into a statement and out of a row: what both engines can hold.
 //!
-//! Integers are 64 bits, booleans the integers 0 and 1, texts UTF-8 without NUL, and times microseconds as integers.
+//! Integers are 64 bits, booleans the integers 0 and 1, texts UTF-8 (PostgreSQL holds U+FFFD for a NUL), and times microseconds as integers.
 
 use super::DbError;
 

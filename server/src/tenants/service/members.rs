@@ -44,6 +44,8 @@ impl Tenants {
             if store::member_count(tx, &scope)? >= i64::from(users_max) {
                 return Err(TenantsError::Quota { noun: "members", max: users_max });
             }
+            // Accounts are of no tenant: two may add the same new one at once.
+            tx.lock(&ACCOUNTS, "accounts")?;
             let known = store::user_by_email(tx, &ACCOUNTS, &email)?;
             let user_id = known.as_ref().map_or_else(|| fresh.user_id.clone(), |user| user.user_id.clone());
             if known.is_none() {

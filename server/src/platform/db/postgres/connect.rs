@@ -4,11 +4,13 @@ use super::DbError;
 use super::session::{CONNECT_TIME_MAX, SCHEMA, runtime};
 use crate::platform::db::sqlite::newest_version;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio_postgres::Client;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// `server_version_num` of the oldest server that this is tried on.
@@ -42,6 +44,15 @@ impl FromStr for PostgresUrl {
         if config.get_password().is_some() && !text.contains('@') || text.contains("password=") {
             return Err(format!("{expected}: a password stands before the @, or in registry.password_file"));
         }
+        if !text.contains("sslmode=") {
+            let is_far = config.get_hosts().iter().any(|host| match host {
+                Host::Tcp(name) => {
+                    name != "localhost" && !name.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
+                }
+                Host::Unix(_) => false,
+            });
+            config.ssl_mode(if is_far { SslMode::Require } else { SslMode::Disable });
+        }
         config.connect_timeout(CONNECT_TIME_MAX).keepalives_idle(Duration::from_secs(60));
         config.tcp_user_timeout(Duration::from_secs(30)).application_name("muster-server");
         Ok(Self { text: text.to_owned(), config })
@@ -56,6 +67,13 @@ impl PostgresUrl {
             Some((Some((user, _)), at)) => format!("{scheme}://{user}:***@{at}"),
             _ => self.text.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+impl PostgresUrl {
+    pub(super) fn ssl_mode(&self) -> SslMode {
+        self.config.get_ssl_mode()
     }
 }
 
@@ -74,7 +92,6 @@ impl<'de> serde::Deserialize<'de> for PostgresUrl {
 
 impl fmt::Display for PostgresUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        use tokio_postgres::config::Host;
         f.write_str("postgres://")?;
         for (at, host) in self.config.get_hosts().iter().enumerate() {
             let comma = if at > 0 { "," } else { "" };
@@ -142,6 +159,9 @@ impl Options {
             }
         };
         let mut config = self.url.config.clone();
+        if self.ca_file.is_some() {
+            config.ssl_mode(SslMode::Require);
+        }
         if let Some(path) = &self.password_file {
             let text = std::fs::read_to_string(path);
             let text = text.map_err(|error| {

@@ -1,17 +1,17 @@
 //! The one process that may be gateway and worker of a registry.
 //!
-//! A lease is an advisory lock of a connection that does nothing else, with an epoch that grows each time it is taken. The
-//! server gives the lock back when that connection ends, so a process that was killed is followed at once; one whose
-//! network is cut is given up after [`KEEPALIVE`]. Such a one may still believe that it holds the lease: whatever it
-//! commits asks [`Fence::check`] inside the same transaction, which fails once the epoch has moved on.
-//! Promise: no two holders' fenced commits interleave. A holder that finds that another came between is told by
-//! [`Lease::lost`] and must stop: what it has in memory is of before.
+//! A lease is an advisory lock of a connection that does nothing else, and a row that names its owner. The server gives
+//! the lock back when that connection ends, so a process that was killed is followed at once; one whose network is cut is
+//! given up after [`KEEPALIVE`]. Such a one may still believe that it holds the lease: whatever it commits asks
+//! [`Fence::check`] inside the same transaction, which fails once the row names another.
+//! Promise: no two holders' fenced commits interleave. A holder that finds another's name is told by [`Lease::lost`] and
+//! must stop: what it has in memory is of before.
 
 use super::connect::{Options, chain};
-use super::session::{ANSWER_TIME_MAX, SCHEMA, runtime};
+use super::session::{Failure, SCHEMA, runtime, timely};
 use crate::platform::db::{DbError, Scope, Tx};
+use crate::platform::secret;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -26,6 +26,8 @@ const LOCK_CLASS: i32 = 0x6c65_6173;
 const KEEPALIVE: &str =
     "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3";
 
+const OWNER: &str = "SELECT owner FROM leases WHERE name = $1";
+
 const SCOPE: Scope = Scope::System("lease");
 
 /// Refuses the commits of a process that is no longer the holder. On SQLite there is no other.
@@ -35,7 +37,7 @@ pub struct Fence(Option<Arc<Held>>);
 #[derive(Debug)]
 struct Held {
     name: &'static str,
-    epoch: AtomicI64,
+    owner: String,
 }
 
 impl Fence {
@@ -45,13 +47,9 @@ impl Fence {
     /// Another process holds the lease, or the database failed.
     pub fn check(&self, tx: &mut Tx<'_>) -> Result<(), DbError> {
         let Some(held) = &self.0 else { return Ok(()) };
-        let sql = "SELECT epoch FROM leases WHERE name = $1 FOR SHARE";
-        let epoch: Option<i64> = tx.query_opt(&SCOPE, sql, &[&held.name], |row| row.get(0))?;
-        if epoch == Some(held.epoch.load(Ordering::SeqCst)) {
-            Ok(())
-        } else {
-            Err(DbError::Fenced(held.name))
-        }
+        let owner =
+            tx.query_opt(&SCOPE, &format!("{OWNER} FOR SHARE"), &[&held.name], |row| row.get::<String>(0));
+        if owner?.as_ref() == Some(&held.owner) { Ok(()) } else { Err(DbError::Fenced(held.name)) }
     }
 }
 
@@ -79,10 +77,14 @@ impl Lease {
                 Ok(runtime) => runtime,
                 Err(error) => return drop(taken.send(Err(error))),
             };
-            match runtime.block_on(take(&options, name)) {
+            let held = Arc::new(Held { name, owner: hex::encode(secret::random_bytes::<16>()) });
+            match runtime.block_on(take(&options, &held)) {
                 Err(error) => drop(taken.send(Err(error))),
-                Ok((client, epoch)) => {
-                    let held = Arc::new(Held { name, epoch: AtomicI64::new(epoch) });
+                Ok(None) => {
+                    let database = options.url.to_string();
+                    let _ = taken.send(Err(DbError::LeaseHeld { database, name }));
+                }
+                Ok(Some(client)) => {
                     let _ = taken.send(Ok(held.clone()));
                     if let Some(why) = keep(&runtime, &options, &held, client, &stopped) {
                         tracing::error!(lease = name, why, "the lease is lost");
@@ -123,18 +125,48 @@ impl Drop for Lease {
     }
 }
 
-async fn take(options: &Options, name: &'static str) -> Result<(Client, i64), DbError> {
+async fn connect(options: &Options) -> Result<Client, DbError> {
     let client = options.connect().await?;
     let sql = format!("{KEEPALIVE}; SET search_path = {SCHEMA}; SET ROLE muster_worker");
-    client.batch_execute(&sql).await?;
-    let lock = "SELECT pg_try_advisory_lock($1, hashtext($2))";
-    if !client.query_one(lock, &[&LOCK_CLASS, &name]).await?.get::<_, bool>(0) {
-        return Err(DbError::LeaseHeld { database: options.url.to_string(), name });
+    timely(client.batch_execute(&sql)).await.map_err(Failure::into_error)?;
+    Ok(client)
+}
+
+async fn lock(client: &Client, name: &str) -> Result<bool, DbError> {
+    let sql = "SELECT pg_try_advisory_lock($1, hashtext($2))";
+    let row = timely(client.query_one(sql, &[&LOCK_CLASS, &name])).await;
+    Ok(row.map_err(Failure::into_error)?.get(0))
+}
+
+/// Gives the connection that holds it; none where another does.
+async fn take(options: &Options, held: &Held) -> Result<Option<Client>, DbError> {
+    let client = connect(options).await?;
+    if !lock(&client, held.name).await? {
+        return Ok(None);
     }
-    let next = "INSERT INTO leases (name, epoch) VALUES ($1, 1)
-                ON CONFLICT (name) DO UPDATE SET epoch = leases.epoch + 1 RETURNING epoch";
-    let epoch = client.query_one(next, &[&name]).await?.get(0);
-    Ok((client, epoch))
+    let sql = "INSERT INTO leases (name, owner) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET owner = $2";
+    timely(client.execute(sql, &[&held.name, &held.owner])).await.map_err(Failure::into_error)?;
+    Ok(Some(client))
+}
+
+enum Again {
+    Held(Client),
+    /// The server did not notice yet that the connection before has ended.
+    NotYet,
+    Lost,
+}
+
+/// Takes back what an ended connection held, unless another was named meanwhile.
+async fn take_again(options: &Options, held: &Held) -> Result<Again, DbError> {
+    let client = connect(options).await?;
+    let is_locked = lock(&client, held.name).await?;
+    let row = timely(client.query_opt(OWNER, &[&held.name])).await.map_err(Failure::into_error)?;
+    let is_ours = row.is_some_and(|row| row.get::<_, String>(0) == held.owner);
+    Ok(match (is_ours, is_locked) {
+        (true, true) => Again::Held(client),
+        (true, false) => Again::NotYet,
+        (false, _) => Again::Lost,
+    })
 }
 
 /// Watches over the connection, and takes the lease again where that ended; gives the reason once another has it.
@@ -148,27 +180,25 @@ fn keep(
     let mut client = Some(client);
     while stopped.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
         if let Some(one) = &client {
-            let answer = async { tokio::time::timeout(ANSWER_TIME_MAX, one.batch_execute("")).await };
-            if matches!(runtime.block_on(answer), Ok(Ok(()))) {
+            if runtime.block_on(timely(one.batch_execute(""))).is_ok() {
                 continue;
             }
             client = None;
         }
-        match runtime.block_on(take(options, held.name)) {
-            // Nobody came between: the epoch is the next one.
-            Ok((again, epoch)) if held.epoch.load(Ordering::SeqCst) + 1 == epoch => {
-                held.epoch.store(epoch, Ordering::SeqCst);
+        match runtime.block_on(take_again(options, held)) {
+            Ok(Again::Held(again)) => {
                 client = Some(again);
-                tracing::info!(lease = held.name, epoch, "the lease is held again");
+                tracing::info!(lease = held.name, "the lease is held again");
             }
-            Ok((_, epoch)) => return Some(format!("another process held it (epoch {epoch})")),
-            Err(DbError::LeaseHeld { .. }) => return Some("another process holds it".to_owned()),
-            Err(error) => {
+            Ok(Again::NotYet) => {
                 tracing::warn!(
                     lease = held.name,
-                    error = chain(&error),
-                    "the lease's connection is away, will retry"
+                    "the server holds the lease for a connection that has ended"
                 );
+            }
+            Ok(Again::Lost) => return Some("another process took it".to_owned()),
+            Err(error) => {
+                tracing::warn!(lease = held.name, error = chain(&error), "the lease's connection is away");
             }
         }
     }

@@ -19,6 +19,8 @@ pub(super) const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
 const STATEMENT_TIME_MAX: Duration = Duration::from_secs(30);
 /// How long a write waits for another of its tenant.
 const LOCK_TIME_MAX: Duration = Duration::from_secs(20);
+/// How long a transaction may stand between two statements: shorter than others wait for its lock.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(15);
 /// What the network may take beside: a server that is gone does not answer at all.
 pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 /// Texts kept prepared; lists with filters make a text for each combination.
@@ -186,7 +188,7 @@ impl Session {
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
             statement.as_millis(),
             LOCK_TIME_MAX.as_millis(),
-            ANSWER_TIME_MAX.as_millis(),
+            IDLE_TIME_MAX.as_millis(),
         );
         let options = &self.options;
         let client = self.runtime.block_on(async {
@@ -222,7 +224,10 @@ impl Session {
         if self.open.take().is_none() {
             return Ok(());
         }
-        self.send("COMMIT").map_err(|error| DbError::Commit(chain(&error)))
+        self.send("COMMIT").map_err(|error| match error {
+            DbError::Unreachable(why) => DbError::Unreachable(format!("{why}; it may be stored or not")),
+            error => DbError::Commit(chain(&error)),
+        })
     }
 
     /// Undoes what was begun.
@@ -247,13 +252,13 @@ impl Session {
 }
 
 /// Why something that was sent has no good answer.
-enum Failure {
+pub(super) enum Failure {
     Postgres(tokio_postgres::Error),
     NoAnswer,
 }
 
 impl Failure {
-    fn into_error(self) -> DbError {
+    pub(super) fn into_error(self) -> DbError {
         match self {
             Self::NoAnswer => DbError::Unreachable(format!("no answer within {ANSWER_TIME_MAX:?}")),
             // The server says why it refuses a statement; what has no such reason is the connection's end, or ours.
@@ -271,7 +276,9 @@ fn is_io(error: &tokio_postgres::Error) -> bool {
     error.source().is_some_and(|source| source.is::<std::io::Error>())
 }
 
-async fn timely<T>(sent: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Failure> {
+pub(super) async fn timely<T>(
+    sent: impl Future<Output = Result<T, tokio_postgres::Error>>,
+) -> Result<T, Failure> {
     let answered = tokio::time::timeout(ANSWER_TIME_MAX, sent).await;
     answered.map_err(|_| Failure::NoAnswer)?.map_err(Failure::Postgres)
 }

@@ -111,6 +111,19 @@ fn an_address_that_is_none_is_named_and_a_password_is_never_shown() {
 }
 
 #[test]
+fn the_network_is_crossed_with_tls_alone_unless_told_otherwise() {
+    use tokio_postgres::config::SslMode;
+    let mode = |text: &str| text.parse::<PostgresUrl>().unwrap().ssl_mode();
+    for near in ["postgres://u@localhost/d", "postgres://u@127.0.0.1/d", "postgres://u@%2Frun%2Fpg/d"] {
+        assert_eq!(mode(near), SslMode::Disable, "{near}");
+    }
+    for far in ["postgres://u@db.example/d", "postgres://u@localhost,10.0.0.1/d"] {
+        assert_eq!(mode(far), SslMode::Require, "{far}");
+        assert_eq!(mode(&format!("{far}?sslmode=disable")), SslMode::Disable);
+    }
+}
+
+#[test]
 fn the_login_itself_may_do_nothing() {
     let (server, database) = site();
     let db = connect(&database.url).unwrap();
@@ -338,15 +351,14 @@ fn a_holder_whose_connection_broke_goes_on_where_nobody_came_between() {
     let db = connect(&database.url).unwrap();
     let lease = db.lease(NAME).unwrap().unwrap();
     assert_eq!(cut_leases(&server), "1");
-    let epoch = "SELECT epoch FROM leases";
-    let epochs = || {
-        db.read_blocking(move |tx| tx.query_one::<i64, DbError>(&ALL, epoch, &[], |row| row.get(0))).unwrap()
-    };
+    fenced(&db, &lease.fence(), "a").unwrap();
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
-    while epochs() < 2 || fenced(&db, &lease.fence(), "a").is_err() {
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted";
+    while server.sql("registry", locks).unwrap() != "1" {
         assert!(std::time::Instant::now() < deadline, "it is not held again");
         std::thread::sleep(Duration::from_millis(20));
     }
+    fenced(&db, &lease.fence(), "b").unwrap();
     assert!(db.lease(NAME).is_err(), "it is held");
 }
 
@@ -368,8 +380,46 @@ fn a_holder_that_another_came_after_is_told_and_commits_nothing() {
     assert!(matches!(fenced(&one, &fence, "late"), Err(DbError::Fenced(NAME))));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let told = async { tokio::time::timeout(Duration::from_secs(30), lease.lost()).await };
-    assert_eq!(runtime.block_on(told).unwrap(), "another process holds it");
+    assert_eq!(runtime.block_on(told).unwrap(), "another process took it");
     fenced(&other, &next.fence(), "a").unwrap();
     assert!(matches!(fenced(&one, &fence, "late"), Err(DbError::Fenced(NAME))));
     assert_eq!(count(&one).unwrap(), 1);
+}
+
+#[test]
+fn a_holder_waits_while_the_server_holds_the_lock_for_a_connection_that_ended() {
+    let (server, database) = site();
+    let db = connect(&database.url).unwrap();
+    let lease = db.lease(NAME).unwrap().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let ghost = runtime.block_on(async {
+        let connected = tokio_postgres::connect(&database.superuser_url, tokio_postgres::NoTls).await;
+        let (client, connection) = connected.unwrap();
+        tokio::spawn(connection);
+        // In the queue for the lock: it is the next that has it.
+        let waits =
+            client.batch_execute("SELECT pg_advisory_lock(1818583411, hashtext('gateway and worker'))");
+        let cut = async {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+            while server.sql("registry", waiting).unwrap() != "1" {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(cut_leases(&server), "1");
+        };
+        let (waited, ()) = tokio::join!(waits, cut);
+        waited.unwrap();
+        client
+    });
+    // Three looks.
+    let told = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(6), lease.lost()).await });
+    assert!(told.is_err(), "{told:?}");
+    fenced(&db, &lease.fence(), "a").unwrap();
+    drop(ghost);
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    let held = "SELECT count(*) FROM pg_locks JOIN pg_stat_activity USING (pid)
+                WHERE locktype = 'advisory' AND granted AND usename = 'muster'";
+    while server.sql("registry", held).unwrap() != "1" {
+        assert!(std::time::Instant::now() < deadline, "it is not held again");
+    }
+    fenced(&db, &lease.fence(), "b").unwrap();
 }

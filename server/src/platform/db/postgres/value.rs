@@ -14,6 +14,12 @@ impl ToSql for Param<'_> {
             (Self::Int(value), &Type::INT8) => value.to_sql(ty, out),
             (Self::Int(value), &Type::INT4) => i32::try_from(*value)?.to_sql(ty, out),
             (Self::Int(value), &Type::INT2) => i16::try_from(*value)?.to_sql(ty, out),
+            // The one character that a text cannot hold there; a device or a person may have sent it.
+            (Self::Text(text), &(Type::TEXT | Type::VARCHAR | Type::NAME | Type::UNKNOWN))
+                if text.contains('\0') =>
+            {
+                text.replace('\0', "\u{fffd}").to_sql(ty, out)
+            }
             (Self::Text(text), &(Type::TEXT | Type::VARCHAR | Type::NAME | Type::UNKNOWN)) => {
                 text.to_sql(ty, out)
             }
