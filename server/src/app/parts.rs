@@ -13,7 +13,7 @@ use crate::page::feed::Feed;
 use crate::page::service::PresenceService;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live};
-use crate::platform::db::{Db, DbError, Lease, PostgresOptions};
+use crate::platform::db::{Db, DbError, GATEWAY_AND_WORKER, Lease, PostgresOptions};
 use crate::platform::event_log::{self, EventLog};
 use crate::platform::http_kit::health::Health;
 use crate::platform::http_kit::{HttpMetrics, chain};
@@ -131,7 +131,7 @@ pub async fn open_registry(config: &Config) -> Result<Db, DbError> {
 /// A process that does everything is the only one that reads a log for its registry.
 async fn take_lease(registry: &Db) -> Result<Option<Lease>, DbError> {
     let registry = registry.clone();
-    let taken = tokio::task::spawn_blocking(move || registry.lease("gateway and worker")).await;
+    let taken = tokio::task::spawn_blocking(move || registry.lease(GATEWAY_AND_WORKER)).await;
     taken.map_err(|_| DbError::Closed)?
 }
 

@@ -18,7 +18,7 @@ mod tx;
 mod value;
 
 pub use error::DbError;
-pub use postgres::{Fence, Lease, Options as PostgresOptions, PostgresUrl};
+pub use postgres::{Fence, GATEWAY_AND_WORKER, Lease, Options as PostgresOptions, PostgresUrl};
 pub use scope::Scope;
 pub use tx::{Row, Tx};
 pub use value::{Column, FromSql, Param, ToSql};

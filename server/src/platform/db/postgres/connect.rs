@@ -1,7 +1,7 @@
 //! Where the server is, what it must be, and its schema.
 
-use super::DbError;
 use super::session::{CONNECT_TIME_MAX, SCHEMA, runtime};
+use super::{DbError, lease};
 use crate::platform::db::sqlite::newest_version;
 use std::fmt;
 use std::net::IpAddr;
@@ -286,10 +286,17 @@ async fn migrate(
             "its schema is version {applied}, this build knows {newest}: use a newer build"
         )));
     }
+    // A server that runs on the schema as it is would not know the new one.
+    let lease = (applied > 0 && applied < newest).then_some(lease::GATEWAY_AND_WORKER);
+    if let Some(name) = lease
+        && !lease::lock(client, name).await?
+    {
+        return Err(DbError::LeaseHeld { database: options.url.to_string(), name });
+    }
     let done = migrations.set_abort_missing(true).run_async(client).await;
     done.map_err(|error| fail(chain(&error)))?;
-    let end = format!("SELECT pg_advisory_unlock({MIGRATION_LOCK})");
-    client.batch_execute(&end).await.map_err(|error| fail(chain(&error)))
+    // Said, not left to the connection's end, which the server may see after the lease is asked for.
+    client.batch_execute("SELECT pg_advisory_unlock_all()").await.map_err(|error| fail(chain(&error)))
 }
 
 /// An error with its sources, on one line: tokio-postgres keeps the reason in them.

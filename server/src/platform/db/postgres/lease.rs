@@ -18,6 +18,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio_postgres::Client;
 
+/// The lease of the process that reads an event log for the registry; also needed to migrate it.
+pub const GATEWAY_AND_WORKER: &str = "gateway and worker";
+
 /// How often the holder asks whether its connection still stands.
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// The class of the locks; tenants have another.
@@ -132,7 +135,7 @@ async fn connect(options: &Options) -> Result<Client, DbError> {
     Ok(client)
 }
 
-async fn lock(client: &Client, name: &str) -> Result<bool, DbError> {
+pub(super) async fn lock(client: &Client, name: &str) -> Result<bool, DbError> {
     let sql = "SELECT pg_try_advisory_lock($1, hashtext($2))";
     let row = timely(client.query_one(sql, &[&LOCK_CLASS, &name])).await;
     Ok(row.map_err(Failure::into_error)?.get(0))

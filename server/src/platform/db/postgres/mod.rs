@@ -16,7 +16,7 @@ mod session;
 mod value;
 
 pub use connect::{Options, PostgresUrl};
-pub use lease::{Fence, Lease};
+pub use lease::{Fence, GATEWAY_AND_WORKER, Lease};
 pub use session::Session;
 pub(super) use value::column;
 

@@ -72,6 +72,27 @@ fn servers_that_start_at_once_migrate_once() {
 }
 
 #[test]
+fn a_newer_build_migrates_nothing_under_a_server_that_runs() {
+    let (server, database) = site();
+    let db = connect(&database.url).unwrap();
+    let lease = db.lease(NAME).unwrap().unwrap();
+    let more = refinery::Migration::unapplied("V2__more", "CREATE TABLE more (a BIGINT)").unwrap();
+    let mut all: Vec<_> = schema::registry_postgres().get_migrations().clone();
+    all.push(more);
+    let newer = || Db::connect(&options(&database.url), refinery::Runner::new(&all));
+    let applied =
+        || server.sql("registry", "SELECT max(version) FROM muster.refinery_schema_history").unwrap();
+    let error = refusal(newer().err().unwrap());
+    assert!(error.contains("another process holds the roles gateway and worker"), "{error}");
+    assert_eq!(applied(), "1");
+    drop(connect(&database.url).unwrap());
+    drop(lease);
+    let newer = newer().unwrap();
+    assert_eq!(applied(), "2");
+    drop(newer.lease(NAME).unwrap().unwrap());
+}
+
+#[test]
 fn a_newer_schema_is_refused() {
     let (_server, database) = site();
     drop(connect(&database.url).unwrap());
@@ -307,7 +328,7 @@ fn a_server_with_a_certificate_is_checked_against_its_authority() {
     assert!(refusal(with("").err().unwrap()).contains("it holds no certificate"));
 }
 
-const NAME: &str = "gateway and worker";
+const NAME: &str = GATEWAY_AND_WORKER;
 
 fn fenced(db: &Db, fence: &Fence, name: &str) -> Result<(), DbError> {
     let (fence, name) = (fence.clone(), name.to_owned());
