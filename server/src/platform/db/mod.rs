@@ -23,6 +23,7 @@ pub use scope::Scope;
 pub use tx::{Row, Tx};
 pub use value::{Column, FromSql, Param, ToSql};
 
+use postgres::Mode;
 use std::path::Path;
 
 /// A handle to the database; clones share it. Its threads end when the last handle is dropped.
@@ -77,7 +78,7 @@ impl Db {
     {
         match &self.0 {
             Engine::Sqlite(db) => db.write(|tx| Tx::sqlite(tx).run(work)).await,
-            Engine::Postgres(db) => db.write(work).await,
+            Engine::Postgres(db) => db.run(Mode::Write, work).await,
         }
     }
 
@@ -95,7 +96,7 @@ impl Db {
     {
         match &self.0 {
             Engine::Sqlite(db) => db.write_blocking(|tx| Tx::sqlite(tx).run(work)),
-            Engine::Postgres(db) => db.write_blocking(work),
+            Engine::Postgres(db) => db.run_blocking(Mode::Write, work),
         }
     }
 
@@ -113,7 +114,7 @@ impl Db {
     {
         match &self.0 {
             Engine::Sqlite(db) => db.read(|tx| Tx::sqlite(tx).run(work)).await,
-            Engine::Postgres(db) => db.read(work).await,
+            Engine::Postgres(db) => db.run(Mode::Read, work).await,
         }
     }
 
@@ -131,7 +132,7 @@ impl Db {
     {
         match &self.0 {
             Engine::Sqlite(db) => db.read_blocking(|tx| Tx::sqlite(tx).run(work)),
-            Engine::Postgres(db) => db.read_blocking(work),
+            Engine::Postgres(db) => db.run_blocking(Mode::Read, work),
         }
     }
 }

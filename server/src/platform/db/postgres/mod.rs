@@ -17,13 +17,13 @@ mod value;
 
 pub use connect::{Options, PostgresUrl};
 pub use lease::{Fence, GATEWAY_AND_WORKER, Lease};
+pub(super) use session::Mode;
 pub use session::Session;
 pub(super) use value::column;
 
 use super::sqlite::{Awaited, QUEUE_MAX};
 use super::{DbError, Tx};
 use crate::platform::priority;
-use session::Mode;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, oneshot};
@@ -55,22 +55,33 @@ impl Db {
         Lease::take(&self.options, name)
     }
 
-    pub(super) async fn write<T, E>(
+    fn lane(&self, mode: Mode) -> &mpsc::Sender<Job> {
+        match mode {
+            Mode::Write => &self.writes,
+            Mode::Read => &self.reads,
+        }
+    }
+
+    /// Runs a closure on a thread of the mode. A write goes on though its caller goes away, as it does on SQLite.
+    pub(super) async fn run<T, E>(
         &self,
+        mode: Mode,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E>
     where
         T: Send + 'static,
         E: From<DbError> + Send + 'static,
     {
-        // A write goes on though its caller goes away, as it does on SQLite.
         let (job, answer) = job(work);
-        self.writes.send(job).await.map_err(|_| DbError::Closed)?;
+        let _waiter = (mode == Mode::Read).then(|| job.awaited.waiter());
+        self.lane(mode).send(job).await.map_err(|_| DbError::Closed)?;
         answer.await.map_err(|_| DbError::Closed)?
     }
 
-    pub(super) fn write_blocking<T, E>(
+    /// As [`Self::run`], for threads outside the async runtime.
+    pub(super) fn run_blocking<T, E>(
         &self,
+        mode: Mode,
         work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
     ) -> Result<T, E>
     where
@@ -78,34 +89,7 @@ impl Db {
         E: From<DbError> + Send + 'static,
     {
         let (job, answer) = job(work);
-        self.writes.blocking_send(job).map_err(|_| DbError::Closed)?;
-        answer.blocking_recv().map_err(|_| DbError::Closed)?
-    }
-
-    pub(super) async fn read<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<DbError> + Send + 'static,
-    {
-        let (job, answer) = job(work);
-        let _waiter = job.awaited.waiter();
-        self.reads.send(job).await.map_err(|_| DbError::Closed)?;
-        answer.await.map_err(|_| DbError::Closed)?
-    }
-
-    pub(super) fn read_blocking<T, E>(
-        &self,
-        work: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
-    ) -> Result<T, E>
-    where
-        T: Send + 'static,
-        E: From<DbError> + Send + 'static,
-    {
-        let (job, answer) = job(work);
-        self.reads.blocking_send(job).map_err(|_| DbError::Closed)?;
+        self.lane(mode).blocking_send(job).map_err(|_| DbError::Closed)?;
         answer.blocking_recv().map_err(|_| DbError::Closed)?
     }
 }

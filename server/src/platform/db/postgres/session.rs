@@ -24,13 +24,13 @@ const IDLE_TIME_MAX: Duration = Duration::from_secs(15);
 /// What the network may take beside: a server that is gone does not answer at all.
 pub(super) const ANSWER_TIME_MAX: Duration = Duration::from_secs(40);
 /// Texts kept prepared; lists with filters make a text for each combination.
-const STATEMENTS_MAX: usize = 256;
+pub(super) const STATEMENTS_MAX: usize = 256;
 /// The class of advisory locks that tenants have.
 const LOCK_CLASS: i32 = 0x6d75_7374;
 
 /// What a session's transactions may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(in crate::platform::db) enum Mode {
     Write,
     Read,
 }

@@ -1,5 +1,6 @@
 //! What only PostgreSQL has: roles, migrations that race, connections that break, locks, TLS.
 
+use super::session::STATEMENTS_MAX;
 use super::*;
 use crate::platform::db::contract::options;
 use crate::platform::db::{Db, Scope};
@@ -443,4 +444,20 @@ fn a_holder_waits_while_the_server_holds_the_lock_for_a_connection_that_ended() 
         assert!(std::time::Instant::now() < deadline, "it is not held again");
     }
     fenced(&db, &lease.fence(), "b").unwrap();
+}
+
+#[test]
+fn a_connection_keeps_no_more_statements_than_its_bound() {
+    let (_server, database) = site();
+    let db = connect(&database.url).unwrap();
+    let kept = db.read_blocking(|tx| {
+        for n in 0..STATEMENTS_MAX + 50 {
+            tx.query_one::<i64, DbError>(&ALL, &format!("SELECT {n}"), &[], |row| row.get(0))?;
+        }
+        tx.query_one::<i64, DbError>(&ALL, "SELECT count(*) FROM pg_prepared_statements", &[], |row| {
+            row.get(0)
+        })
+    });
+    let kept = kept.unwrap() as usize;
+    assert!((50..=STATEMENTS_MAX).contains(&kept), "{kept}");
 }
