@@ -8,14 +8,16 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use muster_agent::clock::AgentClock;
-use muster_agent::identity::{self, Claim, EnrollError, spki_sha256};
+use muster_agent::identity::{self, Claim, EnrollError, Keeper, Listener, Shared, spki_sha256};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CertifiedIssuer, IsCa, KeyPair,
 };
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
@@ -36,6 +38,8 @@ enum Mood {
     /// The identity, padded to so many bytes.
     IssueAtLength(usize),
     OtherKey,
+    /// A person has to decide first.
+    Pend(u64),
 }
 
 struct Server {
@@ -98,9 +102,14 @@ async fn answer(
     moods: Arc<Mutex<Vec<Mood>>>,
     seen: Arc<Mutex<Vec<serde_json::Value>>>,
 ) -> Result<Response<Full<Bytes>>, std::io::Error> {
-    assert_eq!((request.method().as_str(), request.uri().path()), ("POST", "/api/v1/enroll"));
+    let path = request.uri().path().to_owned();
+    assert!(
+        request.method() == "POST" && ["/api/v1/enroll", "/api/v1/renew"].contains(&path.as_str()),
+        "{path}"
+    );
     let body = request.into_body().collect().await.map_err(std::io::Error::other)?.to_bytes();
-    let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let mut body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    body["path"] = path.into();
     let csr = CertificateSigningRequestParams::from_pem(body["csr_pem"].as_str().unwrap()).unwrap();
     seen.lock().unwrap().push(body);
     let mut certificate = csr.signed_by(&ca).unwrap();
@@ -113,6 +122,10 @@ async fn answer(
         }
         Some(Mood::RefuseAtLength(status, bytes)) => {
             return Ok(Response::builder().status(status).body(Full::from(vec![b'r'; bytes])).unwrap());
+        }
+        Some(Mood::Pend(retry_after_s)) => {
+            let text = serde_json::json!({ "state": "pending", "retry_after_s": retry_after_s }).to_string();
+            return Ok(Response::builder().status(StatusCode::ACCEPTED).body(Full::from(text)).unwrap());
         }
         Some(Mood::IssueAtLength(bytes)) => length = bytes,
         Some(Mood::OtherKey) => {
@@ -230,4 +243,91 @@ async fn of_a_long_refusal_the_first_words_are_shown() {
         let EnrollError::Refused { status: 410, reason } = error else { panic!("{error}") };
         assert_eq!(reason, "r".repeat(shown));
     }
+}
+
+/// The keys of the requests so far, in order.
+fn keys(server: &Server) -> Vec<String> {
+    let seen = server.seen.lock().unwrap();
+    let key = |body: &serde_json::Value| {
+        let csr = CertificateSigningRequestParams::from_pem(body["csr_pem"].as_str().unwrap()).unwrap();
+        format!("{:?}", csr.public_key)
+    };
+    seen.iter().map(key).collect()
+}
+
+impl Server {
+    fn listener(&self) -> Listener {
+        Listener { host: self.claim.host.clone(), port: self.claim.port }
+    }
+}
+
+#[tokio::test]
+async fn a_renewal_takes_a_new_key_and_after_a_lost_reply_the_same() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let first = server.enroll(dir.path()).await.unwrap();
+    let listener = server.listener();
+    let renew = || identity::renew(dir.path(), &first, &listener, Arc::new(AgentClock::default()));
+    server.mood(Mood::LoseReply);
+    assert!(renew().await.unwrap_err().is_passing());
+    assert_eq!(identity::load(dir.path()).unwrap().unwrap(), first, "the old one stays in force");
+    let next = renew().await.unwrap();
+    let keys = keys(&server);
+    assert_eq!(keys.len(), 3);
+    assert!(keys[0] != keys[1] && keys[1] == keys[2], "a new key, and the same again");
+    assert_eq!(identity::load(dir.path()).unwrap().unwrap(), next);
+    assert!(next.certificate_pem != first.certificate_pem && next.key_file != first.key_file);
+    let files: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
+    assert_eq!(files.len(), 2, "the old key is gone: {files:?}");
+    server.mood(Mood::OtherKey);
+    let error = renew().await.unwrap_err();
+    assert!(error.to_string().contains("another key"), "{error}");
+}
+
+#[tokio::test]
+async fn a_refused_certificate_is_renewed_at_once_and_failures_are_tried_again() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let first = server.enroll(dir.path()).await.unwrap();
+    for mood in [Mood::Refuse(403), Mood::LoseReply, Mood::Refuse(503)] {
+        server.mood(mood);
+    }
+    let key = identity::load_key(dir.path(), &first).unwrap();
+    let clock = Arc::new(AgentClock::default());
+    let own = Some((first.certificate_pem.as_str(), key.as_str()));
+    let tls = muster_agent::tls::client(&first.ca_pem, own, clock.clone()).unwrap();
+    let (sender, mut shown) = watch::channel(Some(tls));
+    let shared = Shared { tls: Arc::new(sender), refused: Arc::default() };
+    let mut keeper =
+        Keeper::new(dir.path().to_owned(), first.clone(), server.listener(), clock, shared.clone());
+    keeper.retry_delay = (Duration::from_millis(1), Duration::from_millis(5));
+    let keeper = tokio::spawn(keeper.run());
+    // Its certificate is good for a thousand years: only the server's refusal makes it due.
+    shared.refused.notify_one();
+    tokio::time::timeout(Duration::from_secs(30), shown.changed()).await.expect("renewed").unwrap();
+    assert_eq!(keys(&server).len(), 5, "one enrolment, three failures, one renewal");
+    assert_ne!(identity::load(dir.path()).unwrap().unwrap(), first);
+    // A server that goes on refusing does not make it renew again within the gap.
+    shared.refused.notify_one();
+    for _ in 0..1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(keys(&server).len(), 5);
+    keeper.abort();
+}
+
+#[tokio::test]
+async fn a_claim_that_needs_approval_is_asked_again_with_the_same_key() {
+    let server = Server::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (told, taken) in [(0, 1), (20, 20), (1 << 40, 3_600)] {
+        server.mood(Mood::Pend(told));
+        let error = server.enroll(dir.path()).await.unwrap_err();
+        assert!(matches!(error, EnrollError::Pending { retry_after_s } if retry_after_s == taken), "{error}");
+        assert!(error.is_passing());
+    }
+    server.enroll(dir.path()).await.unwrap();
+    let keys = keys(&server);
+    assert!(keys.len() == 4 && keys.iter().all(|key| *key == keys[0]));
 }

@@ -9,7 +9,7 @@ use muster_agent::config;
 use muster_agent::metrics::Metrics;
 use muster_agent::queue::{Bounds, Queue, QueueClass};
 use muster_agent::supervisor::{StopSender, stop_pair};
-use muster_agent::uplink::{Settings, Uplink};
+use muster_agent::uplink::{Security, Settings, Uplink};
 use muster_wire::{Birth, Credit, CreditRequest, DeviceId, DropReason, State, TenantId, UpClass};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ fn settings(port: u16) -> Settings {
     Settings {
         host: "127.0.0.1".into(),
         port,
-        tls: None,
+        security: Security::fixed(None),
         tenant: TenantId::parse("acme").unwrap(),
         device: DeviceId::parse("press-7").unwrap(),
         token: None,

@@ -1,14 +1,21 @@
 //! The composition root: builds every part from the configuration, runs it, stops it in order.
 //!
 //! `main` calls [`run`]; tests call [`App::start`] with a clock of their own. A process with the role `gateway` alone is
-//! a [`GatewayAlone`]. Start up or refuse: a part that cannot
+//! a [`GatewayAlone`], one with the role `api` alone an [`ApiAlone`]. Start up or refuse: a part that cannot
 //! start ends the start, nothing runs half. Stop: no new requests, open ones end, MQTT clients are told, consumers
 //! finish what they hold, the log is synced and closed.
 
+mod api_alone;
+pub mod audit;
 mod certificate;
 mod consumers;
+mod enroll_tls;
+mod error;
 mod files;
+mod follow;
+mod front;
 mod gateway_alone;
+mod limits;
 mod lock;
 mod metrics;
 mod parts;
@@ -17,33 +24,40 @@ mod reload;
 mod report;
 mod retention;
 #[cfg(test)]
+mod shared_tests;
+#[cfg(test)]
 mod tests;
+mod usage;
 
+pub use api_alone::ApiAlone;
 use certificate::{Certificates, Origin};
 use consumers::Consumers;
+use enroll_tls::enroll_tls;
+pub use error::AppError;
+use follow::{AtLog, Follower, Following};
+use front::{Front, start_gateway};
 pub use gateway_alone::GatewayAlone;
+use limits::follow_limits;
 pub use lock::DataDirLock;
 pub(crate) use parts::Parts;
 #[cfg(test)]
 pub(crate) use parts::build;
 pub use parts::open_registry;
 pub use report::{Addresses, Bootstrap};
+#[cfg(test)]
+pub(crate) use usage::pass as tell_notices_once;
 
+use crate::devices::Endpoints;
 use crate::devices::directory::Directory;
-use crate::devices::pki::PkiError;
-use crate::devices::{DevicesError, Endpoints};
-use crate::gateway::{self, Gateway, GatewayError};
+use crate::gateway::Gateway;
 use crate::http::{self, Slices};
-use crate::ingest::IngestError;
+use crate::page::api::PageState;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::{Config, Live, Sources};
-use crate::platform::db::{DbError, Lease};
-use crate::platform::event_log::{EventLog, EventLogError};
+use crate::platform::db::Lease;
+use crate::platform::event_log::EventLog;
 use crate::platform::http_kit::{chain, serve};
 use crate::platform::observability::LogControl;
-use crate::platform::telemetry::TelemetryError;
-use crate::rules::consumer::ConsumerError;
-use crate::tenants::TenantsError;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,110 +65,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsAcceptor;
 
 /// How often the event log is asked whether it still works.
 const LOG_CHECK_INTERVAL: Duration = Duration::from_millis(500);
-
-/// Why the server cannot start or go on.
-#[derive(Debug, thiserror::Error)]
-pub enum AppError {
-    /// The data directory cannot be made or read.
-    #[error("cannot use data directory {path}")]
-    DataDir {
-        /// The directory.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// Another process runs on this data directory.
-    #[error("data directory {path} is in use by another process")]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// The certificate authority cannot open.
-    #[error("certificate authority")]
-    Pki(#[from] PkiError),
-    /// TLS cannot be set up.
-    #[error("tls setup")]
-    Tls(#[source] rustls::Error),
-    /// A database cannot open.
-    #[error("database")]
-    Db(#[from] DbError),
-    /// The accounts cannot open.
-    #[error("accounts")]
-    Tenants(#[from] TenantsError),
-    /// The event log cannot open.
-    #[error("event log")]
-    Log(#[from] EventLogError),
-    /// The telemetry store cannot open.
-    #[error("telemetry store")]
-    Telemetry(#[from] TelemetryError),
-    /// The store's consumer cannot start.
-    #[error("store consumer")]
-    Ingest(#[from] IngestError),
-    /// The rules' consumer cannot start.
-    #[error("rules")]
-    Rules(#[from] ConsumerError),
-    /// The MQTT gateway cannot start.
-    #[error("mqtt gateway")]
-    Gateway(#[from] GatewayError),
-    /// Its TLS cannot be set up.
-    #[error("mqtt tls")]
-    GatewayTls(#[from] gateway::TlsError),
-    /// The registry cannot open.
-    #[error("device registry")]
-    Devices(#[from] DevicesError),
-    /// A metric is registered twice.
-    #[error("metrics")]
-    Metrics(#[from] prometheus::Error),
-    /// An address cannot be listened on.
-    #[error("cannot listen on {address} ({key})")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// The configuration's key.
-        key: &'static str,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The event log stopped after a disk fault while the server ran.
-    #[error("the event log stopped: {0}")]
-    LogStopped(String),
-    /// Another process took over the registry while the server ran.
-    #[error("this process is gateway and worker of its registry no longer: {0}")]
-    LeaseLost(String),
-    /// The registry of another server cannot be read.
-    #[error("registry.dir {dir}")]
-    Registry {
-        /// That server's data directory.
-        dir: PathBuf,
-        /// The reason.
-        #[source]
-        source: DbError,
-    },
-    /// A gateway's registry is in its own data directory.
-    #[error("registry.dir {path} is data_dir, must be another server's: a gateway keeps a log of its own")]
-    OwnRegistry {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A thread cannot be started.
-    #[error("cannot start a thread")]
-    Thread(#[source] std::io::Error),
-    /// A report file cannot be written.
-    #[error("cannot write {path}")]
-    Report {
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-}
 
 /// What `run` is told on the command line.
 #[derive(Debug, Default)]
@@ -181,6 +94,9 @@ pub struct App {
     gateway: Gateway,
     /// None where the configuration leaves the log unread.
     consumers: Option<Consumers>,
+    page: PageState,
+    /// Where the registry is one that processes share.
+    following: Option<Following>,
     log: EventLog,
     lease: Option<Lease>,
     _lock: DataDirLock,
@@ -193,60 +109,6 @@ async fn listen(address: SocketAddr, key: &'static str) -> Result<(TcpListener, 
     Ok((listener, bound))
 }
 
-/// TLS of the enrolment listener: the server's certificate, no client certificate.
-fn enroll_tls(certificates: &Certificates) -> Result<TlsAcceptor, AppError> {
-    let mut config = rustls::ServerConfig::builder_with_provider(gateway::provider())
-        .with_safe_default_protocol_versions()
-        .map_err(AppError::Tls)?
-        .with_no_client_auth()
-        .with_cert_resolver(certificates.listeners());
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(config)))
-}
-
-fn rate(config: &Config) -> gateway::RateLimit {
-    let limits = &config.limits;
-    gateway::RateLimit { per_s: limits.device_messages_per_s, burst: limits.device_messages_burst }
-}
-
-/// Hands reloaded limits to the gateway until the server stops.
-async fn follow_limits(set: gateway::RateSetter, config: Live, mut stop: watch::Receiver<bool>) {
-    let mut changes = config.subscribe();
-    loop {
-        tokio::select! {
-            changed = changes.changed() => match changed {
-                Ok(()) => set.set(rate(&config.get())),
-                Err(_) => return,
-            },
-            _ = stop.changed() => return,
-        }
-    }
-}
-
-/// What a gateway works with, besides its configuration and certificates.
-struct Front {
-    log: EventLog,
-    directory: Arc<Directory>,
-    clock: SharedClock,
-    metrics: prometheus::Registry,
-}
-
-fn start_gateway(config: &Config, front: Front, certificates: &Certificates) -> Result<Gateway, AppError> {
-    let server_config = |_| gateway::server_config(certificates.listeners(), certificates.device_ca_pem());
-    let tls = config.mqtt.tls_listen.map(server_config);
-    let settings = gateway::Config {
-        tls_listen: config.mqtt.tls_listen,
-        plain_listen: config.mqtt.plain_listen,
-        worker_threads: config.mqtt.worker_threads,
-        connections_max: config.mqtt.connections_max,
-        rate: rate(config),
-        ..gateway::Config::default()
-    };
-    let Front { log, directory, clock, metrics } = front;
-    let dependencies = gateway::Dependencies { log, directory, clock, tls: tls.transpose()? };
-    Ok(Gateway::start(settings, dependencies, &metrics)?)
-}
-
 impl App {
     /// Starts every part on a checked configuration.
     ///
@@ -255,7 +117,8 @@ impl App {
     pub async fn start(config: Live, clock: SharedClock) -> Result<Self, AppError> {
         let now = config.get();
         let lock = DataDirLock::take(&now.data_dir)?;
-        let parts = parts::build(&config, &clock).await?;
+        let started_at_us = clock.now_us();
+        let mut parts = parts::build(&config, &clock).await?;
         // Bound before the gateway starts: a taken port refuses the start before any device was let in.
         let (http_listener, http) = listen(now.http.listen, "http.listen").await?;
         let (enroll_listener, enroll) = listen(now.enroll.listen, "enroll.listen").await?;
@@ -266,19 +129,14 @@ impl App {
                 consumers.add_checks(&parts.slices.health);
                 metrics::of_store(&parts.metrics, &consumers.stored(), &parts.telemetry, &parts.skipped)?;
                 metrics::of_rules(&parts.metrics, &consumers.ruled(), &parts.rules.live)?;
+                metrics::of_usage(&parts.metrics, &consumers.metered())?;
                 Some(consumers)
             }
             false => None,
         };
         let origin = Origin::Authority(parts.pki.clone());
         let certificates = Arc::new(Certificates::load(origin, clock.clone())?);
-        let front = Front {
-            log: parts.log.clone(),
-            directory: parts.directory.clone(),
-            clock: clock.clone(),
-            metrics: parts.metrics.clone(),
-        };
-        let gateway = start_gateway(&now, front, &certificates)?;
+        let gateway = start_gateway(&now, Front::of(&parts), &certificates)?;
         let (mqtt_tls, mqtt_plain) = (gateway.tls_address(), gateway.plain_address());
         let addresses = Addresses { http, enroll: Some(enroll), mqtt_tls, mqtt_plain };
         parts.slices.devices.set_endpoints(Endpoints {
@@ -296,12 +154,16 @@ impl App {
             http::enroll_router(&parts.slices),
             stopped.clone(),
         ));
-        tasks.spawn(follow_limits(gateway.rate_setter(), config, stopped.clone()));
-        tasks.spawn(parts.slices.page.feed.clone().run(stopped.clone()));
+        let board = parts.slices.usage.board().clone();
+        tasks.spawn(follow_limits(gateway.rate_setter(), board, config, stopped.clone()));
+        tasks.spawn(parts.page.feed.clone().run(stopped.clone()));
         tasks.spawn(parts.skipped.clone().run(stopped.clone()));
-        tasks.spawn(retention::run(parts.slices.clone(), clock, stopped));
+        tasks.spawn(usage::tell_notices(parts.slices.clone(), stopped.clone()));
+        tasks.spawn(parts.eraser(started_at_us).run(stopped.clone()));
+        tasks.spawn(retention::run(parts.slices.clone(), clock, stopped.clone()));
+        let following = share(&mut parts, &mut tasks, stopped).await?;
         tracing::info!(%addresses, "listening");
-        let Parts { slices, directory, log, lease, .. } = parts;
+        let Parts { slices, page, directory, log, lease, .. } = parts;
         Ok(Self {
             slices,
             addresses,
@@ -311,6 +173,8 @@ impl App {
             tasks,
             gateway,
             consumers,
+            page,
+            following,
             log,
             lease,
             _lock: lock,
@@ -320,7 +184,7 @@ impl App {
     /// Stops every part; returns once the log is synced and closed.
     pub async fn stop(self) {
         self.stop.send_replace(true);
-        self.slices.page.bus.close();
+        self.page.bus.close();
         join(self.tasks).await;
         let (gateway, consumers, lease) = (self.gateway, self.consumers, self.lease);
         close(self.log, move || {
@@ -333,6 +197,25 @@ impl App {
         })
         .await;
     }
+}
+
+/// Where processes share the registry: tells them where devices are let in, and follows what they change.
+async fn share(
+    parts: &mut Parts,
+    tasks: &mut JoinSet<()>,
+    stopped: watch::Receiver<bool>,
+) -> Result<Option<Following>, AppError> {
+    let (Some(chains), Some(lease)) = (parts.chains.take(), &parts.lease) else { return Ok(None) };
+    let slices = &parts.slices;
+    slices.devices.tell_door(lease.fence()).await?;
+    let at_log = AtLog {
+        devices: slices.devices.clone(),
+        rules: parts.rules.board.clone(),
+        alerts: slices.alerts.clone(),
+    };
+    let (registry, tenants, usage) = (parts.rules.db.clone(), slices.tenants.clone(), slices.usage.clone());
+    let follower = Follower { registry, chains, tenants, usage, at_log: Some(at_log) };
+    follow::start(follower, &slices.health, &parts.metrics, tasks, stopped)
 }
 
 /// Waits until every task has ended.
@@ -399,7 +282,13 @@ pub async fn run(
     let live = Live::new(config);
     if live.get().roles.is_gateway_alone() {
         let app = GatewayAlone::start(live.clone(), clock).await?;
-        let ended = until.end(live, &app.addresses, &app.certificates, log_stopped(&app.log)).await;
+        let ended = until.end(live, &app.addresses, Some(&app.certificates), log_stopped(&app.log)).await;
+        app.stop().await;
+        return ended;
+    }
+    if live.get().roles.is_api_alone() {
+        let app = ApiAlone::start(live.clone(), clock).await?;
+        let ended = until.end(live, &app.addresses, None, follow::lost(app.following.as_ref())).await;
         app.stop().await;
         return ended;
     }
@@ -409,9 +298,10 @@ pub async fn run(
         tokio::select! {
             fault = log_stopped(&app.log) => fault,
             fault = lease_lost(app.lease.as_ref()) => fault,
+            fault = follow::lost(app.following.as_ref()) => fault,
         }
     };
-    let ended = until.end(live, &app.addresses, &app.certificates, fault).await;
+    let ended = until.end(live, &app.addresses, Some(&app.certificates), fault).await;
     app.stop().await;
     ended
 }
@@ -429,7 +319,7 @@ impl Until {
         self,
         live: Live,
         addresses: &Addresses,
-        certificates: &Arc<Certificates>,
+        certificates: Option<&Arc<Certificates>>,
         fault: impl Future<Output = AppError>,
     ) -> Result<(), AppError> {
         // Before the ready file: whoever reads it may end the server at once.
@@ -437,7 +327,7 @@ impl Until {
         if let Some(path) = &self.ready_file {
             addresses.write(path)?;
         }
-        let reloader = tokio::spawn(reload::follow(live, self.sources, self.log, certificates.clone()));
+        let reloader = tokio::spawn(reload::follow(live, self.sources, self.log, certificates.cloned()));
         let ended = tokio::select! {
             () = stop => Ok(()),
             why = fault => Err(why),

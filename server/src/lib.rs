@@ -6,6 +6,7 @@
 pub mod alerts;
 pub mod app;
 pub mod devices;
+pub mod erasure;
 pub mod gateway;
 pub mod http;
 pub mod ingest;
@@ -15,3 +16,4 @@ pub mod rules;
 pub mod tenants;
 #[cfg(test)]
 mod testing;
+pub mod usage;

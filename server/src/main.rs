@@ -2,12 +2,16 @@
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
+use muster_server::app::audit::AuditRegistry;
 use muster_server::app::{self, DataDirLock, RunOptions};
+use muster_server::devices::pki;
 use muster_server::http;
-use muster_server::platform::clock::SystemClock;
+use muster_server::platform::clock::{Clock as _, SystemClock};
 use muster_server::platform::config::{Config, Live, Sources};
 use muster_server::platform::observability;
 use muster_server::tenants::Tenants;
+use muster_server::tenants::audit::export::{Format, Span};
+use muster_server::tenants::audit::verify::Mark;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +47,51 @@ enum Command {
     /// Works on the data directory of a stopped server.
     #[command(subcommand)]
     Admin(Admin),
+    /// Reads the audit chains, also while the server runs.
+    #[command(subcommand)]
+    Audit(Audit),
+    /// Works on the certificate authorities in a data directory; the server may run.
+    #[command(subcommand)]
+    Pki(PkiCommand),
+}
+
+#[derive(Subcommand)]
+enum Audit {
+    /// Walks the chains and says which row of which is not what was written. Ends with status 2 where one is not.
+    Verify {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// One tenant's chain, or - for the server's own; none: every chain.
+        #[arg(long, value_name = "TENANT", allow_hyphen_values = true)]
+        tenant: Option<String>,
+        /// A row that an earlier verification printed: it must still be there. Needs --tenant.
+        #[arg(long, value_name = "SEQ:HASH", requires = "tenant")]
+        noted: Option<Mark>,
+    },
+    /// Writes a chain to the standard output, oldest row first.
+    Export {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// The tenant, or - for the server's own chain.
+        #[arg(long, value_name = "TENANT", allow_hyphen_values = true)]
+        tenant: String,
+        /// From this time on, microseconds since 1970.
+        #[arg(long, default_value_t = i64::MIN, hide_default_value = true)]
+        from: i64,
+        /// Up to, not including.
+        #[arg(long, default_value_t = i64::MAX, hide_default_value = true)]
+        to: i64,
+        /// ndjson or csv.
+        #[arg(long, default_value = "ndjson")]
+        format: Format,
+    },
+}
+
+#[derive(Subcommand)]
+enum PkiCommand {
+    /// Makes a second authority, which devices move to; a server that runs takes it up on SIGHUP, or within seconds.
+    /// `POST /api/v1/authorities/retire` ends the old one.
+    Rotate(ConfigArgs),
 }
 
 #[derive(Subcommand)]
@@ -67,7 +116,7 @@ struct ConfigArgs {
     /// Short for --set data_dir=...
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// What this process does: gateway,worker,api (the default), or gateway. Short for --set roles=...
+    /// What this process does: gateway,worker,api (the default), gateway, or api. Short for --set roles=...
     #[arg(long, value_name = "LIST")]
     roles: Option<String>,
     /// The data directory of the server whose devices a gateway lets in. Short for --set registry.dir=...
@@ -117,9 +166,12 @@ impl ConfigArgs {
     }
 }
 
+/// The status where an audit chain is broken.
+const BROKEN: u8 = 2;
+
 fn main() -> ExitCode {
     match obey(Cli::parse().command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(status) => status,
         Err(error) => {
             // With its causes, on one line.
             eprintln!("muster-server: {error:#}");
@@ -128,22 +180,54 @@ fn main() -> ExitCode {
     }
 }
 
-fn obey(command: Command) -> anyhow::Result<()> {
+fn obey(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run { config, check_config: true, .. } | Command::CheckConfig(config) => {
             let config = config.sources().load()?;
             print!("{}", config_text(&config)?);
-            Ok(())
         }
         Command::Run { config, check_config: false, ready_file, bootstrap_file } => {
-            run(RunOptions { sources: config.sources(), ready_file, bootstrap_file })
+            run(RunOptions { sources: config.sources(), ready_file, bootstrap_file })?;
         }
         Command::Openapi => {
             println!("{}", http::openapi().to_pretty_json()?);
-            Ok(())
         }
-        Command::Admin(Admin::ResetPassword { config, email }) => reset_password(config.sources(), email),
+        Command::Pki(PkiCommand::Rotate(config)) => rotate(&config.sources().load()?)?,
+        Command::Admin(Admin::ResetPassword { config, email }) => reset_password(config.sources(), email)?,
+        Command::Audit(Audit::Verify { config, tenant, noted }) => {
+            return verify_audit(config.sources(), tenant, noted);
+        }
+        Command::Audit(Audit::Export { config, tenant, from, to, format }) => {
+            let span = Span { from_us: from, to_us: to };
+            let mut registry = audit_registry(config.sources())?;
+            registry.export(&tenant, span, format, &mut std::io::stdout().lock())?;
+        }
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn audit_registry(sources: Sources) -> anyhow::Result<AuditRegistry> {
+    let config = sources.load()?;
+    Ok(runtime()?.block_on(AuditRegistry::open(&config))?)
+}
+
+fn verify_audit(sources: Sources, tenant: Option<String>, noted: Option<Mark>) -> anyhow::Result<ExitCode> {
+    let mut registry = audit_registry(sources)?;
+    let chains = match tenant {
+        Some(tenant) => vec![tenant],
+        None => registry.chains()?,
+    };
+    let mut status = ExitCode::SUCCESS;
+    for chain in chains {
+        match registry.verify(&chain, noted)? {
+            (rows, Ok(at)) => println!("{chain}: {rows} rows are good, the last is {at}"),
+            (rows, Err(fault)) => {
+                println!("{chain}: BROKEN after {rows} good rows: {fault}");
+                status = ExitCode::from(BROKEN);
+            }
+        }
+    }
+    Ok(status)
 }
 
 fn config_text(config: &Config) -> anyhow::Result<String> {
@@ -161,13 +245,25 @@ fn run(options: RunOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn rotate(config: &Config) -> anyhow::Result<()> {
+    let held = pki::rotate(&config.data_dir.join("pki"), SystemClock.now_us())?;
+    for anchor in &held.trusted {
+        let role =
+            if *anchor == held.serving { "server's certificate" } else { "devices' next certificates" };
+        println!("{} {role}", hex::encode(anchor.key_sha256));
+    }
+    Ok(())
+}
+
 fn reset_password(sources: Sources, email: String) -> anyhow::Result<()> {
     let config = sources.load()?;
     anyhow::ensure!(
-        config.roles.is_all(),
+        config.roles.is_all() || config.roles.is_api_alone(),
         "a process with these roles has no accounts: reset it where the API runs"
     );
-    let _lock = DataDirLock::take(&config.data_dir).context("stop the server first")?;
+    // A registry that processes share is not in the directory, and may be changed beside them.
+    let lock = config.registry.url.is_none().then(|| DataDirLock::take(&config.data_dir));
+    let _lock = lock.transpose().context("stop the server first")?;
     let password = runtime()?.block_on(async {
         let registry = app::open_registry(&config).await?;
         let tenants = Tenants::open(registry, Arc::new(SystemClock), Live::new(config)).await?;

@@ -7,10 +7,11 @@ use crate::platform::clock::{ManualClock, SharedClock};
 use crate::platform::config::{Config, Live};
 use crate::platform::db::{Db, PostgresOptions, PostgresUrl, Scope};
 use crate::platform::schema;
-use crate::tenants::service::TokenRequest;
-use crate::tenants::{Permission, Principal, Role};
+use crate::tenants::service::{Client, GrantRequest, TokenRequest};
+use crate::tenants::{Membership, Permission, Principal, Role};
 use axum::Router;
 use axum::body::Body;
+use axum::http::request::Builder;
 use axum::http::{HeaderMap, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use muster_services::Postgres;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use tower::ServiceExt as _;
 
 /// `postgres` in this variable: tests have their registry there, not in a file. `cargo xtask test` runs them on both.
-const ENGINE: &str = "MUSTER_TEST_REGISTRY";
+pub const ENGINE: &str = "MUSTER_TEST_REGISTRY";
 
 /// A server with an empty registry, where the tests run on PostgreSQL.
 pub fn postgres() -> Option<(Postgres, PostgresUrl)> {
@@ -155,19 +156,28 @@ impl TestApp {
     }
 
     pub async fn token(&self, tenant: &TenantId, scopes: &[Permission]) -> String {
-        let request = TokenRequest { name: "test".into(), scopes: scopes.to_vec(), days: 30 };
+        let request =
+            TokenRequest { name: "test".into(), scopes: scopes.to_vec(), days: 30, ..Default::default() };
         self.parts.slices.tenants.create_token(&owner(tenant), tenant, request).await.unwrap().secret
     }
 
     /// A member with a changed password; gives the session's secret.
-    pub async fn member(&self, tenant: &TenantId, email: &str, role: Role) -> String {
+    pub async fn member(&self, tenant: &TenantId, email: &str, grant: impl Into<GrantRequest>) -> String {
         let tenants = &self.parts.slices.tenants;
         let one_time =
-            tenants.add_member(&owner(tenant), tenant, email, role).await.unwrap().password.unwrap();
-        let (session, _) = tenants.login(email, &one_time, "test").await.unwrap();
+            tenants.add_member(&owner(tenant), tenant, email, grant).await.unwrap().password.unwrap();
+        let (session, _) = tenants.login(email, &one_time, &Client::new("test", "")).await.unwrap();
         let new = "a long new password".to_owned();
         tenants.change_password(email, &session, &one_time, new, "test").await.unwrap();
         session
+    }
+
+    /// The bytes of an answer that is a file.
+    pub async fn download(&self, caller: As<'_>, path: &str) -> Vec<u8> {
+        let request = authenticated(Request::get(path), caller).body(Body::empty()).unwrap();
+        let response = self.admin.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK, "{path}");
+        response.into_body().collect().await.unwrap().to_bytes().to_vec()
     }
 
     pub async fn call(&self, caller: As<'_>, method: &str, path: &str, body: Option<Value>) -> Answer {
@@ -179,23 +189,27 @@ pub fn owner(tenant: &TenantId) -> Principal {
     Principal::User {
         user_id: "u-test".into(),
         email: "owner@localhost".into(),
-        memberships: vec![(tenant.clone(), Role::Owner)],
+        memberships: vec![Membership::whole(tenant.clone(), Role::Owner)],
         system_admin: true,
         password_pending: false,
     }
 }
 
 pub async fn send(router: &Router, caller: As<'_>, method: &str, path: &str, body: Option<Value>) -> Answer {
-    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "muster.test");
-    request = match caller {
+    let request = authenticated(Request::builder().method(method).uri(path), caller);
+    let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+    raw(router, request.header(header::CONTENT_TYPE, "application/json").body(body).unwrap()).await
+}
+
+fn authenticated(request: Builder, caller: As<'_>) -> Builder {
+    let request = request.header(header::HOST, "muster.test");
+    match caller {
         As::Nobody => request,
         As::Token(token) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
         As::Session(secret) => {
             request.header(header::COOKIE, format!("muster_session={secret}")).header(header::ORIGIN, ORIGIN)
         }
-    };
-    let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
-    raw(router, request.header(header::CONTENT_TYPE, "application/json").body(body).unwrap()).await
+    }
 }
 
 pub async fn raw(router: &Router, request: Request<Body>) -> Answer {

@@ -175,6 +175,40 @@ fn the_server_starts_reloads_and_ends_and_its_owner_gets_back_in() {
 }
 
 #[test]
+fn audit_chains_are_verified_and_exported_beside_a_running_server() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("muster-server.toml"), "").unwrap();
+    let (running, _) = start(dir.path());
+    let audit = |args: &[&str]| {
+        let command = &mut server();
+        command.arg("audit").args(args).arg("--data-dir").arg(dir.path().join("data")).output().unwrap()
+    };
+    let good = audit(&["verify"]);
+    assert!(good.status.success(), "{}", text(&good));
+    let lines = text(&good);
+    let line = lines.lines().find(|line| line.starts_with("default: ")).unwrap();
+    let (seq, hash) = line.rsplit_once(' ').unwrap().1.split_once(':').unwrap();
+    assert!(line.contains(&format!("default: {seq} rows are good")), "{line}");
+    let noted = |mark: &str| audit(&["verify", "--tenant", "default", "--noted", mark]);
+    assert_eq!(noted(&format!("{seq}:{hash}")).status.code(), Some(0));
+    let gone = noted(&format!("9{seq}:{hash}"));
+    assert_eq!(gone.status.code(), Some(2), "{}", text(&gone));
+    assert!(text(&gone).contains("BROKEN"), "{}", text(&gone));
+    let replaced = noted(&format!("{seq}:{}", "0".repeat(64)));
+    assert!(text(&replaced).contains("is not the one that was noted"), "{}", text(&replaced));
+    let rows = audit(&["export", "--tenant", "default"]);
+    let rows = String::from_utf8(rows.stdout).unwrap();
+    assert_eq!(rows.lines().count().to_string(), seq);
+    let last: serde_json::Value = serde_json::from_str(rows.lines().last().unwrap()).unwrap();
+    assert_eq!(last["hash"], hash);
+    let own = audit(&["export", "--tenant", "-", "--format", "csv"]);
+    assert!(own.status.success() && text(&own).starts_with("seq,at_us,"), "{}", text(&own));
+    let none = audit(&["export", "--tenant", "a/b"]);
+    assert_eq!(none.status.code(), Some(1), "{}", text(&none));
+    end(running);
+}
+
+#[test]
 fn a_changed_server_certificate_is_taken_up_by_a_hangup_and_a_broken_one_is_not() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("muster-server.toml"), "").unwrap();

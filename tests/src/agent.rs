@@ -1,6 +1,6 @@
 //! A real `muster-agent` with its directory; it can be killed and started again on the same files.
 
-use crate::process::{Process, binary};
+use crate::process::{Process, binary_of};
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::process::Command;
 pub struct Agent {
     dir: PathBuf,
     process: Option<Process>,
+    build: Option<PathBuf>,
 }
 
 /// What an agent reads and how fast.
@@ -73,7 +74,12 @@ serial = "serial"
             load.rows_per_s,
         );
         std::fs::write(dir.join("agent.toml"), config).expect("the configuration can be written");
-        Self { dir: dir.to_owned(), process: None }
+        Self { dir: dir.to_owned(), process: None, build: None }
+    }
+
+    /// From the next start on it is the binary of another build; of the workspace's own where none is given.
+    pub fn use_build(&mut self, build: Option<&Path>) {
+        self.build = build.map(Path::to_owned);
     }
 
     /// Starts the process, and waits until its queue is open.
@@ -82,7 +88,7 @@ serial = "serial"
     /// When it ends instead.
     pub fn start(&mut self) {
         let before = self.log_count("queue opened");
-        let mut command = Command::new(binary("muster-agent"));
+        let mut command = Command::new(binary_of(self.build.as_deref(), "muster-agent"));
         command.arg("run").arg("--config").arg(self.dir.join("agent.toml"));
         let mut process = Process::start("muster-agent", &mut command, &self.dir.join("agent.log"));
         crate::wait_for("the agent to open its queue", || {
@@ -124,7 +130,8 @@ serial = "serial"
     }
 
     /// How often a text stands in the agent's log.
-    fn log_count(&self, text: &str) -> usize {
+    #[must_use]
+    pub fn log_count(&self, text: &str) -> usize {
         let log = std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
         log.lines().filter(|line| line.contains(text)).count()
     }
@@ -153,7 +160,7 @@ serial = "serial"
     /// When the command fails.
     #[must_use]
     pub fn inspect(&self) -> Inspection {
-        let mut command = Command::new(binary("muster-agent"));
+        let mut command = Command::new(binary_of(self.build.as_deref(), "muster-agent"));
         command.args(["queue", "inspect", "--json", "--config"]).arg(self.dir.join("agent.toml"));
         let output = command.output().expect("muster-agent can be run");
         assert!(output.status.success(), "queue inspect: {}", String::from_utf8_lossy(&output.stderr));

@@ -44,11 +44,26 @@ pub fn stored(data_dir: &Path, device: &str, metric: &str) -> Stored {
     Stored { rows: rows.unsigned_abs(), distinct: distinct.unsigned_abs() }
 }
 
-/// Waits until the agent's queue is drained, stops both, and asserts the promise.
+/// Waits until the agent's queue is drained, stops both, and asserts the promise on the store's tables.
 ///
 /// # Panics
 /// When a reading is lost or stored twice.
 pub fn assert_exactly_once(server: &mut Server, agent: &mut Agent, device: &str, seed: u64) -> Inspection {
+    let dir = server.data_dir();
+    assert_exactly_once_in(server, agent, device, seed, || stored(&dir, device, "serial"))
+}
+
+/// As [`assert_exactly_once`], with readings that `stored` counts once the server has stopped.
+///
+/// # Panics
+/// As [`assert_exactly_once`].
+pub fn assert_exactly_once_in(
+    server: &mut Server,
+    agent: &mut Agent,
+    device: &str,
+    seed: u64,
+    stored: impl FnOnce() -> Stored,
+) -> Inspection {
     let path = format!("/api/v1/tenants/default/devices/{device}/ledger");
     crate::wait_for("the agent's backlog to drain", || {
         agent.stop_reading();
@@ -60,7 +75,7 @@ pub fn assert_exactly_once(server: &mut Server, agent: &mut Agent, device: &str,
     let told = agent.inspect();
     let ledger = server.api.get(&path);
     server.stop();
-    let held = stored(&server.data_dir(), device, "serial");
+    let held = stored();
     let context = format!("seed {seed}: agent {told:?}, store {held:?}, ledger {}", ledger["totals"]);
     assert_eq!(held.rows, held.distinct, "a reading is stored twice; {context}");
     // A drop record may cover records that were in flight and got stored: the ledger counts those as stored.

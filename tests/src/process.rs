@@ -24,6 +24,15 @@ pub fn binary(name: &str) -> PathBuf {
     path
 }
 
+/// A binary of another build, where a directory is given; the workspace's own else.
+///
+/// # Panics
+/// As [`binary`].
+#[must_use]
+pub fn binary_of(build: Option<&Path>, name: &str) -> PathBuf {
+    build.map_or_else(|| binary(name), |dir| dir.join(name))
+}
+
 impl Process {
     /// Starts a command; stdout and stderr are appended to `log`.
     ///

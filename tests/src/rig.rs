@@ -41,10 +41,20 @@ impl Rig {
     /// As [`Self::start`].
     #[must_use]
     pub fn start_in(dir: &Path, server_config: &str, load: &Load) -> Self {
-        let server = Server::start_with(&dir.join("server"), server_config);
+        Self::start_build(dir, server_config, load, None)
+    }
+
+    /// As [`Self::start_in`], both with the binaries of another build.
+    ///
+    /// # Panics
+    /// As [`Self::start`].
+    #[must_use]
+    pub fn start_build(dir: &Path, server_config: &str, load: &Load, build: Option<&Path>) -> Self {
+        let server = Server::start_build(&dir.join("server"), server_config, build);
         let proxy = Proxy::start(server.address("mqtt_tls"));
         let claim = server.claim(DEVICE);
         let mut agent = Agent::new(&dir.join("agent"), &claim, proxy.addr(), load);
+        agent.use_build(build);
         agent.start();
         let mut rig = Self { agent, proxy, server, _dir: None };
         rig.wait_for_more(50);

@@ -1,7 +1,7 @@
 //! A real `muster-server` on ephemeral ports; it can be killed and started again on the same files.
 
 use crate::http::Api;
-use crate::process::{Process, binary};
+use crate::process::{Process, binary_of};
 use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ pub struct Server {
     dir: PathBuf,
     extra: String,
     process: Option<Process>,
+    build: Option<PathBuf>,
     /// The API with the owner's token.
     pub api: Api,
     ready: Value,
@@ -30,10 +31,26 @@ impl Server {
     /// When it does not become ready.
     #[must_use]
     pub fn start_with(dir: &Path, extra: &str) -> Self {
+        Self::start_build(dir, extra, None)
+    }
+
+    /// As [`Self::start_with`], with the binary of another build.
+    ///
+    /// # Panics
+    /// As [`Self::start_with`].
+    #[must_use]
+    pub fn start_build(dir: &Path, extra: &str, build: Option<&Path>) -> Self {
         std::fs::create_dir_all(dir).expect("the server's directory can be made");
         let api = Api { addr: ([127, 0, 0, 1], 0).into(), token: String::new() };
-        let mut server =
-            Self { dir: dir.to_owned(), extra: extra.to_owned(), process: None, api, ready: Value::Null };
+        let build = build.map(Path::to_owned);
+        let mut server = Self {
+            dir: dir.to_owned(),
+            extra: extra.to_owned(),
+            process: None,
+            build,
+            api,
+            ready: Value::Null,
+        };
         server.start_again();
         let bootstrap =
             std::fs::read_to_string(dir.join("bootstrap.json")).expect("first start writes the bootstrap");
@@ -43,6 +60,11 @@ impl Server {
             .expect("the bootstrap holds an API token")
             .clone_into(&mut server.api.token);
         server
+    }
+
+    /// From the next start on it is the binary of another build; of the workspace's own where none is given.
+    pub fn use_build(&mut self, build: Option<&Path>) {
+        self.build = build.map(Path::to_owned);
     }
 
     /// Starts the process on the files that are there, and waits until it is ready.
@@ -65,7 +87,7 @@ impl Server {
         let _ = std::fs::remove_file(&ready_file);
         let config = self.dir.join("muster-server.toml");
         std::fs::write(&config, &self.extra).expect("the configuration can be written");
-        let mut command = Command::new(binary("muster-server"));
+        let mut command = Command::new(binary_of(self.build.as_deref(), "muster-server"));
         command.arg("run").arg("--config").arg(&config).arg("--data-dir").arg(self.dir.join("data"));
         command.args(["--mqtt-tls-listen", "127.0.0.1:0", "--mqtt-plain-listen", "127.0.0.1:0"]);
         command.args(["--http-listen", "127.0.0.1:0", "--enroll-listen", "127.0.0.1:0"]);

@@ -19,7 +19,8 @@ const HEADERS_MAX: usize = 100;
 /// An API with its bearer token.
 pub(crate) struct Client {
     address: SocketAddr,
-    token: String,
+    /// Header lines that say who asks.
+    credentials: String,
     stream: Option<BufReader<TcpStream>>,
 }
 
@@ -27,11 +28,19 @@ pub(crate) struct Client {
 pub(crate) struct Answer {
     pub(crate) status: u16,
     pub(crate) body: String,
+    /// The cookie that it sets, as the next request sends it.
+    pub(crate) session: Option<String>,
 }
 
 impl Client {
     pub(crate) fn new(address: SocketAddr, token: &str) -> Self {
-        Self { address, token: token.to_owned(), stream: None }
+        Self { address, credentials: format!("Authorization: Bearer {token}\r\n"), stream: None }
+    }
+
+    /// As a browser with a session's cookie.
+    pub(crate) fn with_session(address: SocketAddr, cookie: &str) -> Self {
+        let credentials = format!("Cookie: {cookie}\r\nOrigin: http://{address}\r\n");
+        Self { address, credentials, stream: None }
     }
 
     /// GET, and the JSON of a 2xx answer.
@@ -47,6 +56,11 @@ impl Client {
     /// POST without a body: a server need not read one that it does not expect, and then closes the connection.
     pub(crate) fn post_nothing(&mut self, path: &str) -> Result<Value> {
         self.json("POST", path, None)
+    }
+
+    /// PUT, and the JSON of a 2xx answer.
+    pub(crate) fn put(&mut self, path: &str, body: &Value) -> Result<Value> {
+        self.json("PUT", path, Some(body))
     }
 
     fn json(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
@@ -84,9 +98,7 @@ impl Client {
         }
         let stream = self.stream.as_mut().context("the connection was just made")?;
         let body = body.map(Value::to_string).unwrap_or_default();
-        let (host, token) = (self.address, &self.token);
-        let mut head =
-            format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\n");
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\n{}", self.address, self.credentials);
         if !body.is_empty() {
             head.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
         }
@@ -103,7 +115,7 @@ impl Client {
 fn read_answer(stream: &mut impl BufRead) -> Result<(Answer, bool)> {
     let line = read_line(stream)?;
     let status: u16 = line.split(' ').nth(1).and_then(|code| code.parse().ok()).context("no HTTP status")?;
-    let (mut length, mut chunked, mut keep) = (None, false, true);
+    let (mut length, mut chunked, mut keep, mut session) = (None, false, true, None);
     for _ in 0..HEADERS_MAX {
         let line = read_line(stream)?;
         let Some((name, value)) = line.split_once(':') else { break };
@@ -111,6 +123,7 @@ fn read_answer(stream: &mut impl BufRead) -> Result<(Answer, bool)> {
             ("content-length", value) => length = Some(value.parse::<usize>().context("bad Content-Length")?),
             ("transfer-encoding", "chunked") => chunked = true,
             ("connection", "close") => keep = false,
+            ("set-cookie", value) => session = value.split(';').next().map(str::to_owned),
             _ => {}
         }
     }
@@ -128,7 +141,7 @@ fn read_answer(stream: &mut impl BufRead) -> Result<(Answer, bool)> {
             }
         }
     };
-    Ok((Answer { status, body: String::from_utf8_lossy(&body).into_owned() }, keep))
+    Ok((Answer { status, body: String::from_utf8_lossy(&body).into_owned(), session }, keep))
 }
 
 fn read_line(stream: &mut impl BufRead) -> Result<String> {

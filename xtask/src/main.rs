@@ -1,8 +1,9 @@
-//! Project commands: `cargo xtask demo | test | tidy | bench | gen | trials`.
+//! Project commands: `cargo xtask demo | test | api | tidy | bench | gen | trials`.
 //!
 //! Developers and `.ci/run` call it; it calls cargo and the real binaries, never the product's crates.
 //! Every child process is started, watched and ended by its own id.
 
+mod api;
 mod bench;
 mod cargo;
 mod demo;
@@ -37,6 +38,8 @@ enum Command {
     Trials(trials::Arguments),
     /// Run every test: builds the real binaries first, ends with the skipped tests and the runner's summary.
     Test(test::Arguments),
+    /// Check a running server's API against its OpenAPI document with schemathesis.
+    Api(api::Arguments),
     /// Check what the compiler does not: layering, lengths, banned words, stray files.
     Tidy(tidy::Arguments),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Gen(arguments) => generate::run(&arguments),
         Command::Trials(arguments) => trials::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
+        Command::Api(arguments) => api::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
     };
     report(outcome)

@@ -3,7 +3,7 @@
 //! Promise: the real binaries are built before the first test; a test that could not run here is listed at the
 //! end, never hidden; the last lines are the runner's own summary, also kept in `target/test-summary.txt`.
 
-use crate::{bench, cargo};
+use crate::{api, bench, cargo};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -35,6 +35,9 @@ pub(crate) struct Arguments {
 /// The build fails, or the runner cannot be started.
 pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     install_programs();
+    if let Err(error) = muster_services::python::install() {
+        eprintln!("cannot install the Python packages of ClickHouse and S3: {error:#}");
+    }
     cargo::build_for_tests()?;
     let target = cargo::target_dir();
     let skips_file = target.join("test-skips.txt");
@@ -48,17 +51,23 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     // A filter asks for some tests only.
     let is_whole = arguments.rest.is_empty();
     if is_whole {
-        println!("\nagain with the registry on PostgreSQL: what stands on it");
-        let (passed_again, summary_again) = watch(runner.on_postgres(), runner)?;
-        passed &= passed_again;
-        summary.extend(summary_again);
+        for (what, command) in [
+            ("the registry on PostgreSQL: what stands on it", runner.on_postgres()),
+            ("readings and events in ClickHouse: the store's suite", runner.on_clickhouse()),
+        ] {
+            println!("\nagain with {what}");
+            let (passed_again, summary_again) = watch(command, runner)?;
+            passed &= passed_again;
+            summary.extend(summary_again);
+        }
     }
     let simulated = !is_whole || simulate()?;
+    let conforms = !is_whole || conform()?;
     let skips_held = report_skips(&skips_file, arguments.ci)?;
     let summary = runner.closing_lines(&summary);
     std::fs::write(target.join("test-summary.txt"), &summary).context("cannot write the summary")?;
     print!("\n{summary}");
-    Ok(passed && simulated && skips_held)
+    Ok(passed && simulated && conforms && skips_held)
 }
 
 /// A minute of 2,000 devices on the dev build: what must hold after a run is asserted, its times are printed.
@@ -71,17 +80,25 @@ fn simulate() -> Result<bool> {
     Ok(held)
 }
 
+/// Every operation of the API answers as its document says.
+fn conform() -> Result<bool> {
+    println!("\nchecking the API against its document");
+    api::run_built()
+}
+
 /// Programs of others that tests talk to, with their packages.
 const PROGRAMS: [(&str, &str); 3] =
     [("mosquitto", "mosquitto"), ("mosquitto_pub", "mosquitto-clients"), ("postgres", "postgresql")];
 /// Tests whose registry is on the engine that `MUSTER_TEST_REGISTRY` names.
-const ON_REGISTRY: [&str; 7] = ["http::", "tenants::", "devices::", "alerts::", "rules::", "app::", "page::"];
-/// Those of them that are about SQLite's file, and parts of other names.
-const ON_SQLITE_ALONE: [&str; 4] = ["devices::replica::", "devices::store::", "platform::", "gateway::"];
+const ON_REGISTRY: [&str; 8] =
+    ["http::", "tenants::", "devices::", "alerts::", "rules::", "app::", "page::", "erasure::"];
+/// Those of them that are about SQLite's file or have PostgreSQL each time, and parts of other names.
+const ON_ONE_ENGINE: [&str; 5] =
+    ["devices::replica::", "devices::store::", "platform::", "gateway::", "app::shared_tests::"];
 
 /// Installs what is missing where that needs no question: as root, or with sudo that asks for no password.
 /// Where it cannot, the tests that need a program are skipped and listed.
-fn install_programs() {
+pub(crate) fn install_programs() {
     let missing: Vec<&str> =
         PROGRAMS.iter().filter(|(program, _)| !is_installed(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
@@ -142,9 +159,17 @@ impl Runner {
     fn on_postgres(self) -> Command {
         let mut rest = ["-p", "muster-server", "--lib", "--"].map(str::to_owned).to_vec();
         rest.extend(ON_REGISTRY.map(str::to_owned));
-        rest.extend(ON_SQLITE_ALONE.iter().flat_map(|test| ["--skip".to_owned(), (*test).to_owned()]));
+        rest.extend(ON_ONE_ENGINE.iter().flat_map(|test| ["--skip".to_owned(), (*test).to_owned()]));
         let mut command = self.command(&rest);
         command.env("MUSTER_TEST_REGISTRY", "postgres");
+        command
+    }
+
+    /// The store's suite; its tests that are about one engine say so themselves.
+    fn on_clickhouse(self) -> Command {
+        let rest = ["-p", "muster-server", "--lib", "--", "platform::telemetry::tests::"].map(str::to_owned);
+        let mut command = self.command(&rest);
+        command.env("MUSTER_TEST_TELEMETRY", "clickhouse");
         command
     }
 

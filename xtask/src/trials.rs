@@ -2,7 +2,8 @@
 //!
 //! Power cuts on the simulated file system: the journal, the agent's queue, the server's log with its store.
 //! `kill -9` and cut networks with the real binaries. A fleet of 2,000 devices with every fault at once, five minutes
-//! a seed. A failing trial prints its seed.
+//! a seed. A failing trial prints its seed. `skew` builds the newest tag before this commit, and runs its agent against this server, its files
+//! with a backlog in them through an upgrade, and the way back.
 
 use crate::{bench, cargo};
 use anyhow::{Context, Result, bail};
@@ -26,13 +27,19 @@ pub(crate) struct Arguments {
     /// Simulations of a fleet with every fault, five minutes each: seeds 1 to this.
     #[arg(long, default_value_t = 3)]
     fleets: u64,
-    /// One part only: journal, agent, server, faults or fleet.
+    /// One part only: journal, agent, server, faults, skew or fleet.
     #[arg(long)]
     only: Option<String>,
+    /// The tag or commit that `skew` builds, instead of the newest tag before this commit.
+    #[arg(long)]
+    previous: Option<String>,
 }
 
 /// The part that is no test: a load simulation.
 const FLEET: &str = "fleet";
+/// The part that needs another commit's binaries, and the variable that names them.
+const SKEW: &str = "skew";
+const PREVIOUS_VARIABLE: &str = "MUSTER_PREVIOUS_BINARIES";
 
 struct Part {
     name: &'static str,
@@ -42,11 +49,12 @@ struct Part {
     real_binaries: bool,
 }
 
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part { name: "journal", package: "muster-journal", filter: "trial", real_binaries: false },
     Part { name: "agent", package: "muster-agent", filter: "trial", real_binaries: false },
     Part { name: "server", package: "muster-server", filter: "trial", real_binaries: false },
     Part { name: "faults", package: "muster-tests", filter: "loses_nothing", real_binaries: true },
+    Part { name: SKEW, package: "muster-tests", filter: "the_tag_before_this_one", real_binaries: true },
 ];
 
 /// Runs the trials; answers whether all passed.
@@ -64,10 +72,18 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let binaries = if parts.is_empty() { Vec::new() } else { test_binaries()? };
     let mut table = Vec::new();
     for part in parts {
-        let count = if part.real_binaries { arguments.kills } else { arguments.count };
+        let count = match part.name {
+            SKEW => 1,
+            _ if part.real_binaries => arguments.kills,
+            _ => arguments.count,
+        };
         println!("{}: {count} trials", part.name);
         let began = Instant::now();
-        let (passed, tests) = run_part(part, count, &binaries)?;
+        let previous = match part.name {
+            SKEW => Some(build_previous(arguments.previous.as_deref())?),
+            _ => None,
+        };
+        let (passed, tests) = run_part(part, count, &binaries, previous.as_deref())?;
         if tests == 0 {
             bail!("package {} has no test named *{}*", part.package, part.filter);
         }
@@ -83,6 +99,37 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         println!("{name:<10} {count:>8} {tests:>8} {seconds:>8}  {}", if *passed { "ok" } else { "FAILED" });
     }
     Ok(table.iter().all(|(_, _, _, passed, _)| *passed))
+}
+
+/// Builds server and agent of the newest tag before this commit; gives the directory of its binaries.
+fn build_previous(given: Option<&str>) -> Result<PathBuf> {
+    let git = |arguments: &[&str]| -> Result<String> {
+        let output = Command::new("git").current_dir(cargo::root()).args(arguments).output();
+        let output = output.context("cannot start git")?;
+        if !output.status.success() {
+            bail!("git {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr).trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let tag = match given {
+        Some(given) => given.to_owned(),
+        None => git(&["describe", "--tags", "--abbrev=0", "HEAD^"])
+            .context("there is no tag before this commit: name one with --previous")?,
+    };
+    println!("{SKEW}: building {tag}");
+    let skew = cargo::target_dir().join(SKEW);
+    let source = skew.join("source");
+    if source.exists() {
+        git(&["worktree", "remove", "--force", &source.display().to_string()])?;
+    }
+    git(&["worktree", "add", "--detach", &source.display().to_string(), &tag])?;
+    let mut build = cargo::cargo();
+    build.current_dir(&source).args(["build", "--locked", "-p", "muster-server", "-p", "muster-agent"]);
+    let status = build.arg("--target-dir").arg(skew.join("target")).status().context("cannot start cargo")?;
+    if !status.success() {
+        bail!("{tag} cannot be built");
+    }
+    Ok(skew.join("target/debug"))
 }
 
 /// A built test binary, and the package that it tests.
@@ -116,12 +163,20 @@ fn test_binary(line: &str) -> Option<TestBinary> {
 }
 
 /// Runs one part's tests one at a time; answers whether all passed and how many there were.
-fn run_part(part: &Part, count: u64, binaries: &[TestBinary]) -> Result<(bool, u64)> {
+fn run_part(
+    part: &Part,
+    count: u64,
+    binaries: &[TestBinary],
+    previous: Option<&Path>,
+) -> Result<(bool, u64)> {
     let (mut passed, mut tests) = (true, 0);
     for TestBinary { dir, path, .. } in binaries.iter().filter(|binary| binary.package == part.package) {
         let mut command = Command::new(path);
         command.args([part.filter, "--test-threads=1", "--nocapture"]).current_dir(dir);
         command.env(TRIALS_VARIABLE, count.to_string()).env("CARGO_MANIFEST_DIR", dir);
+        if let Some(previous) = previous {
+            command.env(PREVIOUS_VARIABLE, previous);
+        }
         let output =
             command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start {path:?}"))?;
         let text = String::from_utf8_lossy(&output.stdout);

@@ -2,25 +2,28 @@
 //!
 //! Called by the composition root. The uplink's task joins by itself, so sources are read while the server is away.
 
-use super::AppError;
+use super::{AppError, EnrollError};
 use crate::clock::{AgentClock, SharedClock};
 use crate::config::{Config, Transport};
-use crate::identity::{self, Claim, Identity};
+use crate::identity::{self, Claim, Identity, Keeper, Listener};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
 use crate::supervisor::{Exit, Stop, Supervisor, chain};
 use crate::tls;
-use crate::uplink::{Backoff, Settings, Uplink, random_u64};
+use crate::uplink::{Backoff, Security, Settings, Uplink, random_u64};
 use muster_wire::{Birth, DeviceId, NAME_BYTES_MAX, TenantId};
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// The largest file of a claim, a token or a CA.
 pub(super) const SECRET_BYTES_MAX: u64 = 1024 * 1024;
+/// The enrolment listener's port where nothing says it.
+const ENROLL_PORT_DEFAULT: u16 = 8443;
 /// The first and the longest wait between two tries to enrol.
 const ENROLL_DELAY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
@@ -77,6 +80,11 @@ fn enroll_delay(seed: u64) -> Backoff {
     Backoff::new(min, max, seed)
 }
 
+/// Between one and one and a half times as long.
+fn jittered(wait: Duration) -> Duration {
+    wait + wait.mul_f64(0.5 * (random_u64() % 1_000) as f64 / 1_000.0)
+}
+
 async fn enroll_patiently(
     config: &Config,
     claim: &Claim,
@@ -89,6 +97,12 @@ async fn enroll_patiently(
             Ok(identity) => {
                 tracing::info!(tenant = %identity.tenant, device = %identity.device, "enrolled");
                 return Ok(identity);
+            }
+            Err(EnrollError::Pending { retry_after_s }) => {
+                // A person decides: hours are nothing unusual. With jitter.
+                tracing::info!(retry_after_s, "enrolment waits for approval");
+                delay.reset();
+                tokio::time::sleep(jittered(Duration::from_secs(retry_after_s))).await;
             }
             Err(error) if error.is_passing() => {
                 let wait = delay.next_wait();
@@ -123,8 +137,18 @@ pub(super) fn spawn_uplink(
                 () = stop.wait() => return Exit::Done,
             };
             match settings {
-                Ok(settings) => {
-                    Uplink::new(queue, clock, metrics, stop, Arc::new(settings)).run().await.into()
+                Ok((settings, keeper)) => {
+                    let uplink = Uplink::new(queue, clock, metrics, stop, Arc::new(settings));
+                    let keeping = async {
+                        match keeper {
+                            Some(keeper) => keeper.run().await,
+                            None => std::future::pending().await,
+                        }
+                    };
+                    tokio::select! {
+                        ended = uplink.run() => ended.into(),
+                        () = keeping => Exit::Failed("nobody keeps the certificate".into()),
+                    }
                 }
                 Err(error) => Exit::Failed(chain(&error)),
             }
@@ -132,8 +156,11 @@ pub(super) fn spawn_uplink(
     })
 }
 
-async fn uplink_settings(config: &Config, clock: &Arc<AgentClock>) -> Result<Settings, AppError> {
-    let own_key = || identity::load_or_create_key(&config.identity_dir());
+/// How to connect, and who keeps the certificate fresh where there is one.
+async fn uplink_settings(
+    config: &Config,
+    clock: &Arc<AgentClock>,
+) -> Result<(Settings, Option<Keeper>), AppError> {
     let plain = config.uplink.transport == Transport::Plain;
     let shared: SharedClock = clock.clone();
     let identity = match who_am_i(config)? {
@@ -141,17 +168,37 @@ async fn uplink_settings(config: &Config, clock: &Arc<AgentClock>) -> Result<Set
             let tls = if plain { None } else { Some(tls::client(&ca_pem, None, shared)?) };
             let host = config.uplink.host.clone().unwrap_or_default();
             let port = config.uplink.port.unwrap_or_default();
-            return Ok(settings(config, (host, port), (tenant, device), Some(token), tls));
+            let security = Security::fixed(tls);
+            return Ok((settings(config, (host, port), (tenant, device), Some(token), security), None));
         }
         Who::Enrolled(identity) => *identity,
         Who::Claim(claim) => enroll_patiently(config, &claim, clock).await?,
     };
     clock.learn(identity.server_time_us);
-    let own = (identity.certificate_pem.as_str(), own_key()?);
-    let tls = if plain { None } else { Some(tls::client(&identity.ca_pem, Some((own.0, &own.1)), shared)?) };
-    let host = config.uplink.host.clone().unwrap_or(identity.mqtt_host);
+    let key = identity::load_key(&config.identity_dir(), &identity)?;
+    let own = (identity.certificate_pem.as_str(), key.as_str());
+    let tls = if plain { None } else { Some(tls::client(&identity.ca_pem, Some(own), shared)?) };
+    let (sender, receiver) = watch::channel(tls);
+    let shared = identity::Shared { tls: Arc::new(sender), refused: Arc::default() };
+    let security = Security { tls: receiver, refused: shared.refused.clone() };
+    let host = config.uplink.host.clone().unwrap_or_else(|| identity.mqtt_host.clone());
     let port = config.uplink.port.unwrap_or(identity.mqtt_port);
-    Ok(settings(config, (host, port), (identity.tenant, identity.device), None, tls))
+    let who = (identity.tenant.clone(), identity.device.clone());
+    let listener = renewal_listener(config, &identity);
+    let keeper = Keeper::new(config.identity_dir(), identity, listener, clock.clone(), shared);
+    Ok((settings(config, (host, port), who, None, security), Some(keeper)))
+}
+
+/// Where to renew. An identity of an older agent does not say: its claim does, or it is the usual port.
+fn renewal_listener(config: &Config, identity: &Identity) -> Listener {
+    if let (Some(host), Some(port)) = (&identity.enroll_host, identity.enroll_port) {
+        return Listener { host: host.clone(), port };
+    }
+    let claim = config.identity.claim.as_deref().and_then(|claim| Claim::parse(claim).ok());
+    match claim {
+        Some(Claim { host, port, .. }) => Listener { host, port },
+        None => Listener { host: identity.mqtt_host.clone(), port: ENROLL_PORT_DEFAULT },
+    }
 }
 
 /// What of a text the wire takes.
@@ -167,7 +214,7 @@ fn settings(
     (host, port): (String, u16),
     (tenant, device): (TenantId, DeviceId),
     token: Option<String>,
-    tls: Option<Arc<rustls::ClientConfig>>,
+    security: Security,
 ) -> Settings {
     let ms = |ms: u32| Duration::from_millis(ms.into());
     let uplink = &config.uplink;
@@ -175,7 +222,7 @@ fn settings(
     Settings {
         host,
         port,
-        tls,
+        security,
         tenant,
         device,
         token,

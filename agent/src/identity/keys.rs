@@ -44,10 +44,12 @@ pub(super) fn belongs_to(certificate_der: &[u8], key_pem: &str) -> Result<bool, 
     Ok(certificate.public_key().raw == pair.subject_public_key_info())
 }
 
-/// When a certificate (DER) was issued, microseconds since 1970: a time that the server told.
-pub(super) fn issued_at_us(certificate_der: &[u8]) -> Option<i64> {
+/// From when and until when a certificate (DER) is good, microseconds since 1970.
+pub(super) fn validity_us(certificate_der: &[u8]) -> Option<(i64, i64)> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate_der).ok()?;
-    certificate.validity().not_before.timestamp().checked_mul(1_000_000)
+    let us = |second: i64| second.checked_mul(1_000_000);
+    let validity = certificate.validity();
+    Some((us(validity.not_before.timestamp())?, us(validity.not_after.timestamp())?))
 }
 
 /// SHA-256 of a certificate's (DER) SubjectPublicKeyInfo.

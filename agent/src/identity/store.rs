@@ -1,4 +1,5 @@
-//! The identity's files: `device.key`, then `identity.json` once enrolled.
+//! The identity's files: `device.key`, then `identity.json` once enrolled. A renewal makes the next key in the other one of
+//! two files; `identity.json` says which counts, so one rename changes key and certificate together.
 
 use super::keys::{self, KeyError};
 use muster_wire::{DeviceId, TenantId};
@@ -8,7 +9,9 @@ use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-const KEY_FILE: &str = "device.key";
+pub(super) const KEY_FILE: &str = "device.key";
+/// The other one.
+const KEY_FILE_2: &str = "device-2.key";
 const IDENTITY_FILE: &str = "identity.json";
 
 /// What an enrolment gave; everything but the key.
@@ -20,7 +23,7 @@ pub struct Identity {
     pub device: DeviceId,
     /// The device's certificate and what stands between it and the CA.
     pub certificate_pem: String,
-    /// The server's CA.
+    /// Every CA that the server's certificate may come from.
     pub ca_pem: String,
     /// Where the uplink connects.
     pub mqtt_host: String,
@@ -28,6 +31,19 @@ pub struct Identity {
     pub mqtt_port: u16,
     /// The newest time that the server told, microseconds since 1970.
     pub server_time_us: i64,
+    /// The enrolment listener's host, where renewal is; absent in the files of older agents.
+    #[serde(default)]
+    pub enroll_host: Option<String>,
+    /// Its port.
+    #[serde(default)]
+    pub enroll_port: Option<u16>,
+    /// The file of the certificate's key.
+    #[serde(default = "first_key_file")]
+    pub key_file: String,
+}
+
+fn first_key_file() -> String {
+    KEY_FILE.to_owned()
 }
 
 /// Why the identity cannot be kept or read.
@@ -66,15 +82,49 @@ fn io(step: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> StoreEr
 ///
 /// # Errors
 /// The disk refuses.
-pub fn load_or_create_key(dir: &Path) -> Result<String, StoreError> {
-    let path = dir.join(KEY_FILE);
+pub(super) fn load_or_create_key(dir: &Path) -> Result<String, StoreError> {
+    load_or_create(dir, KEY_FILE)
+}
+
+/// The key of an identity as PEM.
+///
+/// # Errors
+/// The disk refuses.
+pub fn load_key(dir: &Path, identity: &Identity) -> Result<String, StoreError> {
+    let path = dir.join(own_file(identity));
+    std::fs::read_to_string(&path).map_err(io("read", &path))
+}
+
+/// Only the two names count, whatever stands in the file.
+fn own_file(identity: &Identity) -> &'static str {
+    if identity.key_file == KEY_FILE_2 { KEY_FILE_2 } else { KEY_FILE }
+}
+
+/// The key to renew with, as file and PEM; the same until [`replace`].
+pub(super) fn next_key(dir: &Path, identity: &Identity) -> Result<(&'static str, String), StoreError> {
+    let file = if own_file(identity) == KEY_FILE { KEY_FILE_2 } else { KEY_FILE };
+    Ok((file, load_or_create(dir, file)?))
+}
+
+/// Puts the renewed identity in force, and forgets the old key.
+pub(super) fn replace(dir: &Path, old: &Identity, next: &Identity) -> Result<(), StoreError> {
+    save(dir, next)?;
+    let path = dir.join(own_file(old));
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", &path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn load_or_create(dir: &Path, file: &'static str) -> Result<String, StoreError> {
+    let path = dir.join(file);
     match std::fs::read_to_string(&path) {
         Ok(pem) => return Ok(pem),
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(io("read", &path)(error)),
     }
     let pem = keys::generate()?;
-    write_secret(dir, KEY_FILE, pem.as_bytes())?;
+    write_secret(dir, file, pem.as_bytes())?;
     Ok(pem)
 }
 
@@ -114,6 +164,49 @@ fn write_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> 
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    fn identity(key_file: &str) -> Identity {
+        Identity {
+            tenant: TenantId::parse("acme").unwrap(),
+            device: DeviceId::parse("pump").unwrap(),
+            certificate_pem: String::new(),
+            ca_pem: String::new(),
+            mqtt_host: "localhost".into(),
+            mqtt_port: 8883,
+            server_time_us: 0,
+            enroll_host: None,
+            enroll_port: None,
+            key_file: key_file.into(),
+        }
+    }
+
+    #[test]
+    fn the_next_key_stays_until_it_counts_and_the_old_one_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let first_key = load_or_create_key(dir.path()).unwrap();
+        let first = identity(KEY_FILE);
+        save(dir.path(), &first).unwrap();
+        let (file, key) = next_key(dir.path(), &first).unwrap();
+        assert_eq!(next_key(dir.path(), &first).unwrap(), (file, key.clone()), "after a crash, too");
+        assert_ne!(key, first_key);
+        let second = identity(file);
+        replace(dir.path(), &first, &second).unwrap();
+        assert_eq!(load(dir.path()).unwrap().unwrap(), second);
+        assert_eq!(load_key(dir.path(), &second).unwrap(), key);
+        assert!(!dir.path().join(KEY_FILE).exists());
+        let (file, third) = next_key(dir.path(), &second).unwrap();
+        assert_eq!(file, KEY_FILE);
+        assert!(third != first_key && third != key);
+    }
+
+    #[test]
+    fn an_identity_of_an_older_agent_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = r#"{"tenant":"acme","device":"pump","certificate_pem":"","ca_pem":"","mqtt_host":"localhost",
+            "mqtt_port":8883,"server_time_us":0}"#;
+        std::fs::write(dir.path().join(IDENTITY_FILE), text).unwrap();
+        assert_eq!(load(dir.path()).unwrap().unwrap(), identity(KEY_FILE));
+    }
 
     #[test]
     fn the_key_is_made_once_and_is_private() {

@@ -5,8 +5,9 @@
 //! loop. Limits: [`super::core::WINDOW`] publishes, incoming packets of 256 KiB, 16 events waiting.
 
 use super::core::WINDOW;
+use crate::supervisor::chain;
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::{LastWill, Packet, SubscribeReasonCode};
+use rumqttc::mqttbytes::v5::{ConnectReturnCode, LastWill, Packet, SubscribeReasonCode};
 use rumqttc::{
     AsyncClient, Broker, ConnectionError, Event, EventLoop, MqttOptions, PublishNotice, PublishOptions,
     PublishResult, TlsConfiguration, Transport,
@@ -48,8 +49,9 @@ pub(super) enum LinkEvent {
     Subscribed { granted: bool },
     /// A message from the server.
     Received { topic: String, payload: Vec<u8> },
-    /// The connection ended or was never made.
-    Lost { reason: String },
+    /// The connection ended or was never made. `refused`: the server does not take this device's certificate, most likely
+    /// because its time is over.
+    Lost { reason: String, refused: bool },
 }
 
 /// How a publish ended.
@@ -109,7 +111,7 @@ impl Link {
     }
 
     pub(super) async fn next(&mut self) -> LinkEvent {
-        let ended = || LinkEvent::Lost { reason: "the connection's task ended".into() };
+        let ended = || LinkEvent::Lost { reason: "the connection's task ended".into(), refused: false };
         self.events.recv().await.unwrap_or_else(ended)
     }
 
@@ -148,6 +150,18 @@ async fn ack(notice: PublishNotice) -> Ack {
     }
 }
 
+/// Whether the server refused the certificate: by a TLS alert, which comes with the first read, or by its CONNACK.
+fn is_refusal(error: &ConnectionError) -> bool {
+    if let ConnectionError::ConnectionRefused(code) = error {
+        return *code == ConnectReturnCode::NotAuthorized;
+    }
+    let text = chain(error);
+    ["CertificateExpired", "CertificateUnknown", "UnknownCA", "BadCertificate"]
+        .iter()
+        .any(|alert| text.contains(alert))
+        && text.contains("fatal alert")
+}
+
 async fn drive(
     mut event_loop: EventLoop,
     (client, subscription): (AsyncClient, String),
@@ -179,8 +193,10 @@ async fn drive(
                 continue;
             }
             Ok(_) => continue,
-            Err(ConnectionError::RequestsDone) => LinkEvent::Lost { reason: "disconnected".into() },
-            Err(error) => LinkEvent::Lost { reason: crate::supervisor::chain(&error) },
+            Err(ConnectionError::RequestsDone) => {
+                LinkEvent::Lost { reason: "disconnected".into(), refused: false }
+            }
+            Err(error) => LinkEvent::Lost { reason: chain(&error), refused: is_refusal(&error) },
         };
         let lost = matches!(event, LinkEvent::Lost { .. });
         if events.send(event).await.is_err() || lost {

@@ -21,7 +21,7 @@ use crate::clock::SharedClock;
 use crate::metrics::Metrics;
 use crate::queue::{Queue, QueueError};
 use crate::supervisor::Stop;
-pub(crate) use backoff::Backoff;
+pub use backoff::Backoff;
 use client::LinkOptions;
 use muster_journal::{Fs, RealFs};
 use muster_wire::{Birth, Death, DeviceId, DownClass, Envelope, QueueId, TenantId, Topic, UpClass};
@@ -29,6 +29,7 @@ use rustls::ClientConfig;
 use session::{End, Ended, Session};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
 
 /// How late the journal may be told the release mark; it persists the mark lazily, at most 5 s later.
 pub const RELEASE_INTERVAL: Duration = Duration::from_millis(200);
@@ -45,8 +46,8 @@ pub struct Settings {
     pub host: String,
     /// The server's MQTT port.
     pub port: u16,
-    /// None: plain TCP.
-    pub tls: Option<Arc<ClientConfig>>,
+    /// What secures the connection.
+    pub security: Security,
     /// The topics' tenant.
     pub tenant: TenantId,
     /// The topics' device.
@@ -61,6 +62,29 @@ pub struct Settings {
     pub state_interval: Duration,
     /// What birth says; its queues and drops are filled in.
     pub about: Birth,
+}
+
+/// What secures the connection; renewed while the uplink runs, for the next connection.
+pub struct Security {
+    /// None: plain TCP.
+    pub tls: watch::Receiver<Option<Arc<ClientConfig>>>,
+    /// Told when the server refused this device's certificate.
+    pub refused: Arc<Notify>,
+}
+
+impl Security {
+    /// One that nobody renews.
+    #[must_use]
+    pub fn fixed(tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { tls: watch::channel(tls).1, refused: Arc::default() }
+    }
+}
+
+/// Waits until another certificate is there.
+async fn renewed(tls: &mut watch::Receiver<Option<Arc<ClientConfig>>>) {
+    if tls.changed().await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// The uplink's task.
@@ -87,7 +111,7 @@ struct Topics {
 }
 
 /// A seed for jitter.
-pub(crate) fn random_u64() -> u64 {
+pub fn random_u64() -> u64 {
     let mut bytes = [0; 8];
     if let Err(error) = getrandom::fill(&mut bytes) {
         tracing::warn!(%error, "no random bytes, retries keep time with the fleet");
@@ -119,7 +143,7 @@ impl<F: Fs> Uplink<F> {
             port: settings.port,
             client_id: identity.clone(),
             keep_alive_s: settings.keep_alive_s,
-            tls: settings.tls.clone(),
+            tls: settings.security.tls.borrow().clone(),
             credentials: settings.token.clone().map(|token| (identity, token)),
             will_topic: topic(UpClass::Death),
             subscription: down_filter(tenant, device),
@@ -145,14 +169,19 @@ impl<F: Fs> Uplink<F> {
         let mut delay = Backoff::new(delay_min, delay_max, seed);
         let mut core = Core::new(self.queue.released(), !seed);
         let mut lanes = lanes::Lanes::open(&self.queue)?;
+        let mut tls = self.settings.security.tls.clone();
         loop {
+            self.options.tls = tls.borrow_and_update().clone();
             let death = Death { reason: "connection lost".into() }.encode();
             let will = self.direct(UpClass::Death, &death);
             let link = client::Link::open(&self.options, will);
             let End { ended, useful, spread } =
                 Session::new(&mut self, &mut core, &mut lanes, link).run().await?;
             self.metrics.connected.set(0);
-            let Ended::Lost(reason) = ended else { return Ok(()) };
+            let Ended::Lost { reason, refused } = ended else { return Ok(()) };
+            if refused {
+                self.settings.security.refused.notify_one();
+            }
             self.metrics.disconnects.inc();
             if useful {
                 delay.reset();
@@ -161,6 +190,7 @@ impl<F: Fs> Uplink<F> {
             tracing::warn!(reason, wait_ms = wait.as_millis(), "not connected, will try again");
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                () = renewed(&mut tls) => {}
                 () = self.stop.wait() => return Ok(()),
             }
         }

@@ -25,8 +25,8 @@ const PACKET_HEAD_BYTES: usize = 16;
 pub(super) enum Ended {
     /// The agent stops; DISCONNECT was sent where there was a connection.
     Stopped,
-    /// No connection, for this reason.
-    Lost(String),
+    /// No connection, for this reason; the server may have refused the device's certificate.
+    Lost { reason: String, refused: bool },
 }
 
 /// What a session leaves behind.
@@ -106,12 +106,12 @@ impl<'a, F: Fs> Session<'a, F> {
             tokio::select! {
                 biased;
                 event = self.link.next() => {
-                    if let Some(reason) = self.take_event(event) {
+                    if let Some(ended) = self.take_event(event) {
                         self.take_ready_answers()?;
                         let unanswered = self.core.in_flight();
                         self.uplink.metrics.published(PublishEnd::Unanswered, unanswered);
                         self.release(true)?;
-                        return Ok(End { ended: Ended::Lost(reason), useful: self.useful, spread: self.spread });
+                        return Ok(End { ended, useful: self.useful, spread: self.spread });
                     }
                 }
                 Some((sent, ack)) = self.answers.next(), if !self.answers.is_empty() => {
@@ -158,7 +158,7 @@ impl<'a, F: Fs> Session<'a, F> {
         timers.into_iter().flatten().fold(Instant::now() + STATE_INTERVAL_IDLE, Instant::min)
     }
 
-    fn take_event(&mut self, event: LinkEvent) -> Option<String> {
+    fn take_event(&mut self, event: LinkEvent) -> Option<Ended> {
         match event {
             LinkEvent::Connected { packet_bytes_max } => {
                 let (host, port) = (&self.uplink.settings.host, self.uplink.settings.port);
@@ -189,7 +189,7 @@ impl<'a, F: Fs> Session<'a, F> {
                 }
                 None
             }
-            LinkEvent::Lost { reason } => Some(reason),
+            LinkEvent::Lost { reason, refused } => Some(Ended::Lost { reason, refused }),
         }
     }
 

@@ -225,7 +225,7 @@ impl Answer {
     fn refusal(&self) -> ExchangeError {
         let text = String::from_utf8_lossy(&self.body);
         let problem: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let reason = problem["message"].as_str().unwrap_or(text.trim());
+        let reason = problem["detail"].as_str().unwrap_or(text.trim());
         let advice = match (self.status, self.locked) {
             (429, true) => "; raise enroll.attempts_per_minute in its configuration, or wait a minute",
             (429, false) => "; raise quota.devices_max in its configuration",

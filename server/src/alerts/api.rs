@@ -1,8 +1,8 @@
 //! `/api/v1/tenants/{tenant}/alerts`.
 
-use super::model::{Alert, AlertFilter, AlertState, Severity};
+use super::model::{Alert, AlertFilter, AlertSort, AlertState, Severity};
 use super::service::{AlertError, AlertService};
-use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery};
+use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, ETag, Items, PageQuery, Tagged};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
 use axum::extract::State;
@@ -37,18 +37,26 @@ impl From<AlertError> for ApiError {
 #[derive(Debug, Default, serde::Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct AlertQuery {
-    /// `open`, `acked`, `resolved` or `cleared`.
-    #[param(value_type = Option<String>)]
+    /// Only in this state.
+    #[param(inline)]
     state: Option<AlertState>,
     /// Only of this device.
     device: Option<String>,
     /// Only of this rule.
     rule: Option<String>,
-    /// Only at least this bad: `info`, `warning` or `critical`.
-    #[param(value_type = Option<String>)]
+    /// Only at least this bad.
+    #[param(inline)]
     severity_min: Option<Severity>,
     /// Only those opened by old data, or only the others.
     historical: Option<bool>,
+    /// Opened from this time on; microseconds since 1970 (UTC).
+    from: Option<i64>,
+    /// Opened up to, not including; microseconds since 1970 (UTC).
+    to: Option<i64>,
+    /// The order; a minus turns it round.
+    #[param(inline)]
+    #[serde(default)]
+    sort: AlertSort,
 }
 
 /// A person's words.
@@ -56,6 +64,7 @@ pub struct AlertQuery {
 #[serde(deny_unknown_fields)]
 pub struct AnswerBody {
     /// At most 1000 characters.
+    #[schema(max_length = 1000)]
     note: Option<String>,
 }
 
@@ -69,7 +78,7 @@ fn parse_key(text: &str) -> Result<(i64, String), ApiError> {
     Ok((opened_at_us.parse().map_err(|_| bad())?, id.to_owned()))
 }
 
-/// The tenant's alerts, the newest first.
+/// The tenant's alerts, the newest first unless asked otherwise.
 #[utoipa::path(get, path = "/api/v1/tenants/{tenant}/alerts", tag = "alerts",
     params(("tenant" = String, Path), AlertQuery, PageQuery),
     responses((status = 200, description = "A page of alerts", body = Items<Alert>)))]
@@ -80,11 +89,13 @@ pub async fn list_alerts(
     ApiQuery(query): ApiQuery<AlertQuery>,
     ApiQuery(page): ApiQuery<PageQuery>,
 ) -> Result<Json<Items<Alert>>, ApiError> {
-    caller.require(Permission::AlertsRead, &tenant)?;
+    let reach = caller.require_part(Permission::AlertsRead, &tenant)?;
     let page = page.page()?;
     let after = page.after.as_deref().map(parse_key).transpose()?;
-    let AlertQuery { state, device, rule, severity_min, historical } = query;
-    let filter = AlertFilter { state, device, rule_id: rule, severity_min, historical };
+    let AlertQuery { state, device, rule: rule_id, severity_min, historical, from, to, sort } = query;
+    let (from_us, to_us) = (from, to);
+    let filter =
+        AlertFilter { reach, state, device, rule_id, severity_min, historical, from_us, to_us, sort };
     let rows = alerts.list(&tenant, filter, after, page.fetch()).await?;
     Ok(Json(page.items(rows, key, |alert| alert)))
 }
@@ -98,21 +109,23 @@ pub async fn count_alerts(
     caller: Caller,
     ApiPath(tenant): ApiPath<TenantId>,
 ) -> Result<Json<BTreeMap<&'static str, i64>>, ApiError> {
-    caller.require(Permission::AlertsRead, &tenant)?;
-    Ok(Json(alerts.counts(&tenant).await?))
+    let reach = caller.require_part(Permission::AlertsRead, &tenant)?;
+    Ok(Json(alerts.counts(&tenant, reach).await?))
 }
 
 /// One alert.
 #[utoipa::path(get, path = "/api/v1/tenants/{tenant}/alerts/{alert}", tag = "alerts",
     params(("tenant" = String, Path), ("alert" = String, Path)),
-    responses((status = 200, description = "The alert", body = Alert)))]
+    responses((status = 200, description = "The alert", body = Alert,
+               headers(("ETag" = String, description = "The object's state, for `If-None-Match` and `If-Match`")))))]
 pub async fn get_alert(
     State(alerts): State<AlertService>,
     caller: Caller,
     ApiPath((tenant, alert)): ApiPath<(TenantId, String)>,
-) -> Result<Json<Alert>, ApiError> {
-    caller.require(Permission::AlertsRead, &tenant)?;
-    Ok(Json(alerts.get(&tenant, &alert).await?))
+) -> Result<Tagged<Alert>, ApiError> {
+    let reach = caller.require_part(Permission::AlertsRead, &tenant)?;
+    let alert = alerts.get(&tenant, reach, &alert).await?;
+    Ok(Tagged(ETag::of(&alert), alert))
 }
 
 /// Takes notice of an open alert.
@@ -125,8 +138,8 @@ pub async fn ack_alert(
     ApiPath((tenant, alert)): ApiPath<(TenantId, String)>,
     ApiJson(body): ApiJson<AnswerBody>,
 ) -> Result<Json<Alert>, ApiError> {
-    let who = caller.require(Permission::AlertsWrite, &tenant)?;
-    Ok(Json(alerts.ack(who, &tenant, &alert, body.note).await?))
+    caller.require_part(Permission::AlertsWrite, &tenant)?;
+    Ok(Json(alerts.ack(&caller.principal, &tenant, &alert, body.note).await?))
 }
 
 /// Closes an alert, whether or not its condition has cleared.
@@ -139,6 +152,6 @@ pub async fn resolve_alert(
     ApiPath((tenant, alert)): ApiPath<(TenantId, String)>,
     ApiJson(body): ApiJson<AnswerBody>,
 ) -> Result<Json<Alert>, ApiError> {
-    let who = caller.require(Permission::AlertsWrite, &tenant)?;
-    Ok(Json(alerts.resolve(who, &tenant, &alert, body.note).await?))
+    caller.require_part(Permission::AlertsWrite, &tenant)?;
+    Ok(Json(alerts.resolve(&caller.principal, &tenant, &alert, body.note).await?))
 }

@@ -1,5 +1,7 @@
 //! What an alert is, and which steps its state may take. Pure.
 
+use crate::platform::http_kit::ReadingValue;
+use crate::tenants::Reach;
 use muster_wire::{TenantId, Value};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -200,7 +202,7 @@ pub struct Alert {
     pub rule_version: i64,
     /// The rule's name then.
     pub rule_name: String,
-    /// `metric:<name>`, `pipeline:<name>` or `log:<reader>`.
+    /// `metric:<name>`, `pipeline:<name>`, `log:<reader>` or `quota:<quota>`.
     pub subject: String,
     /// How bad.
     pub severity: Severity,
@@ -209,7 +211,7 @@ pub struct Alert {
     /// Opened by data older than five minutes.
     pub historical: bool,
     /// The value (or score) that opened it: a number, a bool or a text.
-    #[schema(value_type = serde_json::Value)]
+    #[schema(value_type = ReadingValue)]
     pub value: Value,
     /// The rule's message, filled in.
     pub message: String,
@@ -234,6 +236,8 @@ pub struct Alert {
 /// Which alerts a list shows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AlertFilter {
+    /// Only of devices within it.
+    pub reach: Reach,
     /// Only in this state.
     pub state: Option<AlertState>,
     /// Only of this device.
@@ -244,4 +248,22 @@ pub struct AlertFilter {
     pub severity_min: Option<Severity>,
     /// Only historical ones, or only live ones.
     pub historical: Option<bool>,
+    /// Only those opened from this time on.
+    pub from_us: Option<i64>,
+    /// Only those opened before this time.
+    pub to_us: Option<i64>,
+    /// In which order.
+    pub sort: AlertSort,
+}
+
+/// The order of a list of alerts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, utoipa::ToSchema)]
+pub enum AlertSort {
+    /// The newest first.
+    #[default]
+    #[serde(rename = "-opened_at")]
+    OpenedDown,
+    /// The oldest first.
+    #[serde(rename = "opened_at")]
+    Opened,
 }

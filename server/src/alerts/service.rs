@@ -5,13 +5,17 @@ use super::store;
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
 use crate::platform::live::{LiveBus, LiveKind};
-use crate::tenants::Principal;
 use crate::tenants::audit::{self, AuditEntry};
+use crate::tenants::{Principal, Reach};
 use muster_wire::TenantId;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Rows deleted in one transaction by [`AlertService::prune`].
 pub(super) const PRUNE_ROWS_MAX: i64 = 1_000;
+
+/// Answers of this process that are remembered, so that they are not told twice.
+pub(super) const ANSWERS_MAX: usize = 1_024;
 
 /// Why an alert was not changed or found.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +40,8 @@ pub struct AlertService {
     db: Db,
     clock: SharedClock,
     live: LiveBus,
+    /// What people answered through this process: tenant, alert, when.
+    answers: Arc<Mutex<VecDeque<(TenantId, String, i64)>>>,
 }
 
 /// Opens an alert inside a rule's commit; `None` where the same one was opened before.
@@ -98,7 +104,7 @@ impl AlertService {
     /// A service on a registry.
     #[must_use]
     pub fn new(db: Db, clock: SharedClock, live: LiveBus) -> Self {
-        Self { db, clock, live }
+        Self { db, clock, live, answers: Arc::default() }
     }
 
     /// A page of alerts, the newest first, and one more where there is one.
@@ -116,23 +122,28 @@ impl AlertService {
         self.db.read(move |tx| Ok(store::list(tx, &scope, &filter, after.as_ref(), limit)?)).await
     }
 
-    /// One alert.
+    /// One alert, of a device within a reach.
     ///
     /// # Errors
     /// There is none, or the database failed.
-    pub async fn get(&self, tenant: &TenantId, id: &str) -> Result<Alert, AlertError> {
+    pub async fn get(&self, tenant: &TenantId, reach: Reach, id: &str) -> Result<Alert, AlertError> {
         let (scope, id) = (Scope::Tenant(tenant.clone()), id.to_owned());
-        let found = self.db.read(move |tx| Ok::<_, AlertError>(store::get(tx, &scope, &id)?)).await?;
+        let read = move |tx: &mut Tx<'_>| Ok::<_, AlertError>(store::get_within(tx, &scope, &reach, &id)?);
+        let found = self.db.read(read).await?;
         found.ok_or(AlertError::NotFound)
     }
 
-    /// How many alerts are in each state; states without any are 0.
+    /// How many alerts of devices within a reach are in each state; states without any are 0.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn counts(&self, tenant: &TenantId) -> Result<BTreeMap<&'static str, i64>, AlertError> {
+    pub async fn counts(
+        &self,
+        tenant: &TenantId,
+        reach: Reach,
+    ) -> Result<BTreeMap<&'static str, i64>, AlertError> {
         let scope = Scope::Tenant(tenant.clone());
-        let counted = self.db.read(move |tx| Ok::<_, AlertError>(store::counts(tx, &scope)?)).await?;
+        let counted = self.db.read(move |tx| Ok::<_, AlertError>(store::counts(tx, &scope, &reach)?)).await?;
         let mut counts: BTreeMap<_, _> = AlertState::ALL.iter().map(|state| (state.as_str(), 0)).collect();
         for (state, count) in counted {
             if let Some(state) = AlertState::parse(&state) {
@@ -182,9 +193,11 @@ impl AlertService {
             return Err(AlertError::NoteTooLong);
         }
         let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
-        let actor = who.audit_name();
+        let (actor, reach) = (who.audit_name(), who.reach_in(tenant));
+        self.remember((tenant.clone(), id.clone(), now_us));
         let changed = self.db.write(move |tx| {
-            let mut alert = store::get(tx, &scope, &id)?.ok_or(AlertError::NotFound)?;
+            let found = store::get_within(tx, &scope, &reach, &id)?;
+            let mut alert = found.ok_or(AlertError::NotFound)?;
             alert.state = alert.state.after(step)?;
             let (at, by) = match step {
                 Step::Ack => (&mut alert.acked_at_us, &mut alert.acked_by),
@@ -209,6 +222,39 @@ impl AlertService {
         Ok(alert)
     }
 
+    /// Tells live streams what people answered through another process. Through this one they were told before.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn tell_answered(&self, tenant: &TenantId, id: &str) -> Result<(), AlertError> {
+        let alert = match self.get(tenant, Reach::Everything, id).await {
+            Ok(alert) => alert,
+            Err(AlertError::NotFound) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        // Nothing is answered after it was resolved, whatever the processes' clocks say.
+        let at_us = alert.resolved_at_us.or(alert.acked_at_us);
+        let is_ours = |(of, answered, when): &(TenantId, String, i64)| {
+            of == tenant && answered == id && Some(*when) == at_us
+        };
+        if !self.answers().iter().any(is_ours) {
+            announce(&self.live, tenant.as_str(), &alert);
+        }
+        Ok(())
+    }
+
+    fn answers(&self) -> MutexGuard<'_, VecDeque<(TenantId, String, i64)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn remember(&self, answer: (TenantId, String, i64)) {
+        let mut answers = self.answers();
+        if answers.len() >= ANSWERS_MAX {
+            answers.pop_front();
+        }
+        answers.push_back(answer);
+    }
+
     /// Tells a tenant of a skipped range; says whether it was news.
     ///
     /// # Errors
@@ -217,6 +263,19 @@ impl AlertService {
         let (of, range, now_us) = (tenant.clone(), range.clone(), self.clock.now_us());
         let opened =
             self.db.write(move |tx| Ok::<_, AlertError>(open_skipped(tx, &of, &range, now_us)?)).await?;
+        if let Some(alert) = &opened {
+            announce(&self.live, tenant.as_str(), alert);
+        }
+        Ok(opened.is_some())
+    }
+
+    /// Opens an alert of the platform's own; says whether it was news: told again, it has the same id.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn tell(&self, alert: NewAlert) -> Result<bool, AlertError> {
+        let tenant = alert.tenant.clone();
+        let opened = self.db.write(move |tx| Ok::<_, AlertError>(open(tx, &alert)?)).await?;
         if let Some(alert) = &opened {
             announce(&self.live, tenant.as_str(), alert);
         }

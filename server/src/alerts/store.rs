@@ -1,7 +1,8 @@
 //! The table `alerts`.
 
-use super::model::{Alert, AlertFilter, AlertState, NewAlert, Severity};
+use super::model::{Alert, AlertFilter, AlertSort, AlertState, NewAlert, Severity};
 use crate::platform::db::{DbError, Row, Scope, ToSql, Tx};
+use crate::tenants::reach::{self, Args, Reach};
 use muster_wire::Value;
 
 const COLUMNS: &str = "id, device, rule_id, rule_version, rule_name, subject, severity, state, historical, value, \
@@ -35,6 +36,20 @@ pub(super) fn get(tx: &mut Tx<'_>, scope: &Scope, id: &str) -> Result<Option<Ale
     tx.query_opt(scope, &sql, &[&tenant(scope)?, &id], alert)
 }
 
+/// Finds one alert, of a device within a reach.
+pub(super) fn get_within(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    reach: &Reach,
+    id: &str,
+) -> Result<Option<Alert>, DbError> {
+    let mut args: Args = vec![Box::new(tenant(scope)?.to_owned()), Box::new(id.to_owned())];
+    let condition = reach::within(reach, "alerts.device", &mut args);
+    let sql = format!("SELECT {COLUMNS} FROM alerts WHERE tenant = $1 AND id = $2{condition}");
+    let args: Vec<&dyn ToSql> = args.iter().map(AsRef::as_ref).collect();
+    tx.query_opt(scope, &sql, &args, alert)
+}
+
 /// Writes what a step changes; false where the alert is gone.
 pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, alert: &Alert) -> Result<bool, DbError> {
     let rows = tx.execute(
@@ -58,7 +73,7 @@ pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, alert: &Alert) -> Result<bo
     Ok(rows == 1)
 }
 
-/// The newest first, from after `(opened_at_us, id)` on.
+/// In the filter's order, from after `(opened_at_us, id)` on.
 pub(super) fn list(
     tx: &mut Tx<'_>,
     scope: &Scope,
@@ -68,7 +83,8 @@ pub(super) fn list(
 ) -> Result<Vec<Alert>, DbError> {
     let mut sql = format!("SELECT {COLUMNS} FROM alerts WHERE tenant = $1");
     let tenant = tenant(scope)?;
-    let mut args: Vec<Box<dyn ToSql>> = vec![Box::new(tenant.to_owned())];
+    let mut args: Args = vec![Box::new(tenant.to_owned())];
+    sql.push_str(&reach::within(&filter.reach, "alerts.device", &mut args));
     let mut and = |condition: &str, arg: Box<dyn ToSql>| {
         args.push(arg);
         sql.push_str(&condition.replace('?', &format!("${}", args.len())));
@@ -90,11 +106,21 @@ pub(super) fn list(
         Some(Severity::Warning) => and(" AND severity <> ?", Box::new("info")),
         Some(Severity::Info) | None => {}
     }
+    if let Some(from_us) = filter.from_us {
+        and(" AND opened_at_us >= ?", Box::new(from_us));
+    }
+    if let Some(to_us) = filter.to_us {
+        and(" AND opened_at_us < ?", Box::new(to_us));
+    }
+    let (compare, direction) = match filter.sort {
+        AlertSort::OpenedDown => ("<", "DESC"),
+        AlertSort::Opened => (">", "ASC"),
+    };
     if let Some((opened_at_us, id)) = after {
-        and(" AND (opened_at_us, id) < (?, ", Box::new(*opened_at_us));
+        and(&format!(" AND (opened_at_us, id) {compare} (?, "), Box::new(*opened_at_us));
         and("?)", Box::new(id.clone()));
     }
-    and(" ORDER BY opened_at_us DESC, id DESC LIMIT ?", Box::new(limit));
+    and(&format!(" ORDER BY opened_at_us {direction}, id {direction} LIMIT ?"), Box::new(limit));
     let args: Vec<&dyn ToSql> = args.iter().map(AsRef::as_ref).collect();
     tx.query(scope, &sql, &args, alert)
 }
@@ -113,14 +139,13 @@ pub(super) fn is_waiting(
     Ok(found.is_some())
 }
 
-/// How many alerts are in each state.
-pub(super) fn counts(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(String, i64)>, DbError> {
-    tx.query(
-        scope,
-        "SELECT state, count(*) FROM alerts WHERE tenant = $1 GROUP BY state",
-        &[&tenant(scope)?],
-        |row| Ok((row.get(0)?, row.get(1)?)),
-    )
+/// How many alerts of devices within a reach are in each state.
+pub(super) fn counts(tx: &mut Tx<'_>, scope: &Scope, reach: &Reach) -> Result<Vec<(String, i64)>, DbError> {
+    let mut args: Args = vec![Box::new(tenant(scope)?.to_owned())];
+    let condition = reach::within(reach, "alerts.device", &mut args);
+    let sql = format!("SELECT state, count(*) FROM alerts WHERE tenant = $1{condition} GROUP BY state");
+    let args: Vec<&dyn ToSql> = args.iter().map(AsRef::as_ref).collect();
+    tx.query(scope, &sql, &args, |row| Ok((row.get(0)?, row.get(1)?)))
 }
 
 /// Deletes what has cleared or was resolved before a time, at most `limit` rows of one tenant.

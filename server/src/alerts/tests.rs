@@ -2,7 +2,7 @@ use super::model::*;
 use super::service::{self, AlertError, AlertService, PRUNE_ROWS_MAX};
 use crate::platform::clock::ManualClock;
 use crate::platform::db::{Db, DbError, Scope};
-use crate::platform::live::{Filter, LiveBus};
+use crate::platform::live::{Filter, LiveBus, LiveKind};
 use crate::testing::registry;
 use muster_wire::{TenantId, Value};
 
@@ -109,7 +109,7 @@ async fn lists_page_and_filter_within_the_tenant() {
     assert_eq!(count(AlertFilter { historical: Some(true), ..AlertFilter::default() }).await, 3);
     assert_eq!(count(AlertFilter { state: Some(AlertState::Acked), ..AlertFilter::default() }).await, 0);
     assert_eq!(count(AlertFilter { rule_id: Some("r2".into()), ..AlertFilter::default() }).await, 0);
-    assert_eq!(service.counts(&acme).await.unwrap()["open"], 9);
+    assert_eq!(service.counts(&acme, crate::tenants::Reach::Everything).await.unwrap()["open"], 9);
 }
 
 #[tokio::test]
@@ -214,4 +214,38 @@ async fn the_platform_has_one_alert_a_reader_waiting_however_many_readers_and_ra
     assert_eq!(tell(2).await, 0, "open or acknowledged");
     service.resolve(&me, &acme, &all[0].id, None).await.unwrap();
     assert_eq!((tell(3).await, tell(4).await), (1, 0), "a person closed one");
+}
+
+#[tokio::test]
+async fn what_was_answered_elsewhere_is_told_and_what_was_answered_here_is_not_told_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = registry(dir.path());
+    let live = LiveBus::new();
+    let here = AlertService::new(db.clone(), ManualClock::at(77), live.clone());
+    let elsewhere = AlertService::new(db.clone(), ManualClock::at(78), LiveBus::new());
+    open_all(&db, (1..=2).map(|n| alert("acme", n, Severity::Critical)).collect()).await;
+    let (acme, ids) = (tenant("acme"), [1, 2].map(|n| format!("{n:032x}")));
+    let me = crate::testing::owner(&acme);
+    let mut watcher = live.subscribe("acme", Filter::default(), None).unwrap();
+    here.ack(&me, &acme, &ids[0], None).await.unwrap();
+    here.tell_answered(&acme, &ids[0]).await.unwrap();
+    elsewhere.ack(&me, &acme, &ids[1], None).await.unwrap();
+    here.tell_answered(&acme, &ids[1]).await.unwrap();
+    elsewhere.resolve(&me, &acme, &ids[0], None).await.unwrap();
+    here.tell_answered(&acme, &ids[0]).await.unwrap();
+    here.tell_answered(&acme, "gone").await.unwrap();
+    for (id, state) in [(&ids[0], "acked"), (&ids[1], "acked"), (&ids[0], "resolved")] {
+        let told = watcher.next().await.unwrap().json.clone();
+        assert!(told.contains(id.as_str()) && told.contains(&format!("\"state\":\"{state}\"")), "{told}");
+    }
+    // As many answers are remembered as the bound says: one that was pushed out is told once more.
+    (0..super::service::ANSWERS_MAX as i64).for_each(|n| here.remember((acme.clone(), "x".into(), n)));
+    here.resolve(&me, &acme, &ids[1], None).await.unwrap();
+    assert!(watcher.next().await.unwrap().json.contains("resolved"));
+    here.tell_answered(&acme, &ids[1]).await.unwrap();
+    (0..super::service::ANSWERS_MAX as i64).for_each(|n| here.remember((acme.clone(), "x".into(), n)));
+    here.tell_answered(&acme, &ids[1]).await.unwrap();
+    live.publish("acme", LiveKind::Ledger, None, "end");
+    let told = [watcher.next().await.unwrap(), watcher.next().await.unwrap()].map(|event| event.kind);
+    assert_eq!(told, [LiveKind::Alert, LiveKind::Ledger]);
 }

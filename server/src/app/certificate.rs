@@ -8,7 +8,7 @@
 
 use super::AppError;
 use crate::devices::pki::{Pki, PkiError, ServerFiles, ServerPem};
-use crate::gateway::ServerCertificate;
+use crate::gateway::{KnownCertificates, ServerCertificate};
 use crate::platform::clock::SharedClock;
 use crate::platform::http_kit::chain;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,14 +33,14 @@ impl Origin {
         }
     }
 
-    fn changed_at(&self) -> [Option<SystemTime>; 2] {
+    fn changed_at(&self) -> [Option<SystemTime>; 3] {
         self.files().paths().map(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
     }
 }
 
 struct Shown {
     pem: ServerPem,
-    changed_at: [Option<SystemTime>; 2],
+    changed_at: [Option<SystemTime>; 3],
     renew_at_us: i64,
 }
 
@@ -49,6 +49,7 @@ pub(super) struct Certificates {
     origin: Origin,
     clock: SharedClock,
     listeners: Arc<ServerCertificate>,
+    devices: Arc<KnownCertificates>,
     shown: Mutex<Shown>,
 }
 
@@ -61,13 +62,14 @@ impl Certificates {
         let changed_at = origin.changed_at();
         let pem = origin.files().load(clock.now_us())?;
         let listeners = ServerCertificate::from_pem(&pem.chain_pem, &pem.key_pem)?;
+        let devices = KnownCertificates::from_pem(&pem.devices_pem)?;
         let shown = Mutex::new(Shown { renew_at_us: pem.due_us, pem, changed_at });
-        Ok(Self { origin, clock, listeners, shown })
+        Ok(Self { origin, clock, listeners, devices, shown })
     }
 
-    /// The authority that signs devices' certificates, in PEM.
-    pub(super) fn device_ca_pem(&self) -> &str {
-        self.origin.files().ca_pem()
+    /// Whose device certificates the listeners let in.
+    pub(super) fn devices(&self) -> Arc<KnownCertificates> {
+        self.devices.clone()
     }
 
     /// What the listeners show.
@@ -93,6 +95,10 @@ impl Certificates {
         if next == shown.pem {
             return Ok(false);
         }
+        // Connections that are up stay: only handshakes ask.
+        if next.devices_pem != shown.pem.devices_pem {
+            self.devices.replace_pem(&next.devices_pem)?;
+        }
         self.listeners.replace(&next.chain_pem, &next.key_pem)?;
         let changed_at = match &self.origin {
             // A renewal has written the files.
@@ -108,6 +114,7 @@ impl Certificates {
     /// poll until their owner has renewed it.
     fn next(&self, shown: &Shown, now_us: i64) -> Result<ServerPem, PkiError> {
         let Origin::Authority(pki) = &self.origin else { return self.origin.files().load(now_us) };
+        pki.refresh()?;
         if now_us >= shown.renew_at_us {
             return pki.renew_server(now_us);
         }
@@ -118,7 +125,7 @@ impl Certificates {
     /// Loads again and says so in the log.
     pub(super) fn apply(&self) {
         match self.reload() {
-            Ok(true) => tracing::info!("server certificate replaced"),
+            Ok(true) => tracing::info!("server certificate, or the authorities that are trusted, replaced"),
             Ok(false) => {}
             Err(error) => {
                 tracing::error!(error = %chain(&error), "server certificate is refused, the old one stays");

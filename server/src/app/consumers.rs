@@ -1,4 +1,4 @@
-//! The event log's consumers: the store with its ledger, and the rules.
+//! The event log's consumers: the store with its ledger, the rules, and the meter.
 
 use super::{AppError, Parts};
 use crate::ingest::{self, Ingest};
@@ -6,15 +6,17 @@ use crate::platform::config::{Config, Live};
 use crate::platform::http_kit::health::Health;
 use crate::platform::telemetry::Policy;
 use crate::rules::consumer;
+use crate::usage::consumer as meter;
 use std::sync::Arc;
 
 /// The running consumers.
 pub(super) struct Consumers {
     ingest: Ingest,
     rules: consumer::Consumer,
+    meter: meter::Consumer,
 }
 
-fn policy(config: &Config) -> Policy {
+pub(super) fn policy(config: &Config) -> Policy {
     let retention = &config.retention;
     Policy { default_days: retention.telemetry_days, tenant_days: retention.tenants.clone() }
 }
@@ -25,7 +27,7 @@ impl Consumers {
     /// # Errors
     /// A cursor or the log cannot be read.
     pub(super) async fn start(config: &Live, parts: &Parts) -> Result<Self, AppError> {
-        let (retention, feed) = (config.clone(), parts.slices.page.feed.clone());
+        let (retention, feed) = (config.clone(), parts.page.feed.clone());
         let of_ingest = ingest::Parts {
             log: parts.log.clone(),
             store: parts.telemetry.clone(),
@@ -35,12 +37,13 @@ impl Consumers {
         };
         let labels = parts.slices.devices.labels().clone();
         let changes = move || consumer::Changes { labels: labels.changes(), deletions: labels.deletions() };
-        let (log, rules) = (parts.log.clone(), parts.rules.clone());
+        let (log, rules, of_meter) = (parts.log.clone(), parts.rules.clone(), parts.meter.clone());
         // They read their cursors before they return, so they start on a thread that may block.
         let start = move || -> Result<Self, AppError> {
             let ingest = Ingest::start(of_ingest)?;
-            let rules = consumer::spawn(log, rules, changes)?;
-            Ok(Self { ingest, rules })
+            let rules = consumer::spawn(log.clone(), rules, changes)?;
+            let meter = meter::spawn(log, of_meter)?;
+            Ok(Self { ingest, rules, meter })
         };
         tokio::task::spawn_blocking(start).await.expect("starting the consumers does not panic")
     }
@@ -55,11 +58,20 @@ impl Consumers {
         self.rules.progress()
     }
 
+    /// The meter's counters.
+    pub(super) fn metered(&self) -> Arc<meter::Progress> {
+        self.meter.progress()
+    }
+
     /// Adds what `/readyz` asks of them.
     pub(super) fn add_checks(&self, health: &Health) {
-        let conditions =
-            [("store", self.stored().condition.clone()), ("rules", self.ruled().condition.clone())];
-        for (part, condition) in conditions {
+        let conditions = [
+            ("store", self.stored().condition.clone()),
+            ("rules", self.ruled().condition.clone()),
+            ("usage", self.metered().condition.clone()),
+        ];
+        let clickhouse = self.ingest.sending().map(|condition| ("clickhouse", condition));
+        for (part, condition) in conditions.into_iter().chain(clickhouse) {
             health.add(part, move || std::future::ready(condition.check()));
         }
     }
@@ -68,5 +80,6 @@ impl Consumers {
     pub(super) fn stop(mut self) {
         self.ingest.stop();
         self.rules.stop();
+        self.meter.stop();
     }
 }

@@ -9,6 +9,9 @@ const OTHERS: usize = 64;
 
 /// Open files that a process needs whose every listener is full.
 pub(super) fn needed(config: &Config) -> u64 {
+    if config.roles.is_api_alone() {
+        return (CONNECTIONS_MAX + OTHERS) as u64;
+    }
     let http_listeners = if config.roles.is_gateway_alone() { 1 } else { 2 };
     let mqtt_listeners = [config.mqtt.tls_listen, config.mqtt.plain_listen].iter().flatten().count();
     let early = mqtt_listeners * gateway::Config::default().early_max;

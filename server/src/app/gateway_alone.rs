@@ -19,6 +19,7 @@ use crate::platform::config::{Config, Live};
 use crate::platform::event_log::EventLog;
 use crate::platform::http_kit::health::Health;
 use crate::platform::http_kit::{HttpMetrics, serve};
+use crate::usage::{Board, Quotas};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -76,8 +77,17 @@ impl GatewayAlone {
         let health = Health::new(registered.clone());
         parts::log_check(&health, &log);
         let http_metrics = HttpMetrics::register(&registered)?;
-        let front =
-            Front { log: log.clone(), directory: directory.clone(), clock, metrics: registered.clone() };
+        // What the registry gives single tenants is that server's to enforce: here the configuration's hold for all.
+        let quotas = Arc::new(Board::new());
+        quotas.set_defaults(Quotas::of_config(&now.quota));
+        let front = Front {
+            log: log.clone(),
+            directory: directory.clone(),
+            clock,
+            quotas: quotas.clone(),
+            metrics: registered.clone(),
+            ends: Arc::default(),
+        };
         let gateway = start_gateway(&now, front, &certificates)?;
         let follower = Follower::start(replica)?;
         let progress = follower.progress();
@@ -89,7 +99,7 @@ impl GatewayAlone {
         let mut tasks = JoinSet::new();
         let router = http::health_router(&health, &http_metrics, &now);
         tasks.spawn(serve::serve(http_listener, None, router, stopped.clone()));
-        tasks.spawn(super::follow_limits(gateway.rate_setter(), config, stopped));
+        tasks.spawn(super::follow_limits(gateway.rate_setter(), quotas, config, stopped));
         tracing::info!(%addresses, "listening as a gateway alone");
         Ok(Self { addresses, certificates, log, stop, tasks, gateway, follower, _lock: lock })
     }

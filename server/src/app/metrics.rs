@@ -1,9 +1,10 @@
 //! Metrics of parts that keep counters of their own: read when somebody scrapes.
 
-use super::registry;
+use super::{follow, registry};
 use crate::devices::directory::Directory;
 use crate::ingest;
 use crate::ingest::skipped::Skipped;
+use crate::platform::db::{WakeCounts, Wakes};
 use crate::platform::event_log::EventLog;
 use crate::platform::live::LiveBus;
 use crate::platform::telemetry::TelemetryStore;
@@ -54,8 +55,13 @@ pub(super) fn of_store(
         let progress = progress.clone();
         Box::new(move || number(read(&progress)))
     };
-    let (skipped, telemetry) = (skipped.clone(), telemetry.clone());
-    let all: [(&str, &str, Read); 9] = [
+    let (skipped, telemetry, outbox) = (skipped.clone(), telemetry.clone(), telemetry.clone());
+    let all: [(&str, &str, Read); 10] = [
+        (
+            "store_outbox_bytes",
+            "Bytes of readings and events that wait for ClickHouse",
+            Box::new(move || outbox.outbox().map_or(f64::NAN, |held| number(held.bytes))),
+        ),
         ("store_messages", "Messages stored since the start", store(|progress| progress.now().messages)),
         ("store_readings", "Readings stored since the start", store(|progress| progress.now().readings)),
         ("store_events", "Inference results stored since the start", store(|progress| progress.now().events)),
@@ -157,6 +163,68 @@ pub(super) fn of_registry(
             count(|progress| &progress.unnamed),
         ),
         ("registry_failures", "Looks that failed", count(|progress| &progress.failures)),
+    ];
+    all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}
+
+/// What other processes changed in a registry that is shared.
+pub(super) fn of_changes(
+    registry: &Registry,
+    wakes: &Wakes,
+    progress: &Arc<follow::Progress>,
+) -> Result<(), prometheus::Error> {
+    let wake = |read: fn(&WakeCounts) -> &AtomicU64| -> Read {
+        let counter = wakes.counter(read);
+        Box::new(move || number(counter()))
+    };
+    let count = |read: fn(&follow::Progress) -> &AtomicU64| -> Read {
+        let progress = progress.clone();
+        Box::new(move || number(read(&progress).load(Ordering::Relaxed)))
+    };
+    let all: [(&str, &str, Read); 6] = [
+        (
+            "wake_notifications",
+            "Notifications of changes in the registry",
+            wake(|counts| &counts.notifications),
+        ),
+        ("wake_connects", "Times that the listening connection was made", wake(|counts| &counts.connects)),
+        ("wake_rescans", "Looks at every audit chain", wake(|counts| &counts.rescans)),
+        ("registry_changes", "Changes that its audit chains named", count(|progress| &progress.named)),
+        ("registry_compares", "Comparisons of everything", count(|progress| &progress.compares)),
+        ("registry_failures", "Looks that failed", count(|progress| &progress.failures)),
+    ];
+    all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
+}
+
+/// The meter.
+pub(super) fn of_usage(
+    registry: &Registry,
+    progress: &Arc<crate::usage::consumer::Progress>,
+) -> Result<(), prometheus::Error> {
+    let count = |read: fn(&crate::usage::consumer::Progress) -> &AtomicU64| -> Read {
+        let progress = progress.clone();
+        Box::new(move || number(read(&progress).load(Ordering::Relaxed)))
+    };
+    let all: [(&str, &str, Read); 7] = [
+        ("usage_position", "All below is counted", count(|progress| &progress.position)),
+        ("usage_records", "Records counted since the start", count(|progress| &progress.records)),
+        ("usage_commits", "Commits of counts since the start", count(|progress| &progress.commits)),
+        ("usage_failures", "Steps that failed and were tried again", count(|progress| &progress.failures)),
+        (
+            "usage_skipped_positions",
+            "Log positions that were never counted",
+            count(|progress| &progress.skipped),
+        ),
+        (
+            "usage_soft_limits_reached",
+            "Soft limits reached, each once a tenant and day",
+            count(|progress| &progress.noticed[0]),
+        ),
+        (
+            "usage_hard_limits_reached",
+            "Hard limits reached, each once a tenant and day",
+            count(|progress| &progress.noticed[1]),
+        ),
     ];
     all.into_iter().try_for_each(|(name, help, read)| register(registry, name, help, read))
 }

@@ -39,14 +39,25 @@ async fn hangup(signal: &mut Option<Signal>) {
 }
 
 /// Applies changes until it is aborted.
-pub(super) async fn follow(live: Live, sources: Sources, log: LogControl, certificates: Arc<Certificates>) {
+pub(super) async fn follow(
+    live: Live,
+    sources: Sources,
+    log: LogControl,
+    certificates: Option<Arc<Certificates>>,
+) {
     let mut hangups = signal(SignalKind::hangup()).ok();
     let mut seen = changed_at(&sources);
     loop {
         tokio::select! {
-            () = hangup(&mut hangups) => certificates.apply(),
+            () = hangup(&mut hangups) => {
+                if let Some(certificates) = &certificates {
+                    certificates.apply();
+                }
+            }
             () = tokio::time::sleep(POLL) => {
-                certificates.poll();
+                if let Some(certificates) = &certificates {
+                    certificates.poll();
+                }
                 let now = changed_at(&sources);
                 if now == seen || now.is_none() {
                     continue;

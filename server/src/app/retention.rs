@@ -1,8 +1,8 @@
-//! Deletes closed alerts that are past their time, hourly. Telemetry has a retention of its own in `ingest`.
+//! Deletes closed alerts and idempotency keys that are past their time, hourly. Telemetry has a retention of its own in `ingest`.
 
 use crate::http::Slices;
 use crate::platform::clock::SharedClock;
-use crate::platform::http_kit::chain;
+use crate::platform::http_kit::{chain, idempotency};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -25,6 +25,9 @@ pub(super) async fn run(slices: Slices, clock: SharedClock, mut stop: watch::Rec
 }
 
 async fn pass(slices: &Slices, clock: &SharedClock) {
+    if let Err(error) = idempotency::prune(&slices.registry, clock.now_us()).await {
+        tracing::warn!(error = %chain(&error), "idempotency keys were not pruned, will retry");
+    }
     let days = i64::from(slices.config.get().retention.alerts_days);
     let before_us = clock.now_us().saturating_sub(days * DAY_US);
     let tenants = match slices.tenants.ids().await {

@@ -15,7 +15,7 @@ use muster_wire::{DeviceId, TenantId, Topic, UpClass};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -26,15 +26,17 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+mod identity;
+
 /// Long enough for a slow machine; a test that passes never waits for it.
-const DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 const DAY_US: i64 = 86_400_000_000;
 
-fn tenant() -> TenantId {
+pub(super) fn tenant() -> TenantId {
     TenantId::parse("default").unwrap()
 }
 
-fn config(data_dir: &Path) -> Config {
+pub(super) fn config(data_dir: &Path) -> Config {
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let mut config = Config { data_dir: data_dir.to_owned(), ..Config::default() };
     (config.http.listen, config.enroll.listen) = (any, any);
@@ -55,7 +57,7 @@ async fn start(config: Config, now_us: i64) -> (App, Arc<ManualClock>) {
     (app, clock)
 }
 
-async fn wait_until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+pub(super) async fn wait_until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     let wait = async {
         while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -65,7 +67,7 @@ async fn wait_until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F)
 }
 
 /// Sends an MQTT 3.1.1 packet and reads an answer of `N` bytes.
-async fn ask<const N: usize>(
+pub(super) async fn ask<const N: usize>(
     stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
     first: u8,
     body: &[u8],
@@ -86,15 +88,23 @@ fn text(out: &mut Vec<u8>, text: &str) {
 
 /// Connects as a device.
 async fn hello(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), device: &str) {
+    hello_with(stream, device, "secret").await;
+}
+
+pub(super) async fn hello_with(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    device: &str,
+    password: &str,
+) {
     let mut body = vec![0, 4, b'M', b'Q', b'T', b'T', 4, 0b1100_0010, 0, 60];
-    for part in ["c", &format!("default/{device}"), "secret"] {
+    for part in ["c", &format!("default/{device}"), password] {
         text(&mut body, part);
     }
     assert_eq!(ask(stream, 0x10, &body).await, [0x20, 2, 0, 0], "CONNACK");
 }
 
 /// Publishes; once it is acknowledged, all that was logged before is on disk.
-async fn publish(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), device: &str) {
+pub(super) async fn publish(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), device: &str) {
     let (mut body, device) = (Vec::new(), DeviceId::parse(device).unwrap());
     text(&mut body, &Topic::up(&tenant(), &device, UpClass::Senml).to_string());
     body.extend_from_slice(&[0, 9]);
@@ -106,14 +116,14 @@ async fn ping(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     assert_eq!(ask(stream, 0xC0, &[]).await, [0xD0, 0], "PINGRESP");
 }
 
-async fn plain(app: &App) -> TcpStream {
+pub(super) async fn plain(app: &App) -> TcpStream {
     TcpStream::connect(app.addresses.mqtt_plain.unwrap()).await.unwrap()
 }
 
 /// What the API tells of a device: none until the store heard of it.
 async fn connected(app: &App, device: &str) -> Option<bool> {
     let page = PageQuery::default().page().unwrap();
-    let all = app.slices.page.presence.list(&tenant(), &page).await.unwrap();
+    let all = app.page.presence.list(&tenant(), &page).await.unwrap();
     let found = all.into_iter().find(|row| row.device == device);
     found.map(|row| row.presence.is_some_and(|presence| presence.connected))
 }
@@ -203,17 +213,28 @@ impl ServerCertVerifier for AnyCertificate {
     }
 }
 
-/// A new session with a listener.
-async fn tls(address: SocketAddr) -> TlsStream<TcpStream> {
+/// A client that trusts any server; `own` is its certificate and key, in PEM.
+fn client(own: Option<(&str, &str)>) -> Arc<ClientConfig> {
     let config = ClientConfig::builder_with_provider(gateway::provider())
         .with_safe_default_protocol_versions()
         .unwrap()
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(AnyCertificate))
-        .with_no_client_auth();
+        .with_custom_certificate_verifier(Arc::new(AnyCertificate));
+    let Some((certificate, key)) = own else { return Arc::new(config.with_no_client_auth()) };
+    let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    Arc::new(config.with_client_auth_cert(chain, key).unwrap())
+}
+
+/// A new session with a listener.
+async fn tls(address: SocketAddr) -> TlsStream<TcpStream> {
+    tls_as(address, client(None)).await
+}
+
+async fn tls_as(address: SocketAddr, config: Arc<ClientConfig>) -> TlsStream<TcpStream> {
     let socket = TcpStream::connect(address).await.unwrap();
     let name = ServerName::try_from("localhost").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, socket).await.unwrap()
+    TlsConnector::from(config).connect(name, socket).await.unwrap()
 }
 
 fn leaf(stream: &TlsStream<TcpStream>) -> Vec<u8> {

@@ -53,8 +53,10 @@ impl IntegrationToken {
     /// What an API token is to the gateway; none where it may not subscribe.
     #[must_use]
     pub fn of(token: &TokenInfo) -> Option<Self> {
-        token.scopes.contains(&Permission::MqttSubscribe).then(|| Self {
-            tenant: token.tenant.clone(),
+        // It is sent what all devices of its tenant send: nothing for one that reaches some of them.
+        let may = token.scopes.contains(&Permission::MqttSubscribe) && token.membership.reach.is_everything();
+        may.then(|| Self {
+            tenant: token.membership.tenant.clone(),
             token_id: token.token_id.as_str().into(),
             expires_at_us: Some(token.expires_at_us),
         })
@@ -105,6 +107,14 @@ impl Directory {
     #[must_use]
     pub fn lookup(&self, tenant: &str, device: &str) -> Option<DeviceAuth> {
         self.read().devices.get(tenant)?.get(device).copied()
+    }
+
+    /// How many devices each tenant has; tenants without any are left out.
+    #[must_use]
+    pub fn counts(&self) -> Vec<(String, u64)> {
+        let maps = self.read();
+        let of_tenants = maps.devices.iter().filter(|(_, devices)| !devices.is_empty());
+        of_tenants.map(|(tenant, devices)| (tenant.to_string(), devices.len() as u64)).collect()
     }
 
     /// Tells whether a certificate was revoked, by the serial number's bytes as they stand in it.

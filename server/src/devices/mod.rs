@@ -9,6 +9,7 @@
 pub mod api;
 pub mod directory;
 pub mod enroll;
+pub mod facts;
 pub mod labels;
 pub mod model;
 pub mod pki;
@@ -16,7 +17,7 @@ pub mod replica;
 pub mod service;
 mod store;
 
-pub use service::{Devices, DevicesError, Endpoints};
+pub use service::{Devices, DevicesError, DevicesMax, Endpoints};
 
 #[cfg(test)]
 mod tests;

@@ -3,16 +3,25 @@
 use muster_wire::{DeviceId, TenantId};
 use std::collections::BTreeMap;
 
+pub mod batch;
+mod profile;
+
+pub use profile::{ClaimDefaults, ProfileSpec, check_pattern, check_profile_name, filled, fits};
+
 /// Labels of one device.
 pub const LABELS_MAX: usize = 32;
 /// The longest label key, in bytes.
 pub const LABEL_KEY_BYTES_MAX: usize = 63;
 /// The longest label value, in bytes.
 pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// The life of a claim that nobody says, in seconds.
+pub const CLAIM_LIFE_S_DEFAULT: u32 = 86_400;
 /// The longest life of a claim, in seconds.
 pub const CLAIM_LIFE_S_MAX: u32 = 90 * 86_400;
 /// Uses of one claim.
 pub const CLAIM_USES_MAX: u32 = 10_000;
+/// The longest note of a person, in bytes.
+pub const NOTE_BYTES_MAX: usize = 500;
 /// The largest certificate request, in bytes.
 pub const CSR_BYTES_MAX: usize = 8 * 1024;
 
@@ -71,36 +80,114 @@ pub fn check_device_name(name: &str) -> Result<(), FieldError> {
     Err(refuse("name", "must have at most 128 bytes and no control characters"))
 }
 
-/// What a new claim shall allow.
-#[derive(Clone, Debug)]
+/// Checks a person's note.
+///
+/// # Errors
+/// Too long, or with control characters.
+pub fn check_note(note: &str) -> Result<(), FieldError> {
+    if note.len() <= NOTE_BYTES_MAX && !note.chars().any(|c| c.is_control() && c != '\n') {
+        return Ok(());
+    }
+    Err(refuse("note", format!("must have at most {NOTE_BYTES_MAX} bytes and no control characters")))
+}
+
+/// Where a device's request to enrol stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum EnrollmentState {
+    /// A person has to decide.
+    Pending,
+    /// It gets its certificate when it asks next.
+    Approved,
+    /// It is turned away.
+    Rejected,
+}
+
+impl EnrollmentState {
+    /// The text in the registry.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Approved => "approved",
+            Self::Rejected => "rejected",
+        }
+    }
+
+    /// Reads the text in the registry.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Pending, Self::Approved, Self::Rejected].into_iter().find(|state| state.as_str() == text)
+    }
+}
+
+/// What a new claim shall allow; what is absent is as in its profile, or as [`ClaimRequest::settle`] says.
+#[derive(Clone, Debug, Default)]
 pub struct ClaimRequest {
     /// The only device that it enrols; it may exist already (a new key for it).
     pub device: Option<DeviceId>,
     /// How many keys it takes.
+    pub uses_max: Option<u32>,
+    /// Its life in seconds.
+    pub life_s: Option<u32>,
+    /// Labels that a device enrolled by it gets; `{device}` stands for its id.
+    pub labels: Labels,
+    /// The profile of a device enrolled by it.
+    pub profile: Option<String>,
+    /// Which ids a device may ask for.
+    pub id_pattern: Option<String>,
+    /// Whether a person decides on each device.
+    pub approval: Option<bool>,
+}
+
+/// What a new claim allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimTerms {
+    /// How many keys it takes.
     pub uses_max: u32,
     /// Its life in seconds.
     pub life_s: u32,
-    /// Labels that a device enrolled by it gets.
-    pub labels: Labels,
+    /// Which ids a device may ask for.
+    pub id_pattern: Option<String>,
+    /// Whether a person decides on each device.
+    pub approval: bool,
 }
 
 impl ClaimRequest {
-    /// Checks the request.
+    /// Checks the request, and fills in what it does not say: by the profile's defaults, else one use, a day, any id, no
+    /// approval. A claim that names its device is for one use, and is the approval.
     ///
     /// # Errors
     /// Names the field.
-    pub fn check(&self) -> Result<(), FieldError> {
+    pub fn settle(&self, defaults: &ClaimDefaults) -> Result<ClaimTerms, FieldError> {
         check_labels(&self.labels)?;
-        if !(1..=CLAIM_USES_MAX).contains(&self.uses_max) {
+        let is_named = self.device.is_some();
+        let defaults = if is_named {
+            &ClaimDefaults { life_s: defaults.life_s, ..ClaimDefaults::default() }
+        } else {
+            defaults
+        };
+        let terms = ClaimTerms {
+            uses_max: self.uses_max.or(defaults.uses_max).unwrap_or(1),
+            life_s: self.life_s.or(defaults.life_s).unwrap_or(CLAIM_LIFE_S_DEFAULT),
+            id_pattern: self.id_pattern.clone().or_else(|| defaults.id_pattern.clone()),
+            approval: self.approval.or(defaults.approval).unwrap_or(false),
+        };
+        if !(1..=CLAIM_USES_MAX).contains(&terms.uses_max) {
             return Err(refuse("uses_max", format!("must be 1 to {CLAIM_USES_MAX}")));
         }
-        if self.device.is_some() && self.uses_max != 1 {
+        if is_named && terms.uses_max != 1 {
             return Err(refuse("uses_max", "must be 1 for a claim that names its device"));
         }
-        if !(60..=CLAIM_LIFE_S_MAX).contains(&self.life_s) {
+        if is_named && (terms.approval || terms.id_pattern.is_some()) {
+            let field = if terms.approval { "approval" } else { "id_pattern" };
+            return Err(refuse(field, "is for claims that name no device"));
+        }
+        if !(60..=CLAIM_LIFE_S_MAX).contains(&terms.life_s) {
             return Err(refuse("life_s", format!("must be 60 to {CLAIM_LIFE_S_MAX}")));
         }
-        Ok(())
+        terms.id_pattern.as_deref().map_or(Ok(()), check_pattern)?;
+        Ok(terms)
     }
 }
 
@@ -214,14 +301,46 @@ mod tests {
 
     #[test]
     fn a_claims_uses_and_life_are_bounded() {
-        let check =
-            |uses_max, life_s| ClaimRequest { device: None, uses_max, life_s, labels: Labels::new() }.check();
+        let check = |uses_max, life_s| {
+            let (uses_max, life_s) = (Some(uses_max), Some(life_s));
+            let request = ClaimRequest { uses_max, life_s, ..ClaimRequest::default() };
+            request.settle(&ClaimDefaults::default()).map(drop)
+        };
         assert!(check(1, 60).is_ok());
         assert!(check(CLAIM_USES_MAX, CLAIM_LIFE_S_MAX).is_ok());
         refused(check(0, 60), "uses_max", "1 to 10000");
         refused(check(CLAIM_USES_MAX + 1, 60), "uses_max", "1 to 10000");
         refused(check(1, 59), "life_s", "60 to 7776000");
         refused(check(1, CLAIM_LIFE_S_MAX + 1), "life_s", "60 to 7776000");
+    }
+
+    #[test]
+    fn a_claim_is_what_it_says_then_what_its_profile_says() {
+        let defaults = ClaimDefaults {
+            uses_max: Some(50),
+            life_s: Some(600),
+            approval: Some(true),
+            id_pattern: Some("pump-*".into()),
+        };
+        let settle = |request: ClaimRequest| request.settle(&defaults).unwrap();
+        let terms = settle(ClaimRequest::default());
+        assert_eq!((terms.uses_max, terms.life_s, terms.approval), (50, 600, true));
+        assert_eq!(terms.id_pattern.as_deref(), Some("pump-*"));
+        let own = ClaimRequest { uses_max: Some(2), approval: Some(false), ..ClaimRequest::default() };
+        let terms = settle(own);
+        assert_eq!((terms.uses_max, terms.life_s, terms.approval), (2, 600, false));
+        let named = ClaimRequest { device: Some(device("pump")), ..ClaimRequest::default() };
+        let terms = settle(named.clone());
+        assert_eq!((terms.uses_max, terms.life_s, terms.approval, terms.id_pattern), (1, 600, false, None));
+        for (request, field) in [
+            (ClaimRequest { approval: Some(true), ..named.clone() }, "approval"),
+            (ClaimRequest { id_pattern: Some("a*".into()), ..named.clone() }, "id_pattern"),
+            (ClaimRequest { uses_max: Some(2), ..named }, "uses_max"),
+        ] {
+            refused(request.settle(&defaults).map(drop), field, "");
+        }
+        assert!(check_note(&"x".repeat(NOTE_BYTES_MAX)).is_ok());
+        refused(check_note(&"x".repeat(NOTE_BYTES_MAX + 1)), "note", "at most 500");
     }
 
     #[test]

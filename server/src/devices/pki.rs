@@ -1,17 +1,23 @@
-//! The server's certificate authority: signs device certificates and the server's own.
+//! The server's certificate authorities: sign device certificates and the server's own.
 //!
 //! The service and `app.rs` call it. Files in `<data>/pki`: `ca.key` and `server.key` (mode 0600), `ca.pem`,
-//! `server.pem` (leaf, then CA). Written to a temporary name, synced and renamed: a crash leaves the old file or the
+//! `server.pem` (leaf, then CA), and those of further authorities with [`authorities`]' state. Written to a temporary name, synced and renamed: a crash leaves the old file or the
 //! new. A running server loads `server.pem` and `server.key` again when they change, and has a due one renewed.
 //! Architecture invariant: a CA that cannot be read is an error, never a reason to make another, because every
 //! device trusts this one. P-256 everywhere.
 
+mod authorities;
+mod client;
 mod server;
 
+pub use authorities::{Anchor, Held, rotate};
+
+pub use client::{DeviceName, ExpiredToo};
 pub use server::{ServerFiles, ServerPem};
 
 use super::model::{CSR_BYTES_MAX, device_uri};
 use crate::platform::secret::random_bytes;
+use authorities::STATE_FILE;
 use muster_wire::{DeviceId, TenantId};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -25,12 +31,14 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-const CA_DAYS: u32 = 20 * 365;
+const CA_DAYS: i64 = 20 * 365;
 /// Certificates are valid from a little before now: a device's clock may be behind.
 const BACKDATE_S: i64 = 3_600;
-const DAY_S: i64 = 86_400;
+/// Seconds of a day.
+pub const DAY_S: i64 = 86_400;
 
 /// Why the authority cannot open or sign.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +70,9 @@ pub enum PkiError {
         /// The file that is not.
         missing: PathBuf,
     },
+    /// There are two authorities already.
+    #[error("a new authority follows the old one already: retire that first")]
+    UnderWay,
     /// A signature failed.
     #[error("cannot sign a certificate")]
     Sign(#[from] rcgen::Error),
@@ -95,6 +106,8 @@ pub struct DeviceCertificate {
     pub serial: String,
     /// The certificate.
     pub pem: String,
+    /// Which authority signed it: SHA-256 of its key, as hex.
+    pub authority: String,
     /// From when it is valid.
     pub issued_at_us: i64,
     /// Until when.
@@ -103,11 +116,32 @@ pub struct DeviceCertificate {
 
 /// The authority, and the files of the server's own certificate.
 pub struct Pki {
-    issuer: Issuer<'static, KeyPair>,
-    ca_spki_sha256: [u8; 32],
+    dir: PathBuf,
+    authorities: RwLock<Arc<Authorities>>,
     files: ServerFiles,
     hosts: Vec<String>,
     server_days: u32,
+}
+
+/// The authorities with the keys that sign.
+struct Authorities {
+    held: Held,
+    serving: Issuer<'static, KeyPair>,
+    signing: Issuer<'static, KeyPair>,
+}
+
+impl Authorities {
+    fn open(held: Held) -> Result<Self, PkiError> {
+        let issuer = |anchor: &Anchor| {
+            let path = &anchor.key_path;
+            let key = KeyPair::from_pem(&read(path)?).map_err(content(path, "private key"))?;
+            if <[u8; 32]>::from(Sha256::digest(key.subject_public_key_info())) != anchor.key_sha256 {
+                return Err(content(path, "key of the authority")("its certificate has another"));
+            }
+            Issuer::from_ca_cert_der(&anchor.der, key).map_err(content(path, "key of a CA"))
+        };
+        Ok(Self { serving: issuer(&held.serving)?, signing: issuer(&held.signing)?, held })
+    }
 }
 
 impl Pki {
@@ -119,17 +153,16 @@ impl Pki {
         std::fs::create_dir_all(dir).map_err(file(dir))?;
         let (ca_key_path, ca_path) = (dir.join("ca.key"), dir.join("ca.pem"));
         match (ca_key_path.exists(), ca_path.exists()) {
+            // The first authority may be retired, its key gone.
+            _ if dir.join(STATE_FILE).exists() => {}
             (false, false) => make_ca(&ca_key_path, &ca_path, now_us)?,
             (true, false) => finish_ca(&ca_key_path, &ca_path)?,
             (false, true) => finish_ca(&ca_path, &ca_key_path)?,
             (true, true) => {}
         }
-        let key = KeyPair::from_pem(&read(&ca_key_path)?).map_err(content(&ca_key_path, "private key"))?;
-        let ca_spki_sha256 = Sha256::digest(key.subject_public_key_info()).into();
         let files = ServerFiles::with_hosts(dir, Some(hosts))?;
-        let issuer =
-            Issuer::from_ca_cert_der(&files.ca_der, key).map_err(content(&ca_path, "CA certificate"))?;
-        let pki = Self { issuer, ca_spki_sha256, files, hosts: hosts.to_vec(), server_days };
+        let authorities = RwLock::new(Arc::new(Authorities::open(authorities::held(dir)?)?));
+        let pki = Self { dir: dir.to_owned(), authorities, files, hosts: hosts.to_vec(), server_days };
         match pki.server(now_us) {
             Ok(server) if now_us < server.due_us => {}
             Ok(_) => drop(pki.renew_server(now_us)?),
@@ -143,16 +176,67 @@ impl Pki {
         Ok(pki)
     }
 
-    /// The CA's certificate in PEM.
-    #[must_use]
-    pub fn ca_pem(&self) -> &str {
-        self.files.ca_pem()
+    fn now(&self) -> Arc<Authorities> {
+        self.authorities.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// SHA-256 of the CA's SubjectPublicKeyInfo: what a claim pins.
+    /// The authorities in force.
     #[must_use]
-    pub fn ca_spki_sha256(&self) -> &[u8; 32] {
-        &self.ca_spki_sha256
+    pub fn held(&self) -> Held {
+        self.now().held.clone()
+    }
+
+    /// Every trusted CA's certificate in PEM, the server's own first.
+    #[must_use]
+    pub fn ca_pem(&self) -> String {
+        self.now().held.pem()
+    }
+
+    /// SHA-256 of the SubjectPublicKeyInfo of the server's CA: what a claim pins.
+    #[must_use]
+    pub fn ca_spki_sha256(&self) -> [u8; 32] {
+        self.now().held.serving.key_sha256
+    }
+
+    /// Reads again which authorities there are: a command may have made another one.
+    ///
+    /// # Errors
+    /// A file cannot be read; what was in force stays.
+    pub fn refresh(&self) -> Result<(), PkiError> {
+        let held = authorities::held(&self.dir)?;
+        if held != self.now().held {
+            let next = Arc::new(Authorities::open(held)?);
+            *self.authorities.write().unwrap_or_else(PoisonError::into_inner) = next;
+        }
+        Ok(())
+    }
+
+    /// Makes another authority, as [`rotate`] does.
+    ///
+    /// # Errors
+    /// Two are there already; a file cannot be written.
+    pub fn rotate(&self, now_us: i64) -> Result<Held, PkiError> {
+        let held = rotate(&self.dir, now_us)?;
+        self.refresh()?;
+        Ok(held)
+    }
+
+    /// Ends the authority that the newest one follows: first the server's certificate comes from the new one, then the old
+    /// one is trusted no more and its key is deleted. A crash between leaves both trusted; then this is called again.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn retire(&self, now_us: i64) -> Result<(), PkiError> {
+        let held = authorities::held(&self.dir)?;
+        let Some(old) = held.retiring().cloned() else { return Ok(()) };
+        let serving = held.signing.clone();
+        let both = Held { serving: serving.clone(), trusted: vec![serving.clone(), old.clone()], ..held };
+        authorities::save(&self.dir, &both)?;
+        self.refresh()?;
+        self.renew_server(now_us)?;
+        authorities::save(&self.dir, &Held { trusted: vec![serving], ..both })?;
+        self.refresh()?;
+        std::fs::remove_file(&old.key_path).map_err(file(&old.key_path))
     }
 
     /// The files of the server's certificate.
@@ -175,7 +259,7 @@ impl Pki {
     /// A file cannot be written, or the signature fails.
     pub fn renew_server(&self, now_us: i64) -> Result<ServerPem, PkiError> {
         let key = KeyPair::generate()?;
-        let (mut params, _) = params(now_us, self.server_days);
+        let (mut params, _) = params(now_us, i64::from(self.server_days) * DAY_S);
         params.distinguished_name = name("muster-server");
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -186,13 +270,15 @@ impl Pki {
                 Err(_) => SanType::DnsName(host.as_str().try_into()?),
             });
         }
-        let certificate = params.signed_by(&key, &self.issuer)?;
+        let authorities = self.now();
+        let certificate = params.signed_by(&key, &authorities.serving)?;
         write(&self.files.key, &key.serialize_pem(), 0o600)?;
-        write(&self.files.certificate, &format!("{}{}", certificate.pem(), self.ca_pem()), 0o644)?;
+        let chain = format!("{}{}", certificate.pem(), authorities.held.serving.pem);
+        write(&self.files.certificate, &chain, 0o644)?;
         self.server(now_us)
     }
 
-    /// Signs a checked request for a device. Only its key is taken over: names and uses are ours.
+    /// Signs a checked request for a device, good for so many seconds. Only its key is taken over: names and uses are ours.
     ///
     /// # Errors
     /// The signature fails.
@@ -201,20 +287,27 @@ impl Pki {
         csr: &CheckedCsr,
         tenant: &TenantId,
         device: &DeviceId,
-        days: u32,
+        life_s: i64,
         now_us: i64,
     ) -> Result<DeviceCertificate, PkiError> {
-        let (mut params, serial) = params(now_us, days);
+        let (mut params, serial) = params(now_us, life_s);
         let uri = device_uri(tenant, device).try_into()?;
         params.subject_alt_names = vec![SanType::URI(uri)];
         params.distinguished_name = name(device.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
-        let pem = params.signed_by(&csr.key, &self.issuer)?.pem();
-        let life_us = i64::from(days) * DAY_S * 1_000_000;
-        let expires_at_us = (now_us / 1_000_000) * 1_000_000 + life_us;
-        Ok(DeviceCertificate { serial: hex::encode(serial), pem, issued_at_us: now_us, expires_at_us })
+        let authorities = self.now();
+        let held = &authorities.held;
+        let (issuer, anchor) = if now_us >= held.signs_from_us {
+            (&authorities.signing, &held.signing)
+        } else {
+            (&authorities.serving, &held.serving)
+        };
+        let pem = params.signed_by(&csr.key, issuer)?.pem();
+        let expires_at_us = (now_us / 1_000_000).saturating_add(life_s).saturating_mul(1_000_000);
+        let (serial, authority) = (hex::encode(serial), hex::encode(anchor.key_sha256));
+        Ok(DeviceCertificate { serial, pem, authority, issued_at_us: now_us, expires_at_us })
     }
 }
 
@@ -235,7 +328,7 @@ pub fn check_csr(pem: &str) -> Result<CheckedCsr, CsrError> {
 }
 
 /// Lifetime and serial that every certificate gets.
-fn params(now_us: i64, days: u32) -> (CertificateParams, [u8; 16]) {
+fn params(now_us: i64, life_s: i64) -> (CertificateParams, [u8; 16]) {
     let now_s = now_us / 1_000_000;
     let at = |second: i64| {
         let since = Duration::from_secs(u64::try_from(second).unwrap_or(0));
@@ -246,7 +339,7 @@ fn params(now_us: i64, days: u32) -> (CertificateParams, [u8; 16]) {
     serial[0] = serial[0] & 0x3f | 0x40;
     let mut params = CertificateParams::default();
     params.not_before = at(now_s - BACKDATE_S);
-    params.not_after = at(now_s + i64::from(days) * DAY_S);
+    params.not_after = at(now_s.saturating_add(life_s));
     params.serial_number = Some(SerialNumber::from_slice(&serial));
     (params, serial)
 }
@@ -257,17 +350,30 @@ fn name(common: &str) -> DistinguishedName {
     name
 }
 
-/// Key and certificate are complete under their temporary names before either gets its own: where a crash comes
-/// between, [`finish_ca`] goes on.
-fn make_ca(key_path: &Path, ca_path: &Path, now_us: i64) -> Result<(), PkiError> {
+/// A new authority: key and certificate in PEM, and the hash of its key.
+fn new_ca(now_us: i64) -> Result<(String, String, [u8; 32]), PkiError> {
     let key = KeyPair::generate()?;
-    let (mut params, serial) = params(now_us, CA_DAYS);
+    let (mut params, serial) = params(now_us, CA_DAYS * DAY_S);
     params.distinguished_name = name(&format!("Muster device CA {}", hex::encode(&serial[..4])));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     let certificate = params.self_signed(&key)?;
-    stage(key_path, &key.serialize_pem(), 0o600)?;
-    stage(ca_path, &certificate.pem(), 0o644)?;
+    let key_sha256 = Sha256::digest(key.subject_public_key_info()).into();
+    Ok((key.serialize_pem(), certificate.pem(), key_sha256))
+}
+
+/// SHA-256 of a certificate's SubjectPublicKeyInfo.
+fn key_sha256(certificate: &[u8]) -> Result<[u8; 32], String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).map_err(|error| error.to_string())?;
+    Ok(Sha256::digest(parsed.public_key().raw).into())
+}
+
+/// Key and certificate are complete under their temporary names before either gets its own: where a crash comes
+/// between, [`finish_ca`] goes on.
+fn make_ca(key_path: &Path, ca_path: &Path, now_us: i64) -> Result<(), PkiError> {
+    let (key_pem, certificate_pem, _) = new_ca(now_us)?;
+    stage(key_path, &key_pem, 0o600)?;
+    stage(ca_path, &certificate_pem, 0o644)?;
     publish(key_path)?;
     publish(ca_path)
 }

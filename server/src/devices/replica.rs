@@ -21,9 +21,10 @@ use crate::platform::db::sqlite::ReadOnlyDb;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::schema;
 use crate::tenants::audit;
+use crate::tenants::chains::Chains;
 use crate::tenants::directory as accounts;
 use muster_wire::{DeviceId, TenantId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,7 +61,7 @@ pub struct Replica {
     /// None after an error.
     db: Option<ReadOnlyDb>,
     /// The newest audit position that was looked at, by tenant.
-    chains: HashMap<TenantId, i64>,
+    chains: Chains,
 }
 
 impl Replica {
@@ -70,7 +71,7 @@ impl Replica {
     /// There is none, it cannot be read, or it is of another build.
     pub fn open(data_dir: &Path, clock: SharedClock, directory: Arc<Directory>) -> Result<Self, DbError> {
         let path = data_dir.join("registry.db");
-        let mut replica = Self { path, clock, directory, db: None, chains: HashMap::new() };
+        let mut replica = Self { path, clock, directory, db: None, chains: Chains::default() };
         replica.look(Look::Everything)?;
         Ok(replica)
     }
@@ -103,8 +104,6 @@ impl Replica {
     }
 }
 
-type Chains = HashMap<TenantId, i64>;
-
 /// One look, in one transaction.
 struct Pass<'a> {
     directory: &'a Directory,
@@ -113,7 +112,9 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn follow(&self, tx: &mut Tx<'_>, mut chains: Chains, look: Look) -> Result<(Seen, Chains), DbError> {
-        let Some(changed) = changed_since(tx, &mut chains)? else { return self.compare(tx, None) };
+        let Some(changed) = chains.read_all(tx, &DIRECTORY, NAMED_MAX)? else {
+            return self.compare(tx, None);
+        };
         let named = changed.len();
         self.apply(tx, changed)?;
         match look {
@@ -162,11 +163,7 @@ impl Pass<'_> {
 
     /// Looks at every row, and where each chain ends.
     fn compare(&self, tx: &mut Tx<'_>, named: Option<usize>) -> Result<(Seen, Chains), DbError> {
-        let mut chains = HashMap::new();
-        for tenant in accounts::tenants(tx, &DIRECTORY)? {
-            let newest = audit::newest(tx, &Scope::Tenant(tenant.clone()))?;
-            chains.insert(tenant, newest);
-        }
+        let chains = Chains::newest(tx, &DIRECTORY)?;
         let (mut devices, mut wrong) = (0, 0);
         store::auths_each(tx, &DIRECTORY, |tenant, device, auth| {
             devices += 1;
@@ -197,28 +194,6 @@ impl Pass<'_> {
         }
         Ok(gone)
     }
-}
-
-/// What the chains name since they were looked at, and moves the marks; `None` where it is too much.
-fn changed_since(
-    tx: &mut Tx<'_>,
-    chains: &mut Chains,
-) -> Result<Option<Vec<(TenantId, audit::Changed)>>, DbError> {
-    let mut all = Vec::new();
-    for tenant in accounts::tenants(tx, &DIRECTORY)? {
-        let after = chains.get(&tenant).copied().unwrap_or(0);
-        let room = NAMED_MAX - all.len();
-        let limit = i64::try_from(room + 1).unwrap_or(i64::MAX);
-        let rows = audit::changed_since(tx, &Scope::Tenant(tenant.clone()), after, limit)?;
-        if rows.len() > room {
-            return Ok(None);
-        }
-        if let Some(last) = rows.last() {
-            chains.insert(tenant.clone(), last.seq);
-        }
-        all.extend(rows.into_iter().map(|row| (tenant.clone(), row)));
-    }
-    Ok(Some(all))
 }
 
 fn revoked_serial(tx: &mut Tx<'_>, tenant: TenantId, serial: String) -> Result<Option<String>, DbError> {

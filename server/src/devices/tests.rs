@@ -1,8 +1,13 @@
 use crate::devices::directory::Change;
+use crate::platform::config::Config;
 use crate::tenants::Permission;
 use crate::testing::{Answer, As, START_US, TestApp, send};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P384_SHA384};
 use serde_json::{Value, json};
+
+mod approval;
+mod batch;
+mod renewal;
 
 pub(super) const CLAIMS: &str = "/api/v1/tenants/acme/claims";
 pub(super) const DEVICES: &str = "/api/v1/tenants/acme/devices";
@@ -14,7 +19,11 @@ pub(super) struct Fleet {
 
 impl Fleet {
     pub(super) async fn start() -> Self {
-        let app = TestApp::start().await;
+        Self::with(|_| {}).await
+    }
+
+    pub(super) async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let app = TestApp::start_with(change).await;
         let acme = app.tenant("acme").await;
         let scopes = [Permission::DevicesRead, Permission::DevicesWrite, Permission::DevicesOperate];
         let token = app.token(&acme, &scopes).await;
@@ -221,10 +230,13 @@ async fn a_claim_takes_as_many_keys_as_it_says() {
     assert_eq!(fleet.enabled("three"), None);
 }
 
+mod places;
+
 mod pki {
     use crate::devices::model::CSR_BYTES_MAX;
-    use crate::devices::pki::{CsrError, Pki, PkiError, check_csr};
+    use crate::devices::pki::{CsrError, Pki, PkiError, check_csr, rotate};
     use crate::testing::START_US;
+    use muster_wire::{DeviceId, TenantId};
     use std::os::unix::fs::PermissionsExt as _;
 
     fn hosts(names: &[&str]) -> Vec<String> {
@@ -292,6 +304,44 @@ mod pki {
     }
 
     #[test]
+    fn one_authority_follows_another_and_a_crash_between_leaves_both() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = || Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US).unwrap();
+        let pki = open();
+        let (first, first_server) = (pki.ca_spki_sha256(), pki.server(START_US).unwrap());
+        let next = pki.rotate(START_US).unwrap();
+        assert!(matches!(rotate(dir.path(), START_US), Err(PkiError::UnderWay)), "two at most");
+        assert_eq!((pki.ca_spki_sha256(), next.trusted.len()), (first, 2), "claims name the first one still");
+        assert_eq!(pki.server(START_US).unwrap().chain_pem, first_server.chain_pem);
+        let (tenant, device) = (TenantId::parse("acme").unwrap(), DeviceId::parse("pump").unwrap());
+        let signs = |pki: &Pki, now_us| {
+            let csr = check_csr(&super::csr()).unwrap();
+            pki.sign_device(&csr, &tenant, &device, 3_600, now_us).unwrap().authority
+        };
+        assert_eq!(signs(&pki, START_US + 59_000_000), hex::encode(first), "not before everybody trusts it");
+        assert_eq!(signs(&open(), START_US + 60_000_000), hex::encode(next.signing.key_sha256));
+        // As a crash within the retirement leaves it: the new one serves, both are trusted.
+        let state = dir.path().join("authorities.json");
+        let text = std::fs::read_to_string(&state).unwrap();
+        let (old, new) = (hex::encode(first), hex::encode(next.signing.key_sha256));
+        std::fs::write(&state, text.replacen(&old, &new, 1)).unwrap();
+        assert_eq!(open().server(START_US).unwrap().devices_pem.matches("BEGIN").count(), 2);
+        open().retire(START_US).unwrap();
+        let after = open();
+        assert_eq!((after.ca_spki_sha256(), after.held().trusted.len()), (next.signing.key_sha256, 1));
+        assert_ne!(after.server(START_US).unwrap().chain_pem, first_server.chain_pem);
+        assert!(!dir.path().join("ca.key").exists(), "the old key is gone");
+        after.retire(START_US).unwrap();
+        // Another one may follow, and a state that cannot be read is an error, never a new authority.
+        after.rotate(START_US).unwrap();
+        std::fs::write(&state, text.replace(&old, &"00".repeat(32))).unwrap();
+        assert!(Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US).is_err());
+        std::fs::write(&state, "nonsense").unwrap();
+        let refused = Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US);
+        assert!(matches!(refused, Err(PkiError::Content { .. })));
+    }
+
+    #[test]
     fn a_damaged_authority_is_an_error_never_a_new_one() {
         let dir = tempfile::tempdir().unwrap();
         let open = || Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US);
@@ -310,12 +360,12 @@ mod pki {
         for last in ["ca.pem", "ca.key"] {
             let dir = tempfile::tempdir().unwrap();
             let open = || Pki::open(dir.path(), &hosts(&["localhost"]), 90, START_US);
-            let made = *open().unwrap().ca_spki_sha256();
+            let made = open().unwrap().ca_spki_sha256();
             let staged = format!("{last}.new");
             assert!(!dir.path().join(&staged).exists());
             // As a crash between the two renames leaves it.
             std::fs::rename(dir.path().join(last), dir.path().join(&staged)).unwrap();
-            assert_eq!(open().unwrap().ca_spki_sha256(), &made, "{last}");
+            assert_eq!(open().unwrap().ca_spki_sha256(), made, "{last}");
             assert!(dir.path().join(last).exists());
             // Another authority's half is not taken for it.
             let other = tempfile::tempdir().unwrap();

@@ -9,20 +9,18 @@
 //! record is durable. When the log is full the PUBLISH waits here, at most [`PENDING_BYTES_MAX`] of them
 //! are read so that control packets pass, then the socket is left alone and the keep-alive clock stands.
 
+mod intake;
+
 use super::Core;
 use super::codec::{self, FrameError, Incoming, Publish, Version};
 use super::down::{self, Down};
 use super::encode;
-use super::identity::Identity;
 use super::link::Link;
-use super::metrics::Taken;
-use super::publish::{self, Admitted};
 use super::rate::Bucket;
-use super::reason::{CloseReason, Refusal};
+use super::reason::CloseReason;
 use super::stream::{Stream, close_with};
-use crate::platform::event_log::AppendError;
+use crate::usage::Allowance;
 use bytes::BytesMut;
-use muster_wire::UpClass;
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -80,6 +78,10 @@ pub(crate) struct Connection {
     /// Messages wait for room in the write buffer.
     unsent: bool,
     bucket: Bucket,
+    /// The tenant's, shared by all its connections.
+    allowance: Arc<Allowance>,
+    /// The tick in which a quota refused a message: what was read is answered, nothing more is read until the next one.
+    over_at_tick: Option<u32>,
     acks: VecDeque<Ack>,
     waiting: VecDeque<Publish>,
     waiting_bytes: usize,
@@ -106,6 +108,7 @@ pub(crate) struct Opened {
 impl Connection {
     pub(crate) fn new(core: Arc<Core>, opened: Opened) -> Self {
         let bucket = Bucket::full(core.rate(), core.tick());
+        let allowance = core.quotas.of(opened.link.tenant());
         let down = Down::new(opened.receive_maximum, opened.packet_bytes_max);
         Self {
             core,
@@ -116,6 +119,8 @@ impl Connection {
             paused: false,
             unsent: false,
             bucket,
+            allowance,
+            over_at_tick: None,
             acks: VecDeque::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -202,6 +207,12 @@ impl Connection {
         Ok(())
     }
 
+    /// Whether a quota refused a message in this tick. A tenant that sends on regardless costs the others one read a
+    /// tick and connection, not all the turns that there are.
+    fn is_over(&self) -> bool {
+        self.over_at_tick == Some(self.core.tick())
+    }
+
     /// Whether another packet may be taken; says to `live` whether it is us who does not read.
     fn may_take(&self, out: &[u8]) -> bool {
         let unacked_max = if self.version == Version::Three { UNACKED_MAX_V3 } else { usize::MAX };
@@ -222,6 +233,10 @@ impl Connection {
             self.take_tail(out)?;
         }
         for _ in 0..READS_PER_TURN {
+            if self.is_over() {
+                self.core.stalls.wait(&self.link);
+                return Ok(());
+            }
             if !self.may_take(out) {
                 self.paused = true;
                 return Ok(());
@@ -316,132 +331,6 @@ impl Connection {
             }
             Incoming::Disconnect { with_will: true } => Err(CloseReason::GoodbyeWithWill),
             Incoming::Disconnect { with_will: false } => Err(CloseReason::Goodbye),
-        }
-    }
-
-    /// A PUBLISH as it came: what ends the connection first, then the line, then the log.
-    fn publish(&mut self, publish: Publish) -> Result<(), CloseReason> {
-        if publish.qos == 2 {
-            return Err(CloseReason::QosTwo);
-        }
-        if publish.retain && self.version == Version::Five {
-            return Err(CloseReason::Retain);
-        }
-        if publish.has_topic_alias {
-            return Err(CloseReason::TopicAlias);
-        }
-        let unacked = self.acks.len() + self.waiting.len();
-        let maximum = usize::from(self.core.config.receive_maximum);
-        if publish.qos == 1 && self.version == Version::Five && unacked >= maximum {
-            return Err(CloseReason::ReceiveMaximum);
-        }
-        let outcome = if self.waiting.is_empty() { self.take_publish(&publish)? } else { Outcome::Wait };
-        match outcome {
-            Outcome::Done => {}
-            Outcome::Wait if publish.qos == 0 => self.core.metrics.taken(Taken::Dropped),
-            Outcome::Wait => {
-                self.core.metrics.stalls.inc();
-                self.waiting_bytes += publish.bytes();
-                self.waiting.push_back(publish.detach());
-                self.core.stalls.wait(&self.link);
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a PUBLISH into the log, refuses it, or says that it must wait.
-    fn take_publish(&mut self, publish: &Publish) -> Result<Outcome, CloseReason> {
-        let Identity::Device { tenant, device, .. } = &self.link.identity else {
-            return self.refuse(publish, Refusal::ForeignTopic);
-        };
-        if !self.bucket.take(self.core.rate(), self.core.tick()) {
-            let can_say = self.version == Version::Five || publish.qos == 0;
-            return if can_say { self.refuse(publish, Refusal::Rate) } else { Ok(Outcome::Wait) };
-        }
-        if publish.retain {
-            return self.refuse(publish, Refusal::Retain);
-        }
-        let message = match publish::admit(&self.link.name, &publish.topic, &publish.payload) {
-            Ok(Admitted::Message(message)) => message,
-            Ok(Admitted::Credit(asked)) => {
-                let code = self.core.credits.request(&self.core.metrics, &self.link, asked);
-                self.answer(publish, self.behind_all(), code);
-                return Ok(Outcome::Done);
-            }
-            Err(refusal) => return self.refuse(publish, refusal),
-        };
-        match self.core.append(&message.record(tenant, device, publish.qos)) {
-            Ok(position) => {
-                self.taken(publish, position, 0);
-                Ok(Outcome::Done)
-            }
-            Err(AppendError::Full) => {
-                self.bucket.give_back();
-                Ok(Outcome::Wait)
-            }
-            Err(AppendError::TooLarge) => self.refuse(publish, Refusal::BadPayload),
-            Err(AppendError::Failed) => self.refuse(publish, Refusal::LogFailed),
-        }
-    }
-
-    fn taken(&mut self, publish: &Publish, position: u64, code: u8) {
-        match (publish.qos, code) {
-            (0, _) => self.core.metrics.taken(Taken::AtMostOnce),
-            (_, 0) => self.core.metrics.taken(Taken::AtLeastOnce),
-            _ => {}
-        }
-        self.answer(publish, position, code);
-    }
-
-    /// Has a PUBLISH with QoS 1 acknowledged once the position is durable.
-    fn answer(&mut self, publish: &Publish, position: u64, code: u8) {
-        if publish.qos > 0 {
-            self.acks.push_back(Ack { position, packet_id: publish.packet_id, code });
-        }
-    }
-
-    /// The position of an answer that waits for nothing but those before it.
-    fn behind_all(&self) -> u64 {
-        self.acks.back().map_or(0, |last| last.position)
-    }
-
-    /// Refuses a PUBLISH in the way that the client's protocol has.
-    fn refuse(&mut self, publish: &Publish, refusal: Refusal) -> Result<Outcome, CloseReason> {
-        if publish.qos == 0 {
-            self.core.metrics.refused(refusal, 0);
-            return Ok(Outcome::Done);
-        }
-        let position = match self.version {
-            Version::Five => self.behind_all(),
-            Version::Three => match self.reject(publish, refusal)? {
-                Some(position) => position,
-                None => return Ok(Outcome::Wait),
-            },
-        };
-        self.core.metrics.refused(refusal, publish.qos);
-        self.taken(publish, position, refusal.code());
-        Ok(Outcome::Done)
-    }
-
-    /// Stores a 3.1.1 client's refused message, which will be acknowledged. `None`: no room now.
-    fn reject(&self, publish: &Publish, refusal: Refusal) -> Result<Option<u64>, CloseReason> {
-        if !refusal.is_permanent() {
-            self.core.metrics.refused(refusal, publish.qos);
-            return Err(CloseReason::RefusedForNow);
-        }
-        let Identity::Device { tenant, device, .. } = &self.link.identity else {
-            self.core.metrics.refused(refusal, publish.qos);
-            return Err(CloseReason::NotAuthorized);
-        };
-        let class = publish::own_class(&self.link.name, &publish.topic);
-        if class == Ok(UpClass::Credit) {
-            return Ok(Some(self.behind_all()));
-        }
-        let class = class.map_or(0, UpClass::number);
-        match self.core.append(&publish::rejected(tenant, device, class, publish, refusal)) {
-            Ok(position) => Ok(Some(position)),
-            Err(AppendError::Full) => Ok(None),
-            Err(AppendError::TooLarge | AppendError::Failed) => Err(CloseReason::ServerFault),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Client certificates that were verified before, so that a fleet that comes back is verified at half the price.
 //!
-//! Called by `tls`. Of a full handshake's arithmetic a third is the authority's signature under the client's
+//! Called by `tls`; `app` makes it, and puts other authorities in force ([`KnownCertificates::replace`]): what is known is
+//! forgotten then. Of a full handshake's arithmetic a third is the authority's signature under the client's
 //! certificate; for a certificate of the same bytes its answer cannot change while the authority stays. Everything
 //! else is asked each time: the client still proves that it holds the key, the certificate must be in time, and the
 //! registry decides on CONNECT whether its serial number still counts.
@@ -16,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
 use std::mem;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// Certificates that are remembered: 100 bytes each, and more than the devices of one server.
@@ -28,14 +29,16 @@ type Validity = RangeInclusive<u64>;
 
 /// Asks another verifier about a certificate once, and remembers a yes.
 #[derive(Debug)]
-pub(super) struct KnownCertificates {
-    verifier: Arc<dyn ClientCertVerifier>,
+pub struct KnownCertificates {
+    verifier: RwLock<Arc<dyn ClientCertVerifier>>,
     known: Mutex<Known>,
 }
 
 /// Two generations: what is found in the older one moves to the younger, and the older one is dropped as a whole.
 #[derive(Debug, Default)]
 struct Known {
+    /// How often the verifier was replaced.
+    verifiers: u64,
     young: HashMap<Fingerprint, Validity>,
     old: HashMap<Fingerprint, Validity>,
 }
@@ -63,7 +66,22 @@ impl Known {
 
 impl KnownCertificates {
     pub(super) fn new(verifier: Arc<dyn ClientCertVerifier>) -> Self {
-        Self { verifier, known: Mutex::default() }
+        Self { verifier: RwLock::new(verifier), known: Mutex::default() }
+    }
+
+    /// Asks another verifier from now on; connections that are up are not asked again.
+    pub(super) fn replace(&self, verifier: Arc<dyn ClientCertVerifier>) {
+        *self.verifier.write().unwrap_or_else(PoisonError::into_inner) = verifier;
+        let mut known = self.known();
+        *known = Known { verifiers: known.verifiers + 1, ..Known::default() };
+    }
+
+    fn verifier(&self) -> Arc<dyn ClientCertVerifier> {
+        self.verifier.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -75,16 +93,23 @@ impl ClientCertVerifier for KnownCertificates {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let fingerprint = Sha256::digest(end_entity).into();
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known().contains(&fingerprint, now.as_secs()) {
-            return Ok(ClientCertVerified::assertion());
-        }
-        let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
+        let verifiers = {
+            let mut known = self.known();
+            if known.contains(&fingerprint, now.as_secs()) {
+                return Ok(ClientCertVerified::assertion());
+            }
+            known.verifiers
+        };
+        let verified = self.verifier().verify_client_cert(end_entity, intermediates, now)?;
         // Behind an intermediate its own end counts too, so those are asked about every time.
         if intermediates.is_empty()
             && let Some(validity) = validity(end_entity)
         {
-            known().insert(fingerprint, validity);
+            // A verifier that was replaced meanwhile said yes: it is asked again.
+            let mut known = self.known();
+            if known.verifiers == verifiers {
+                known.insert(fingerprint, validity);
+            }
         }
         Ok(verified)
     }
@@ -95,7 +120,7 @@ impl ClientCertVerifier for KnownCertificates {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls12_signature(message, certificate, signed)
+        self.verifier().verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -104,23 +129,24 @@ impl ClientCertVerifier for KnownCertificates {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.verifier.verify_tls13_signature(message, certificate, signed)
+        self.verifier().verify_tls13_signature(message, certificate, signed)
     }
 
+    /// None: clients show the one certificate that they have, and authorities may change.
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.verifier.root_hint_subjects()
+        &[]
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.verifier.supported_verify_schemes()
+        self.verifier().supported_verify_schemes()
     }
 
     fn offer_client_auth(&self) -> bool {
-        self.verifier.offer_client_auth()
+        self.verifier().offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.verifier.client_auth_mandatory()
+        self.verifier().client_auth_mandatory()
     }
 }
 
@@ -264,6 +290,15 @@ mod tests {
         let mut forged = known.to_vec();
         *forged.last_mut().unwrap() ^= 1;
         assert!(!room.accepts(&forged.into(), at(2026, 6)));
+    }
+
+    #[test]
+    fn another_authority_makes_what_is_known_count_no_longer() {
+        let (room, next) = (room(), room());
+        let (old, new) = (certificate(&room.authority), certificate(&next.authority));
+        assert!(room.accepts(&old, at(2026, 6)) && !room.accepts(&new, at(2026, 6)));
+        room.known.replace(next.counting.clone());
+        assert!(room.accepts(&new, at(2026, 6)) && !room.accepts(&old, at(2026, 6)));
     }
 
     #[test]

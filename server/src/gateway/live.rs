@@ -7,14 +7,16 @@
 //! waits for the disk), so that a name's `Connected` and `Disconnected` alternate in the log.
 //!
 //! A server that stops or crashes writes no `Disconnected`: whoever shows presence starts with nobody up.
-//! Limits: `connections_max`, and one takeover of a name in [`TAKEOVER_TICKS`].
+//! Limits: `connections_max`, a tenant's quota of connections, and one takeover of a name in [`TAKEOVER_TICKS`].
 
 use super::identity::{self, Identity};
 use super::link::{Link, lock};
 use super::reason::{CloseReason, ConnectRefusal};
 use super::{Core, TICKS_PER_S};
 use crate::devices::directory::Change;
+use crate::platform::ends::End;
 use crate::platform::event_log::{Kind, NewRecord, Origin};
+use crate::usage::Refused;
 use muster_wire::UpClass;
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -60,8 +62,16 @@ fn record_end(core: &Core, link: &Link, reason: CloseReason) {
     }
     core.metrics.connections.dec();
     core.metrics.closed(reason);
+    let allowance = core.quotas.of(link.tenant());
+    allowance.disconnected();
+    if let Some(device) = link.device() {
+        let end = End { reason: reason.label(), at_us: core.clock.now_us() };
+        core.ends.note(link.tenant(), device, end);
+    }
     let will = link.take_will().filter(|_| !reason.withdraws_will());
     if let (Some(will), Some(device)) = (will, link.device()) {
+        // The server's own word about an end is refused to nobody, but it counts.
+        allowance.charge(1, will.body.len() as u64);
         core.stalls.append_presence(
             core,
             &NewRecord {
@@ -92,6 +102,11 @@ impl Live {
         if old.is_none() && by_name.len() >= core.config.connections_max {
             return Err(ConnectRefusal::TooMany);
         }
+        let allowance = core.quotas.of(link.tenant());
+        if old.is_none() && !allowance.has_place() {
+            allowance.refuse(Refused::Connections);
+            return Err(ConnectRefusal::Quota);
+        }
         if core.stalls.is_full(tick) {
             return Err(ConnectRefusal::LogFull);
         }
@@ -108,6 +123,7 @@ impl Live {
             core.stalls.append_connected(core, &record)?;
         }
         by_name.insert(link.name.clone(), Entry { link: link.clone(), taken_over_at_tick });
+        allowance.connected();
         core.metrics.connections.inc();
         core.metrics.connects.inc();
         Ok(())
@@ -186,6 +202,7 @@ pub(crate) async fn sweep(core: Arc<Core>) {
         #[allow(clippy::cast_possible_truncation, reason = "wraps after 13 years; differences stay right")]
         let tick = (start.elapsed().as_millis() / (1_000 / u128::from(TICKS_PER_S))) as u32;
         core.tick.store(tick, Ordering::Relaxed);
+        core.quotas.at(core.clock.now_us());
         if tick.wrapping_sub(swept_at) >= SWEEP_TICKS {
             swept_at = tick;
             core.live.close_silent(tick);

@@ -157,7 +157,14 @@ impl Metrics {
 
     pub(crate) fn refused(&self, reason: Refusal, qos: u8) {
         let family = if qos == 0 { &self.refusals_qos_zero } else { &self.refusals };
-        family[reason as usize].inc();
+        let at = Refusal::ALL.iter().position(|each| *each == reason);
+        family[at.expect("ALL holds every refusal")].inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn refused_for_test(&self, refusal: Refusal) -> u64 {
+        let at = Refusal::ALL.iter().position(|each| *each == refusal);
+        self.refusals[at.expect("ALL holds every refusal")].get()
     }
 
     pub(crate) fn taken(&self, how: Taken) {

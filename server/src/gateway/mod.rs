@@ -42,6 +42,8 @@ mod listener;
 mod live;
 mod metrics;
 mod publish;
+#[cfg(test)]
+mod quota_tests;
 mod rate;
 mod reason;
 mod stalls;
@@ -50,12 +52,15 @@ mod stream;
 mod tests;
 mod tls;
 
+pub use known::KnownCertificates;
 pub use rate::RateLimit;
 pub use tls::{ServerCertificate, TlsError, provider, server_config};
 
 use crate::devices::directory::Directory;
 use crate::platform::clock::SharedClock;
+use crate::platform::ends::Ends;
 use crate::platform::event_log::{AppendError, EventLog, Kind, NewRecord};
+use crate::usage::{Board, TICKS_PER_S};
 use muster_wire::{DeviceId, DownClass, PUBLISH_BYTES_MAX, TenantId};
 use reason::CloseReason;
 use std::net::SocketAddr;
@@ -65,8 +70,6 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
-/// The coarse clock's steps: keep-alives and rates need no finer one.
-const TICKS_PER_S: u32 = 10;
 /// How long a stopping gateway waits for its connections to end.
 const STOP_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -123,8 +126,12 @@ pub struct Dependencies {
     pub directory: Arc<Directory>,
     /// For certificates' and tokens' expiry.
     pub clock: SharedClock,
+    /// What each tenant may send.
+    pub quotas: Arc<Board>,
     /// From [`server_config`]; needed with `tls_listen`.
     pub tls: Option<Arc<rustls::ServerConfig>>,
+    /// Is told why devices' connections end.
+    pub ends: Arc<Ends>,
 }
 
 /// Why the gateway cannot start.
@@ -170,12 +177,14 @@ pub(crate) struct Core {
     pub(crate) log: EventLog,
     pub(crate) directory: Arc<Directory>,
     pub(crate) clock: SharedClock,
+    pub(crate) ends: Arc<Ends>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) live: live::Live,
     pub(crate) acks: acks::Acks,
     pub(crate) stalls: stalls::Stalls,
     pub(crate) fanout: fanout::Fanout,
     pub(crate) credits: credit::Credits,
+    pub(crate) quotas: Arc<Board>,
     /// The rate limit in force: messages a second in the upper half, the burst in the lower.
     rate: AtomicU64,
     pub(crate) tick: AtomicU32,
@@ -190,19 +199,22 @@ impl Core {
         registry: &prometheus::Registry,
     ) -> Result<Self, GatewayError> {
         let metrics = metrics::Metrics::register(registry)?;
-        let Dependencies { log, directory, clock, tls: _ } = dependencies;
+        let Dependencies { log, directory, clock, quotas, tls: _, ends } = dependencies;
+        quotas.at(clock.now_us());
         Ok(Self {
             rate: AtomicU64::new(packed(config.rate)),
             config,
             log,
             directory,
             clock,
+            ends,
             metrics,
             live: live::Live::default(),
             acks: acks::Acks::default(),
             stalls: stalls::Stalls::default(),
             fanout: fanout::Fanout::default(),
             credits: credit::Credits::default(),
+            quotas,
             tick: AtomicU32::new(0),
             stopping: AtomicBool::new(false),
             next_client_number: AtomicU64::new(1),

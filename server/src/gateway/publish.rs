@@ -44,6 +44,16 @@ pub(crate) struct Sealed<'a> {
 }
 
 impl<'a> Sealed<'a> {
+    /// Its topic's class.
+    pub(crate) fn class(&self) -> UpClass {
+        self.class
+    }
+
+    /// Bytes that count against the tenant's quotas: those that the log keeps of it.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.body.len() as u64
+    }
+
     /// The log's record of it.
     pub(crate) fn record(&self, tenant: &'a TenantId, device: &'a DeviceId, qos: u8) -> NewRecord<'a> {
         NewRecord {

@@ -2,6 +2,8 @@
 //!
 //! Every other gateway module speaks in these; `metrics` counts them, `encode` writes their codes.
 
+use crate::usage::Refused;
+
 /// Why a PUBLISH, SUBSCRIBE or will is refused. The connection lives on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Refusal {
@@ -19,11 +21,13 @@ pub(crate) enum Refusal {
     BadPayload,
     /// RETAIN from an MQTT 3.1.1 client; an MQTT 5 client is disconnected for it.
     Retain,
+    /// Over one of the tenant's quotas: the sender keeps the message.
+    Quota(Refused),
 }
 
 impl Refusal {
     /// Every refusal, in the order of its number.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::UnknownVersion,
         Self::LogFailed,
         Self::ForeignTopic,
@@ -31,6 +35,11 @@ impl Refusal {
         Self::Rate,
         Self::BadPayload,
         Self::Retain,
+        Self::Quota(Refused::MessagesPerS),
+        Self::Quota(Refused::MessagesPerDay),
+        Self::Quota(Refused::BytesPerDay),
+        Self::Quota(Refused::InferenceMsPerDay),
+        Self::Quota(Refused::StorageBytes),
     ];
 
     /// The MQTT 5 reason code; also the reason in a rejected record.
@@ -40,7 +49,7 @@ impl Refusal {
             Self::UnknownVersion => 0x83,
             Self::ForeignTopic => 0x87,
             Self::BadTopic => 0x90,
-            Self::Rate => 0x97,
+            Self::Rate | Self::Quota(_) => 0x97,
             Self::BadPayload => 0x99,
             Self::Retain => 0x9A,
         }
@@ -61,6 +70,26 @@ impl Refusal {
             Self::Rate => "rate",
             Self::BadPayload => "bad_payload",
             Self::Retain => "retain",
+            Self::Quota(Refused::MessagesPerS) => "quota_messages_per_s",
+            Self::Quota(Refused::MessagesPerDay) => "quota_messages_per_day",
+            Self::Quota(Refused::BytesPerDay) => "quota_bytes_per_day",
+            Self::Quota(Refused::InferenceMsPerDay) => "quota_inference_ms_per_day",
+            Self::Quota(Refused::StorageBytes) => "quota_storage_bytes",
+            Self::Quota(_) => "quota",
+        }
+    }
+
+    /// What the tenant's meter counts it as.
+    pub(crate) fn metered(self) -> Refused {
+        match self {
+            Self::UnknownVersion => Refused::UnknownVersion,
+            Self::LogFailed => Refused::LogFailed,
+            Self::ForeignTopic => Refused::ForeignTopic,
+            Self::BadTopic => Refused::BadTopic,
+            Self::Rate => Refused::DeviceRate,
+            Self::BadPayload => Refused::BadPayload,
+            Self::Retain => Refused::Retain,
+            Self::Quota(quota) => quota,
         }
     }
 }
@@ -174,6 +203,8 @@ pub(crate) enum ConnectRefusal {
     LogFull,
     /// As many connections as allowed.
     TooMany,
+    /// As many connections as the tenant's quota allows.
+    Quota,
     /// The second takeover of one identity within the limit.
     TakeoverRate,
     /// The will's topic is not the identity's own.
@@ -188,7 +219,7 @@ pub(crate) enum ConnectRefusal {
 
 impl ConnectRefusal {
     /// Every refusal.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Version,
         Self::ClientId,
         Self::AuthenticationMethod,
@@ -198,6 +229,7 @@ impl ConnectRefusal {
         Self::Disabled,
         Self::LogFull,
         Self::TooMany,
+        Self::Quota,
         Self::TakeoverRate,
         Self::WillTopic,
         Self::WillQos,
@@ -214,6 +246,7 @@ impl ConnectRefusal {
             Self::NoCredentials | Self::BadCertificate | Self::Disabled | Self::WillTopic => 0x87,
             Self::Unavailable => 0x88,
             Self::LogFull | Self::TooMany => 0x89,
+            Self::Quota => 0x97,
             Self::AuthenticationMethod => 0x8C,
             Self::WillRetain => 0x9A,
             Self::WillQos => 0x9B,
@@ -226,7 +259,7 @@ impl ConnectRefusal {
         match self {
             Self::Version => 1,
             Self::ClientId => 2,
-            Self::LogFull | Self::TooMany | Self::TakeoverRate | Self::Unavailable => 3,
+            Self::LogFull | Self::TooMany | Self::Quota | Self::TakeoverRate | Self::Unavailable => 3,
             Self::BadLogin => 4,
             Self::AuthenticationMethod
             | Self::NoCredentials
@@ -250,6 +283,7 @@ impl ConnectRefusal {
             Self::Disabled => "disabled",
             Self::LogFull => "log_full",
             Self::TooMany => "too_many",
+            Self::Quota => "quota",
             Self::TakeoverRate => "takeover_rate",
             Self::WillTopic => "will_topic",
             Self::WillQos => "will_qos",

@@ -22,7 +22,8 @@ pub(crate) fn core() -> (Arc<Core>, tempfile::TempDir) {
     let log = EventLog::open(&options, clock.clone()).expect("a log");
     log.reader("store", 1, Pin::Pins).expect("a reader");
     let directory = Arc::new(Directory::new());
-    let dependencies = Dependencies { log, directory, clock, tls: None };
+    let dependencies =
+        Dependencies { log, directory, clock, quotas: Arc::default(), tls: None, ends: Arc::default() };
     let core = Core::new(Config::default(), dependencies, &prometheus::Registry::new());
     (Arc::new(core.expect("a core")), dir)
 }

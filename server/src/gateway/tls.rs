@@ -9,6 +9,7 @@ use super::known::KnownCertificates;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{CipherSuite, RootCertStore, ServerConfig};
@@ -96,28 +97,48 @@ fn certified(chain_pem: &str, key_pem: &str) -> Result<Arc<CertifiedKey>, TlsErr
     Ok(Arc::new(certified))
 }
 
-/// Builds the MQTT listener's settings: the server's certificate, and the PEM text of the authority that signs
-/// device certificates.
+impl KnownCertificates {
+    /// Accepts what the authorities of a PEM text signed.
+    ///
+    /// # Errors
+    /// Names what is at fault.
+    pub fn from_pem(device_authorities: &str) -> Result<Arc<Self>, TlsError> {
+        Ok(Arc::new(Self::new(verifier(device_authorities)?)))
+    }
+
+    /// Puts other authorities in force, for handshakes from now on.
+    ///
+    /// # Errors
+    /// As [`Self::from_pem`]; the old ones stay.
+    pub fn replace_pem(&self, device_authorities: &str) -> Result<(), TlsError> {
+        self.replace(verifier(device_authorities)?);
+        Ok(())
+    }
+}
+
+fn verifier(device_authorities: &str) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("device authority", device_authorities)? {
+        roots.add(certificate).map_err(|source| TlsError::Authority(source.into()))?;
+    }
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(|source| TlsError::Authority(source.into()))
+}
+
+/// Builds the MQTT listener's settings: the server's certificate, and whose device certificates it lets in.
 ///
 /// # Errors
 /// Names what is at fault.
 pub fn server_config(
     certificate: Arc<ServerCertificate>,
-    device_ca_pem: &str,
+    devices: Arc<KnownCertificates>,
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for certificate in certificates("device authority", device_ca_pem)? {
-        roots.add(certificate).map_err(|source| TlsError::Authority(source.into()))?;
-    }
-    let provider = provider();
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .allow_unauthenticated()
-        .build()
-        .map_err(|source| TlsError::Authority(source.into()))?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Certificate)?
-        .with_client_cert_verifier(Arc::new(KnownCertificates::new(verifier)))
+        .with_client_cert_verifier(devices)
         .with_cert_resolver(certificate);
     // Tickets carry the client's certificate, so a resumed session is identified and checked as any.
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(TlsError::Certificate)?;

@@ -1,6 +1,6 @@
 //! HTTP of readings, events, the ledger, dead letters and rejected messages.
 
-use super::queries::{Queries, Range};
+use super::queries::{Queries, QueryError, Range};
 use super::views::{
     DeadLetterView, DeviceLedgerView, EventView, LastValuesView, ReadingsView, RejectedListView, TotalsView,
 };
@@ -9,7 +9,7 @@ use crate::platform::telemetry::{Aggregate, EventQuery, LIST_MAX, POINTS_MAX};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
 use axum::extract::State;
-use muster_wire::{DeviceId, TenantId, check_metric_name};
+use muster_wire::{DeviceId, EventKind, TenantId, check_metric_name};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -28,22 +28,36 @@ pub fn routes() -> OpenApiRouter<Queries> {
         .routes(routes!(list_rejected))
 }
 
+impl From<QueryError> for ApiError {
+    fn from(error: QueryError) -> Self {
+        match error {
+            QueryError::NotHere(why) => why.into(),
+            QueryError::Devices(error) => error.into(),
+            QueryError::Field(field) => Self::invalid(field.field, field.why),
+            QueryError::Db(error) => error.into(),
+        }
+    }
+}
+
 /// Which readings.
 #[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
 pub struct ReadingsParams {
     /// The metric's name.
+    #[param(pattern = "^[A-Za-z0-9._/:%-]{1,64}$")]
     metric: String,
     /// From this time on; microseconds since 1970 (UTC). An hour before `to` unless given.
     from: Option<i64>,
     /// Up to, not including; microseconds since 1970 (UTC). Now unless given.
     to: Option<i64>,
     /// `10s`, `5m`, `1h`, `1d` or seconds, at most 100,000 of them in the range; absent: every reading as it is.
+    #[param(pattern = "^[0-9]{1,19}[smhd]?$")]
     step: Option<String>,
     /// How to join what is in a step: `avg` unless given, `min`, `max`, `last`, `count`, `sum`.
-    #[param(value_type = Option<String>)]
+    #[param(inline, value_type = Option<Joined>)]
     agg: Option<Aggregate>,
     /// 1 to 10,000; 1,000 unless given.
+    #[param(minimum = 1, maximum = 10000)]
     limit: Option<usize>,
 }
 
@@ -70,11 +84,36 @@ fn parse_step(text: &str) -> Result<i64, ApiError> {
     let units = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
     let unit = units.into_iter().find_map(|(unit, s)| Some((text.strip_suffix(unit)?, s)));
     let (digits, unit_s) = unit.unwrap_or((text, 1));
-    let seconds = digits.parse::<i64>().ok().and_then(|count| count.checked_mul(unit_s));
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let seconds = Some(digits).filter(|_| plain).and_then(|digits| digits.parse::<i64>().ok());
+    let seconds = seconds.and_then(|count| count.checked_mul(unit_s));
     let seconds = seconds.filter(|seconds| (1..=366 * 86_400).contains(seconds));
     let seconds =
         seconds.ok_or_else(|| ApiError::invalid("step", "must be 1s to 366d: `10s`, `5m`, `1h`, `1d`"))?;
     Ok(seconds * 1_000_000)
+}
+
+/// How to join, for the document.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[allow(dead_code, reason = "stands for `Aggregate` in the document")]
+enum Joined {
+    Avg,
+    Min,
+    Max,
+    Last,
+    Count,
+    Sum,
+}
+
+/// Kinds of models, for the document.
+#[derive(utoipa::ToSchema)]
+#[schema(rename_all = "snake_case")]
+#[allow(dead_code, reason = "stands for `EventKind` in the document")]
+enum Kind {
+    Classification,
+    Anomaly,
+    Detection,
 }
 
 /// Which events.
@@ -82,16 +121,25 @@ fn parse_step(text: &str) -> Result<i64, ApiError> {
 #[into_params(parameter_in = Query)]
 pub struct EventsParams {
     /// One device.
-    #[param(value_type = Option<String>)]
+    #[param(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     device: Option<DeviceId>,
     /// Received from this time on; microseconds since 1970 (UTC).
     from: Option<i64>,
     /// Received up to, not including; microseconds since 1970 (UTC).
     to: Option<i64>,
-    /// `classification`, `anomaly` or `detection`.
-    kind: Option<String>,
+    /// What kind of model answered.
+    #[param(inline, value_type = Option<Kind>)]
+    kind: Option<EventKind>,
     /// The exact label.
     label: Option<String>,
+}
+
+fn kind_text(kind: EventKind) -> &'static str {
+    match kind {
+        EventKind::Classification => "classification",
+        EventKind::Anomaly => "anomaly",
+        EventKind::Detection => "detection",
+    }
 }
 
 /// The id that the page before ended with.
@@ -115,7 +163,7 @@ pub async fn get_readings(
     ApiPath((tenant, device)): ApiPath<(TenantId, DeviceId)>,
     ApiQuery(params): ApiQuery<ReadingsParams>,
 ) -> Result<Json<ReadingsView>, ApiError> {
-    caller.require(Permission::TelemetryRead, &tenant)?;
+    queries.devices().admit(&caller.principal, Permission::TelemetryRead, &tenant, &device).await?;
     Ok(Json(queries.readings(&tenant, &device, params.range()?).await?.into()))
 }
 
@@ -128,7 +176,7 @@ pub async fn get_last(
     caller: Caller,
     ApiPath((tenant, device)): ApiPath<(TenantId, DeviceId)>,
 ) -> Result<Json<LastValuesView>, ApiError> {
-    caller.require(Permission::TelemetryRead, &tenant)?;
+    queries.devices().admit(&caller.principal, Permission::TelemetryRead, &tenant, &device).await?;
     let items = queries.last(&tenant, &device).await?.into_iter().map(Into::into).collect();
     Ok(Json(LastValuesView { items }))
 }
@@ -144,13 +192,19 @@ pub async fn list_events(
     ApiQuery(params): ApiQuery<EventsParams>,
     ApiQuery(query): ApiQuery<PageQuery>,
 ) -> Result<Json<Items<EventView>>, ApiError> {
-    caller.require(Permission::TelemetryRead, &tenant)?;
+    let reach = caller.require_part(Permission::TelemetryRead, &tenant)?;
     let page = query.page()?.at_most(LIST_MAX - 1);
     let EventsParams { device, from: from_us, to: to_us, kind, label } = params;
     let (device, before, limit) = (device.map(|device| device.to_string()), before(&page)?, fetch(&page));
+    let kind = kind.map(|kind| kind_text(kind).to_owned());
     let query = EventQuery { device, from_us, to_us, kind, label, before, limit };
-    let rows = queries.events(&tenant, query).await?;
-    Ok(Json(page.items(rows, |row| row.id.to_string(), EventView::from)))
+    if reach.is_everything() {
+        let rows = queries.events(&tenant, query).await?;
+        return Ok(Json(page.items(rows, |row| row.id.to_string(), EventView::from)));
+    }
+    let (rows, next) = queries.events_within(&tenant, &reach, query).await?;
+    let next = next.map(|id| id.to_string());
+    Ok(Json(page.part(rows, next, |row| row.id.to_string(), EventView::from)))
 }
 
 /// What became of a device's records: per queue, accepted, stored, dropped and why, pending, lost.
@@ -162,7 +216,7 @@ pub async fn get_device_ledger(
     caller: Caller,
     ApiPath((tenant, device)): ApiPath<(TenantId, DeviceId)>,
 ) -> Result<Json<DeviceLedgerView>, ApiError> {
-    caller.require(Permission::TelemetryRead, &tenant)?;
+    queries.devices().admit(&caller.principal, Permission::TelemetryRead, &tenant, &device).await?;
     Ok(Json(queries.device_ledger(&tenant, &device).await?.into()))
 }
 

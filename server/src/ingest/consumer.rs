@@ -5,7 +5,7 @@ use super::{Progress, Stop};
 use crate::platform::clock::SharedClock;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
 use crate::platform::telemetry::{
-    CrashPoint, LogSpan, RawBatch, SHARDS, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
+    CrashPoint, LogSpan, RawBatch, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
 };
 use muster_journal::{Fs, RealFs};
 use std::sync::Arc;
@@ -104,6 +104,7 @@ impl<F: Fs> Consumer<F> {
         on_stored: Vec<OnStored>,
     ) -> Result<Self, IngestError> {
         let (cursor, reader) = Self::find(&log, &store, &clock)?;
+        let flush_interval = store.flush_interval(FLUSH_AFTER);
         Ok(Self {
             log,
             store,
@@ -112,7 +113,7 @@ impl<F: Fs> Consumer<F> {
             reader,
             cursor,
             flush_due: None,
-            flush_interval: FLUSH_AFTER / SHARDS as u32,
+            flush_interval,
             unsynced_since: None,
             sync_interval: SYNC_INTERVAL,
             released: cursor,
@@ -268,10 +269,14 @@ impl<F: Fs> Consumer<F> {
     fn sync_all(&mut self) -> Result<(), IngestError> {
         let flushed = self.store.settle()?;
         self.unsynced_since = None;
-        if flushed <= self.released {
+        let is_behind = flushed > self.released;
+        if !is_behind && !self.store.has_unsynced_blocks() {
             return Ok(());
         }
         self.store.sync()?;
+        if !is_behind {
+            return Ok(());
+        }
         self.log.release(STORE_READER, flushed)?;
         self.released = flushed;
         Ok(self.store.faults().reach(CrashPoint::AfterRelease)?)

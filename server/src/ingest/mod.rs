@@ -7,7 +7,7 @@
 //! that fails is tried again, with growing pauses, from the cursor: nothing is skipped, the log fills up and the
 //! gateway holds PUBACKs back. Stopping loses nothing.
 //!
-//! Threads: `ingest-store`, `ingest-tick`, `ingest-retention`.
+//! Threads: `ingest-store`, `ingest-tick`, `ingest-retention`; `ingest-sender` where readings go to ClickHouse.
 
 pub mod api;
 pub mod bench;
@@ -15,6 +15,7 @@ mod consumer;
 mod progress;
 pub mod queries;
 mod retention;
+mod sending;
 pub mod skipped;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,8 @@ mod tick;
 #[cfg(test)]
 mod trials;
 mod views;
+#[cfg(test)]
+mod within_tests;
 
 pub use consumer::{
     BATCH_BYTES_MAX, BATCH_INTERVAL, Consumer, FLUSH_AFTER, IngestError, OnStored, SYNC_INTERVAL, Step,
@@ -30,6 +33,7 @@ pub use progress::Progress;
 pub use retention::PolicySource;
 
 use crate::platform::clock::SharedClock;
+use crate::platform::condition::Condition;
 use crate::platform::event_log::EventLog;
 use crate::platform::priority;
 use crate::platform::telemetry::TelemetryStore;
@@ -38,10 +42,14 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+/// How long the sender waits for the store's last flush.
+const LAST_FLUSH_TIME_MAX: Duration = Duration::from_secs(60);
+
 /// The running consumers; dropping it stops them.
 pub struct Ingest {
     stop: Arc<Stop>,
     progress: Arc<Progress>,
+    sending: Option<Condition>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -68,8 +76,23 @@ impl Ingest {
         let stop = Arc::new(Stop::default());
         let Parts { log, store, clock, on_stored, retention } = parts;
         let mut consumer = Consumer::begin(log.clone(), store.clone(), clock.clone(), on_stored)?;
-        let mut ingest = Self { stop, progress: consumer.progress(), threads: Vec::new() };
-        ingest.spawn("ingest-store", move |stop| consumer.run(stop))?;
+        let sender = store.sender()?;
+        let sending = sender.as_ref().map(|_| Condition::default());
+        let mut ingest =
+            Self { stop, progress: consumer.progress(), sending: sending.clone(), threads: Vec::new() };
+        let flushed = Arc::new(Stop::default());
+        let last_flush = flushed.clone();
+        ingest.spawn("ingest-store", move |stop| {
+            consumer.run(stop);
+            flushed.set();
+        })?;
+        if let Some((sender, condition)) = sender.zip(sending) {
+            ingest.spawn("ingest-sender", move |stop| {
+                let sender = sending::run(sender, &condition, stop);
+                last_flush.wait(LAST_FLUSH_TIME_MAX);
+                sending::finish(sender);
+            })?;
+        }
         ingest.spawn("ingest-tick", move |stop| tick::run(&log, stop))?;
         ingest.spawn("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
         Ok(ingest)
@@ -89,6 +112,12 @@ impl Ingest {
     #[must_use]
     pub fn progress(&self) -> Arc<Progress> {
         self.progress.clone()
+    }
+
+    /// Whether ClickHouse takes what is sent; none where readings stay here.
+    #[must_use]
+    pub fn sending(&self) -> Option<Condition> {
+        self.sending.clone()
     }
 
     /// Stops the threads and waits for them. What was not stored stays in the log.

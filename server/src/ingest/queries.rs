@@ -2,22 +2,46 @@
 //!
 //! `api` calls it; it checks that the device is registered and calls `platform::telemetry`. Every list is bounded
 //! there; every query sees one snapshot. Queries of readings, which may take seconds, wait for one of
-//! [`SERIES_READS_MAX`] places, so that a reader is left for everything else.
+//! [`SERIES_READS_MAX`] places, so that a reader is left for everything else. A process that does not read the event log has
+//! no store: readings and events are ClickHouse's there, where the configuration names one, and everything else is
+//! [`NotHere`], once it is known that the caller may ask.
 
 use crate::devices::model::FieldError;
 use crate::devices::{Devices, DevicesError};
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{DbError, Scope};
+use crate::platform::http_kit::NotHere;
+use crate::platform::telemetry::clickhouse::Reader;
 use crate::platform::telemetry::{
-    self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LastValue, Points, ReadingsQuery,
-    RejectedRow, SERIES_READS_MAX, STEPS_MAX, TelemetryStore, Totals, View,
+    self, Aggregate, DeadLetter, DeviceLedger, EventQuery, EventRow, LIST_MAX, LastValue, Points,
+    ReadingsQuery, RejectedRow, SERIES_READS_MAX, STEPS_MAX, TelemetryStore, Totals, View,
 };
+use crate::tenants::Reach;
 use muster_wire::{DeviceId, TenantId};
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
+/// Reads for one page of a list that is cut to a reach.
+pub const SCANS_MAX: usize = 20;
 /// How far back a query without `from` goes.
 const RANGE_DEFAULT_US: i64 = 3_600_000_000;
+
+/// Why a query has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum QueryError {
+    /// The store is another process's.
+    #[error(transparent)]
+    NotHere(#[from] NotHere),
+    /// No such device, or the registry failed.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
+    /// A field is out of range.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The store failed.
+    #[error("the store failed")]
+    Db(#[from] DbError),
+}
 
 /// Which readings of a device.
 #[derive(Clone, Debug)]
@@ -37,26 +61,40 @@ pub struct Range {
 /// The slice's reading side; clones share it.
 #[derive(Clone)]
 pub struct Queries {
-    store: TelemetryStore,
+    /// None where another process reads the event log.
+    store: Option<TelemetryStore>,
+    /// What ClickHouse has, where there is no store.
+    reader: Option<Reader>,
     devices: Devices,
     clock: SharedClock,
     series_reads: Arc<Semaphore>,
 }
 
 impl Queries {
-    /// On an open store.
+    /// On an open store, or in a process without one.
     #[must_use]
-    pub fn new(store: TelemetryStore, devices: Devices, clock: SharedClock) -> Self {
-        Self { store, devices, clock, series_reads: Arc::new(Semaphore::new(SERIES_READS_MAX)) }
+    pub fn new(store: Option<TelemetryStore>, devices: Devices, clock: SharedClock) -> Self {
+        let series_reads = Arc::new(Semaphore::new(SERIES_READS_MAX));
+        Self { store, reader: None, devices, clock, series_reads }
+    }
+
+    /// In a process without a store: readings and events are ClickHouse's.
+    #[must_use]
+    pub fn with_reader(self, reader: Option<Reader>) -> Self {
+        Self { reader, ..self }
     }
 
     async fn read<T: Send + 'static>(
         &self,
         tenant: &TenantId,
         query: impl FnOnce(&mut View<'_, '_>, &Scope) -> Result<T, DbError> + Send + 'static,
-    ) -> Result<T, DbError> {
+    ) -> Result<T, QueryError> {
         let scope = Scope::Tenant(tenant.clone());
-        self.store.read(move |view| query(view, &scope)).await
+        Ok(self.store()?.read(move |view| query(view, &scope)).await?)
+    }
+
+    fn store(&self) -> Result<&TelemetryStore, NotHere> {
+        self.store.as_ref().ok_or(NotHere)
     }
 
     /// Readings of one metric.
@@ -68,7 +106,10 @@ impl Queries {
         tenant: &TenantId,
         device: &DeviceId,
         range: Range,
-    ) -> Result<Points, DevicesError> {
+    ) -> Result<Points, QueryError> {
+        if self.reader.is_none() {
+            self.store()?;
+        }
         self.devices.get(tenant, device).await?;
         let to_us = range.to_us.unwrap_or_else(|| self.clock.now_us().saturating_add(1));
         let query = ReadingsQuery {
@@ -81,25 +122,67 @@ impl Queries {
         };
         check_steps(&query)?;
         let _place = self.series_reads.acquire().await.map_err(|_| DbError::Closed)?;
-        Ok(self.read(tenant, move |view, scope| telemetry::readings(view, scope, &query)).await?)
+        let scope = Scope::Tenant(tenant.clone());
+        Ok(match &self.reader {
+            Some(reader) => reader.readings(&scope, &query).await?,
+            None => self.store()?.readings(&scope, &query).await?,
+        })
     }
 
     /// The last value of each metric.
     ///
     /// # Errors
     /// No such device; the database's.
-    pub async fn last(&self, tenant: &TenantId, device: &DeviceId) -> Result<Vec<LastValue>, DevicesError> {
+    pub async fn last(&self, tenant: &TenantId, device: &DeviceId) -> Result<Vec<LastValue>, QueryError> {
+        self.store()?;
         self.devices.get(tenant, device).await?;
         let device = device.to_string();
-        Ok(self.read(tenant, move |view, scope| telemetry::last_values(view, scope, &device)).await?)
+        self.read(tenant, move |view, scope| telemetry::last_values(view, scope, &device)).await
     }
 
     /// Events, newest first.
     ///
     /// # Errors
     /// The database's.
-    pub async fn events(&self, tenant: &TenantId, query: EventQuery) -> Result<Vec<EventRow>, DbError> {
-        self.read(tenant, move |view, scope| telemetry::events(view, scope, &query)).await
+    pub async fn events(&self, tenant: &TenantId, query: EventQuery) -> Result<Vec<EventRow>, QueryError> {
+        let scope = Scope::Tenant(tenant.clone());
+        Ok(match &self.reader {
+            Some(reader) => reader.events(&scope, &query).await?,
+            None => self.store()?.events(&scope, &query).await?,
+        })
+    }
+
+    /// As [`Self::events`], of the devices that a reach has: events of all devices are read until as many as were asked for
+    /// are found, at most [`SCANS_MAX`] times [`LIST_MAX`], so a page may be short; with the id to go on before, where it is
+    /// not the last.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn events_within(
+        &self,
+        tenant: &TenantId,
+        reach: &Reach,
+        query: EventQuery,
+    ) -> Result<(Vec<EventRow>, Option<i64>), QueryError> {
+        let (mut found, mut before) = (Vec::new(), query.before);
+        for _ in 0..SCANS_MAX {
+            let rows = self.events(tenant, EventQuery { before, limit: LIST_MAX, ..query.clone() }).await?;
+            let Some(last) = rows.last() else { return Ok((found, None)) };
+            before = Some(last.id);
+            let asked = rows.iter().map(|row| row.device.clone()).collect();
+            let within = self.devices.reachable(tenant, reach, asked).await?;
+            found.extend(rows.into_iter().filter(|row| within.contains(&row.device)));
+            if found.len() >= query.limit {
+                break;
+            }
+        }
+        Ok((found, before))
+    }
+
+    /// Who reaches which device.
+    #[must_use]
+    pub fn devices(&self) -> &Devices {
+        &self.devices
     }
 
     /// What became of a device's records.
@@ -110,17 +193,18 @@ impl Queries {
         &self,
         tenant: &TenantId,
         device: &DeviceId,
-    ) -> Result<DeviceLedger, DevicesError> {
+    ) -> Result<DeviceLedger, QueryError> {
+        self.store()?;
         self.devices.get(tenant, device).await?;
         let device = device.to_string();
-        Ok(self.read(tenant, move |view, scope| telemetry::device_ledger(view, scope, &device)).await?)
+        self.read(tenant, move |view, scope| telemetry::device_ledger(view, scope, &device)).await
     }
 
     /// What became of a tenant's records.
     ///
     /// # Errors
     /// The database's.
-    pub async fn totals(&self, tenant: &TenantId) -> Result<Totals, DbError> {
+    pub async fn totals(&self, tenant: &TenantId) -> Result<Totals, QueryError> {
         self.read(tenant, telemetry::totals).await
     }
 
@@ -133,7 +217,7 @@ impl Queries {
         tenant: &TenantId,
         before: Option<i64>,
         limit: usize,
-    ) -> Result<Vec<DeadLetter>, DbError> {
+    ) -> Result<Vec<DeadLetter>, QueryError> {
         self.read(tenant, move |view, scope| telemetry::dead_letters(view, scope, before, limit)).await
     }
 
@@ -141,7 +225,7 @@ impl Queries {
     ///
     /// # Errors
     /// The database's.
-    pub async fn rejected(&self, tenant: &TenantId, limit: usize) -> Result<Vec<RejectedRow>, DbError> {
+    pub async fn rejected(&self, tenant: &TenantId, limit: usize) -> Result<Vec<RejectedRow>, QueryError> {
         self.read(tenant, move |view, scope| telemetry::rejected(view, scope, limit)).await
     }
 }
@@ -171,7 +255,8 @@ mod tests {
         let acme = app.tenant("acme").await;
         let (queries, slices) = (&app.parts.slices.queries, &app.parts.slices);
         let device = DeviceId::parse("pump").unwrap();
-        let new = NewDevice { device: device.clone(), name: String::new(), labels: Labels::new() };
+        let new =
+            NewDevice { device: device.clone(), name: String::new(), labels: Labels::new(), profile: None };
         slices.devices.create(&owner(&acme), &acme, new).await.unwrap();
         let places = queries.series_reads.acquire_many(SERIES_READS_MAX as u32).await.unwrap();
         let range = Range { metric: "m".into(), from_us: None, to_us: None, step: None, limit: 1 };

@@ -1,5 +1,6 @@
 //! What stands in the API's answers; the store's rows may change without it.
 
+use crate::platform::http_kit::ReadingValue;
 use crate::platform::telemetry::{
     DeadLetter, DeviceLedger, EventRow, LastValue, MergedQueues, Point, Points, QueueLedger, RejectedRow,
     Totals,
@@ -13,7 +14,7 @@ pub struct PointView {
     /// When it was measured, or the begin of the step; microseconds since 1970 (UTC).
     ts_us: i64,
     /// A number, a bool or a text; null where the step holds nothing that can be aggregated so.
-    #[schema(value_type = Option<f64>)]
+    #[schema(value_type = Option<ReadingValue>)]
     value: Option<Value>,
     /// Readings in it.
     count: u64,
@@ -48,7 +49,7 @@ pub struct LastView {
     /// Microseconds since 1970 (UTC).
     received_at_us: i64,
     /// A number, a bool or a text.
-    #[schema(value_type = f64)]
+    #[schema(value_type = ReadingValue)]
     value: Value,
     /// Measured more than a day off its time of reception.
     clock_suspect: bool,

@@ -2,11 +2,14 @@
 //!
 //! Events carry ids; a client that comes back with `Last-Event-ID` gets what it missed, or `reset` where that is gone.
 //! A `ping` goes out each [`HEARTBEAT`]. A stream ends after [`STREAM_LIFE_MAX`], so that a session that ended or a
-//! role that was taken away is noticed: browsers reconnect by themselves.
+//! role that was taken away is noticed: browsers reconnect by themselves. A process that does not read the event log sees
+//! nothing happen, and says so.
 
 use super::feed::Feed;
 use super::service::{DevicePresence, PresenceService};
-use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery, Items, PageQuery};
+use crate::devices::Devices;
+use crate::devices::service::FOLLOWED_MAX;
+use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery, Items, NotHere, PageQuery};
 use crate::platform::live::{Cut, EventId, Filter, LiveBus, LiveEvent, LiveKind, Resume, Subscription};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
@@ -30,8 +33,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// Kinds that a query may list.
 const KINDS_MAX: usize = LiveKind::ALL.len();
 
-/// The slice's routes.
-pub fn routes() -> OpenApiRouter<PageState> {
+/// The slice's routes; their state is none where another process reads the event log.
+pub fn routes() -> OpenApiRouter<Option<PageState>> {
     OpenApiRouter::new().routes(routes!(live_stream)).routes(routes!(list_presence))
 }
 
@@ -44,6 +47,8 @@ pub struct PageState {
     pub feed: Feed,
     /// Who is there.
     pub presence: PresenceService,
+    /// Who reaches which device.
+    pub devices: Devices,
 }
 
 /// Whether a device is there, and when it was last heard of.
@@ -53,6 +58,10 @@ pub struct PresenceView {
     connected: bool,
     /// When it came or went; absent where it did neither since the server started. Microseconds since 1970 (UTC).
     since_us: Option<i64>,
+    /// Why its last connection ended, where it is not connected and was since the server started: `goodbye` (it left),
+    /// `lost`, `keep_alive` (silent for one and a half keep-alives), `taken_over`, `disabled` (or deleted, or its credential
+    /// revoked), `expired`, `refused_for_now`, or the protocol fault.
+    reason: Option<String>,
     /// When it was last heard of; microseconds since 1970 (UTC).
     last_seen_us: i64,
 }
@@ -62,21 +71,27 @@ pub struct PresenceView {
     params(("tenant" = String, Path), PageQuery),
     responses((status = 200, description = "A page of devices", body = Items<PresenceView>)))]
 pub async fn list_presence(
-    State(state): State<PageState>,
+    State(state): State<Option<PageState>>,
     caller: Caller,
     ApiPath(tenant): ApiPath<TenantId>,
     ApiQuery(query): ApiQuery<PageQuery>,
 ) -> Result<Json<Items<PresenceView>>, ApiError> {
-    caller.require(Permission::DevicesRead, &tenant)?;
+    let reach = caller.require_part(Permission::DevicesRead, &tenant)?;
+    let state = state.ok_or(NotHere)?;
     let page = query.page()?;
-    let rows = state.presence.list(&tenant, &page).await?;
     let view = |row: DevicePresence| PresenceView {
         device: row.device,
         connected: row.presence.is_some_and(|presence| presence.connected),
         since_us: row.presence.map(|presence| presence.since_us),
+        reason: row.reason.map(str::to_owned),
         last_seen_us: row.last_seen_us,
     };
-    Ok(Json(page.items(rows, |row| row.device.clone(), view)))
+    if reach.is_everything() {
+        let rows = state.presence.list(&tenant, &page).await?;
+        return Ok(Json(page.items(rows, |row| row.device.clone(), view)));
+    }
+    let (rows, next) = state.presence.list_within(&state.devices, &tenant, &reach, &page).await?;
+    Ok(Json(page.part(rows, next, |row| row.device.clone(), view)))
 }
 
 /// What to stream; absent means all.
@@ -119,15 +134,26 @@ impl LiveQuery {
     params(("tenant" = String, Path), LiveQuery),
     responses((status = 200, description = "The stream", content_type = "text/event-stream", body = String)))]
 pub async fn live_stream(
-    State(state): State<PageState>,
+    State(state): State<Option<PageState>>,
     caller: Caller,
     ApiPath(tenant): ApiPath<TenantId>,
     ApiQuery(query): ApiQuery<LiveQuery>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
-    caller.require(Permission::TelemetryRead, &tenant)?;
-    caller.require(Permission::AlertsRead, &tenant)?;
-    let (bus, filter) = (&state.bus, query.filter()?);
+    caller.require_part(Permission::TelemetryRead, &tenant)?;
+    let reach = caller.require_part(Permission::AlertsRead, &tenant)?;
+    let state = state.ok_or(NotHere)?;
+    let (bus, mut filter) = (&state.bus, query.filter()?);
+    if !reach.is_everything() {
+        // As of now: the stream ends in time, and its next one begins with who is where then.
+        let followed = state.devices.followed(&tenant, &reach).await?;
+        let too_many = || {
+            let why =
+                format!("your scope has more than {FOLLOWED_MAX} devices, which is the most of one stream");
+            ApiError::new(ErrorCode::RateLimited, why)
+        };
+        filter = filter.devices(followed.ok_or_else(too_many)?);
+    }
     let header = headers.get("last-event-id").and_then(|value| value.to_str().ok()).map(str::to_owned);
     let last = header.or(query.last_event_id).filter(|text| !text.is_empty());
     // An id that is none of ours was given by another run of the server: what it missed is gone.

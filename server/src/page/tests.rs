@@ -160,7 +160,7 @@ async fn the_stream_has_ids_and_resumes() {
     let acme = app.tenant("acme").await;
     let token = app.token(&acme, Permission::ALL).await;
     let path = "/api/v1/tenants/acme/live";
-    let bus = &app.parts.slices.page.bus;
+    let bus = &app.parts.page.bus;
     let first = bus.publish("acme", LiveKind::Reading, Some("d1"), "{\"n\":1}");
     bus.publish("acme", LiveKind::Alert, Some("d1"), "{\"n\":2}");
     bus.publish("acme", LiveKind::Reading, Some("d2"), "{\"n\":3}");

@@ -1,13 +1,19 @@
 //! `/api/v1/tenants/{tenant}/rules`.
 
-use super::model::{FieldError, Rule, RuleHealth};
+use super::model::{FieldError, Rule, RuleHealth, Selector, Trigger};
 use super::service::{RuleDraft, RuleError, RuleService};
-use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery};
+use crate::alerts::model::Severity;
+use crate::platform::http_kit::schema::{without_bounds, written};
+use crate::platform::http_kit::{
+    ApiError, ApiJson, ApiPath, ApiQuery, IfMatch, IfMatchHeader, Items, PageQuery, Tagged,
+};
 use crate::tenants::{Caller, Permission};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use muster_wire::{ErrorCode, TenantId};
+use utoipa::PartialSchema as _;
+use utoipa::openapi::{RefOr, Schema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -66,6 +72,25 @@ pub struct ValidationView {
     column: Option<usize>,
 }
 
+/// A rule to look at: the fields of a written one, whatever they hold.
+pub struct RuleToCheck;
+
+impl utoipa::PartialSchema for RuleToCheck {
+    fn schema() -> RefOr<Schema> {
+        let mut draft = without_bounds(RuleDraft::schema());
+        draft["description"] = "A rule to look at: the fields of a written one, whatever they hold.".into();
+        draft["properties"]["selector"] = without_bounds(Selector::schema());
+        draft["properties"]["on"] = without_bounds(Trigger::schema());
+        written(draft)
+    }
+}
+
+impl utoipa::ToSchema for RuleToCheck {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((Severity::name().into(), Severity::schema()));
+    }
+}
+
 /// What a change expects.
 #[derive(Debug, serde::Deserialize, utoipa::IntoParams)]
 #[into_params(parameter_in = Query)]
@@ -77,6 +102,11 @@ pub struct ReplaceQuery {
 fn view(rules: &RuleService, tenant: &TenantId, rule: Rule) -> RuleView {
     let health = rules.board().health(tenant, &rule.id).filter(|health| health.version == rule.version);
     RuleView { rule, health }
+}
+
+/// A change depends on the rule alone; how it fares counts for a copy of it.
+fn tagged(view: RuleView) -> Tagged<RuleView> {
+    Tagged(view.rule.etag().beside(&view.health), view)
 }
 
 /// The tenant's rules, by id.
@@ -111,7 +141,7 @@ pub async fn create_rule(
 
 /// Checks a rule without writing it.
 #[utoipa::path(post, path = "/api/v1/tenants/{tenant}/rules/validate", tag = "rules", params(("tenant" = String, Path)),
-    request_body = RuleDraft, responses((status = 200, description = "Whether it is valid", body = ValidationView)))]
+    request_body = RuleToCheck, responses((status = 200, description = "Whether it is valid", body = ValidationView)))]
 pub async fn validate_rule(
     State(rules): State<RuleService>,
     caller: Caller,
@@ -133,43 +163,47 @@ pub async fn validate_rule(
 /// One rule.
 #[utoipa::path(get, path = "/api/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
     params(("tenant" = String, Path), ("rule" = String, Path)),
-    responses((status = 200, description = "The rule", body = RuleView)))]
+    responses((status = 200, description = "The rule", body = RuleView,
+               headers(("ETag" = String, description = "The object's state, for `If-None-Match` and `If-Match`")))))]
 pub async fn get_rule(
     State(rules): State<RuleService>,
     caller: Caller,
     ApiPath((tenant, rule)): ApiPath<(TenantId, String)>,
-) -> Result<Json<RuleView>, ApiError> {
+) -> Result<Tagged<RuleView>, ApiError> {
     caller.require(Permission::RulesRead, &tenant)?;
     let rule = rules.get(&tenant, &rule).await?;
-    Ok(Json(view(&rules, &tenant, rule)))
+    Ok(tagged(view(&rules, &tenant, rule)))
 }
 
 /// Replaces a rule by its next version; open alerts of the version before are cleared.
 #[utoipa::path(put, path = "/api/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
-    params(("tenant" = String, Path), ("rule" = String, Path), ReplaceQuery),
-    request_body = RuleDraft, responses((status = 200, description = "The rule", body = RuleView)))]
+    params(("tenant" = String, Path), ("rule" = String, Path), ReplaceQuery, IfMatchHeader), request_body = RuleDraft,
+    responses((status = 200, description = "The rule", body = RuleView,
+               headers(("ETag" = String, description = "The object's state, for `If-None-Match` and `If-Match`")))))]
 pub async fn replace_rule(
     State(rules): State<RuleService>,
     caller: Caller,
     ApiPath((tenant, rule)): ApiPath<(TenantId, String)>,
     ApiQuery(query): ApiQuery<ReplaceQuery>,
+    IfMatch(expected): IfMatch,
     ApiJson(draft): ApiJson<RuleDraft>,
-) -> Result<Json<RuleView>, ApiError> {
+) -> Result<Tagged<RuleView>, ApiError> {
     let who = caller.require(Permission::RulesWrite, &tenant)?;
-    let rule = rules.update(who, &tenant, &rule, query.version, draft).await?;
-    Ok(Json(view(&rules, &tenant, rule)))
+    let rule = rules.update(who, &tenant, &rule, (query.version, expected), draft).await?;
+    Ok(tagged(view(&rules, &tenant, rule)))
 }
 
 /// Deletes a rule; its open alerts are cleared.
 #[utoipa::path(delete, path = "/api/v1/tenants/{tenant}/rules/{rule}", tag = "rules",
-    params(("tenant" = String, Path), ("rule" = String, Path)),
+    params(("tenant" = String, Path), ("rule" = String, Path), IfMatchHeader),
     responses((status = 204, description = "Deleted")))]
 pub async fn delete_rule(
     State(rules): State<RuleService>,
     caller: Caller,
     ApiPath((tenant, rule)): ApiPath<(TenantId, String)>,
+    IfMatch(expected): IfMatch,
 ) -> Result<StatusCode, ApiError> {
     let who = caller.require(Permission::RulesWrite, &tenant)?;
-    rules.delete(who, &tenant, &rule).await?;
+    rules.delete(who, &tenant, &rule, expected).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -3,10 +3,14 @@
 use super::template::Template;
 use crate::alerts::model::Severity;
 use crate::platform::expr::{Expression, Position};
+use crate::platform::http_kit::ETag;
+use crate::platform::http_kit::schema::written;
 use muster_wire::{EventKind, TenantId};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use utoipa::openapi::{RefOr, Schema};
 
 /// Rules of one tenant.
 pub const RULES_PER_TENANT_MAX: usize = 1_000;
@@ -30,15 +34,33 @@ pub const HISTORICAL_AGE_US: i64 = 5 * 60 * 1_000_000;
 #[serde(deny_unknown_fields)]
 pub struct Selector {
     /// Device ids; none means every device.
+    #[schema(schema_with = device_ids)]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<String>,
     /// Labels that a device must carry with these values.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schema(schema_with = wanted_labels)]
     pub labels: BTreeMap<String, String>,
 }
 
+fn device_ids() -> RefOr<Schema> {
+    written(json!({
+        "type": "array", "maxItems": SELECTOR_DEVICES_MAX, "description": "Device ids; none means every device.",
+        "items": { "type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$" },
+    }))
+}
+
+fn wanted_labels() -> RefOr<Schema> {
+    written(json!({
+        "type": "object", "maxProperties": SELECTOR_LABELS_MAX,
+        "description": "Labels that a device must carry with these values.",
+        "propertyNames": { "type": "string", "minLength": 1, "maxLength": 128 },
+        "additionalProperties": { "type": "string", "maxLength": 128 },
+    }))
+}
+
 /// What a rule looks at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Trigger {
     /// Readings.
@@ -54,10 +76,34 @@ pub enum Trigger {
         pipelines: Vec<String>,
         /// Kinds of result; none means every kind.
         #[serde(default)]
-        #[schema(value_type = Vec<String>)]
         kinds: Vec<EventKind>,
     },
 }
+
+/// Written out: the derived one leaves unknown fields and the kinds open.
+impl utoipa::PartialSchema for Trigger {
+    fn schema() -> RefOr<Schema> {
+        let names = |item: serde_json::Value, what: &str| json!({ "type": "array", "maxItems": TRIGGER_NAMES_MAX, "items": item, "description": what });
+        let metric = json!({ "type": "string", "pattern": "^[A-Za-z0-9._/:%-]{1,64}$" });
+        let pipeline = json!({ "type": "string", "minLength": 1, "maxLength": 128 });
+        let kind = json!({ "type": "string", "enum": ["classification", "anomaly", "detection"] });
+        let variant = |name: &str, what: &str, fields: serde_json::Value| {
+            let inner = json!({ "type": "object", "properties": fields, "additionalProperties": false });
+            json!({ "type": "object", "description": what, "required": [name], "additionalProperties": false,
+                    "properties": { name: inner } })
+        };
+        let telemetry = json!({ "metrics": names(metric, "Metric names; none means every metric.") });
+        let event = json!({
+            "pipelines": names(pipeline, "Pipeline names; none means every pipeline."),
+            "kinds": names(kind, "Kinds of result; none means every kind."),
+        });
+        written(json!({ "description": "What a rule looks at.", "oneOf": [
+            variant("telemetry", "Readings.", telemetry), variant("event", "Inference results.", event),
+        ]}))
+    }
+}
+
+impl utoipa::ToSchema for Trigger {}
 
 /// What a rule does, without its identity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -101,6 +147,14 @@ pub struct Rule {
     pub created_at_us: i64,
     /// Microseconds since 1970 (UTC).
     pub updated_at_us: i64,
+}
+
+impl Rule {
+    /// Its state, for conditional requests.
+    #[must_use]
+    pub fn etag(&self) -> ETag {
+        ETag::of(self)
+    }
 }
 
 /// A rule as the engine runs it.

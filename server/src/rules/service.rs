@@ -6,6 +6,7 @@ use super::validate::{Written, compile};
 use crate::alerts::model::Severity;
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
+use crate::platform::http_kit::Precondition;
 use crate::platform::secret::random_bytes;
 use crate::tenants::Principal;
 use crate::tenants::audit::{self, AuditEntry};
@@ -41,7 +42,8 @@ pub enum RuleError {
 #[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RuleDraft {
-    /// Unique in its tenant.
+    /// Unique in its tenant; 1 to 100 characters without spaces around them or control characters.
+    #[schema(min_length = 1, max_length = 100, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$")]
     pub name: String,
     /// Whether it decides anything.
     #[serde(default = "enabled")]
@@ -52,17 +54,21 @@ pub struct RuleDraft {
     /// What it looks at.
     pub on: Trigger,
     /// CEL that answers a bool: `value > 30 && labels.site == "north"`.
+    #[schema(min_length = 1, max_length = 1024, example = "value > 30")]
     pub condition: String,
     /// CEL that answers when a firing alert clears; absent: when the condition no longer holds.
     #[serde(default)]
+    #[schema(min_length = 1, max_length = 1024)]
     pub clear: Option<String>,
-    /// How long the condition must hold, in seconds.
+    /// How long the condition must hold, in seconds: up to a week.
     #[serde(default)]
+    #[schema(maximum = 604800, default = 0)]
     pub for_s: u32,
     /// How bad it is.
     pub severity: Severity,
     /// Text of the alert, with `{value}`, `{metric}`, `{device}`, `{labels.<name>}`...; absent: a text of the name.
     #[serde(default)]
+    #[schema(max_length = 300)]
     pub message: Option<String>,
 }
 
@@ -91,7 +97,8 @@ impl RuleBoard {
         self.generation.load(Ordering::Acquire)
     }
 
-    fn changed(&self) {
+    /// Makes the consumer read them again: a change was committed, here or by another process.
+    pub fn changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -174,7 +181,7 @@ impl RuleService {
         Ok(rule)
     }
 
-    /// Replaces a rule; its version grows by one. With `version`, only if that is the stored one.
+    /// Replaces a rule; its version grows by one. With `version` or a precondition, only if that is the stored one.
     ///
     /// # Errors
     /// There is none, a field is wrong, the name is taken, or somebody was faster.
@@ -183,7 +190,7 @@ impl RuleService {
         who: &Principal,
         tenant: &TenantId,
         id: &str,
-        version: Option<i64>,
+        (version, expected): (Option<i64>, Precondition),
         draft: RuleDraft,
     ) -> Result<Rule, RuleError> {
         let (name, enabled, spec) = draft.parts();
@@ -192,7 +199,8 @@ impl RuleService {
         let actor = who.audit_name();
         let stored = self.db.write(move |tx| {
             let before = store::get(tx, &scope, &id)?.ok_or(RuleError::NotFound)?;
-            if version.is_some_and(|version| version != before.version) {
+            let is_other = version.is_some_and(|version| version != before.version);
+            if is_other || expected.check(&before.etag()).is_err() {
                 return Err(RuleError::Conflict);
             }
             let rule =
@@ -211,12 +219,19 @@ impl RuleService {
     /// Deletes a rule; its open alerts are cleared by the consumer.
     ///
     /// # Errors
-    /// There is none.
-    pub async fn delete(&self, who: &Principal, tenant: &TenantId, id: &str) -> Result<(), RuleError> {
+    /// There is none, or it is another one than the caller expects.
+    pub async fn delete(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        id: &str,
+        expected: Precondition,
+    ) -> Result<(), RuleError> {
         let (scope, id, now_us) = (Scope::Tenant(tenant.clone()), id.to_owned(), self.clock.now_us());
         let actor = who.audit_name();
         let deleted = self.db.write(move |tx| {
             let mut rule = store::get(tx, &scope, &id)?.ok_or(RuleError::NotFound)?;
+            expected.check(&rule.etag()).map_err(|_| RuleError::Conflict)?;
             store::delete(tx, &scope, &id)?;
             rule.updated_at_us = now_us;
             Ok::<_, RuleError>(audit(tx, &scope, &actor, "rule.delete", &rule)?)

@@ -2,12 +2,17 @@
 //!
 //! A slice's service appends inside the transaction of the change, so neither exists without the other. Rows are
 //! never changed or deleted (triggers refuse it); a row altered behind the database's back breaks the chain at that
-//! row and [`first_break`] finds it. The chain is per tenant; what concerns the whole server stands under `-`.
+//! row and [`verify`] finds it. The chain is per tenant; what concerns the whole server stands under `-`.
 //!
-//! Processes that read another's registry follow the chains (`devices::replica`). So whatever changes who may connect is
-//! an action `device.*`, `certificate.*` or `token.*` on the id of that device, certificate or API token.
+//! Processes that share a registry follow the chains (`devices::replica`, `app::follow`). So whatever changes what a process
+//! keeps in memory is an action `device.*`, `certificate.*`, `token.*`, `rule.*` or `alert.*` on the id of that device,
+//! certificate, API token, rule or alert, in its tenant's chain.
 
-use crate::platform::db::{DbError, Scope, Tx};
+pub mod export;
+pub mod verify;
+
+use crate::platform::db::{DbError, Row, Scope, Tx};
+use muster_wire::TenantId;
 use sha2::{Digest as _, Sha256};
 
 /// What happened.
@@ -45,6 +50,7 @@ pub struct AuditRow {
 }
 
 impl AuditRow {
+    /// The hash that this row must have after another's.
     fn hash_after(&self, before: &[u8; 32]) -> [u8; 32] {
         let mut hash = Sha256::new();
         hash.update(before);
@@ -102,19 +108,31 @@ pub fn append(tx: &mut Tx<'_>, scope: &Scope, entry: &AuditEntry<'_>) -> Result<
 /// # Errors
 /// The database's.
 pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Vec<AuditRow>, DbError> {
-    let sql = "SELECT seq, at_us, actor, action, object, detail, hash FROM audit
-               WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3";
-    tx.query(scope, sql, &[&chain_of(scope), &after, &limit], |row| {
-        Ok(AuditRow {
-            seq: row.get(0)?,
-            at_us: row.get(1)?,
-            actor: row.get(2)?,
-            action: row.get(3)?,
-            object: row.get(4)?,
-            detail: row.get(5)?,
-            hash: row.get(6)?,
-        })
+    let sql = format!("SELECT {COLUMNS} FROM audit WHERE tenant = $1 AND seq > $2 ORDER BY seq LIMIT $3");
+    tx.query(scope, &sql, &[&chain_of(scope), &after, &limit], audit_row)
+}
+
+const COLUMNS: &str = "seq, at_us, actor, action, object, detail, hash";
+
+fn audit_row(row: &Row<'_>) -> Result<AuditRow, DbError> {
+    Ok(AuditRow {
+        seq: row.get(0)?,
+        at_us: row.get(1)?,
+        actor: row.get(2)?,
+        action: row.get(3)?,
+        object: row.get(4)?,
+        detail: row.get(5)?,
+        hash: row.get(6)?,
     })
+}
+
+/// Every tenant that has a chain, and the server's, `-`, as it is named.
+///
+/// # Errors
+/// The database's.
+pub fn chains(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<String>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    tx.query(scope, "SELECT DISTINCT tenant FROM audit ORDER BY tenant", &[], |row| row.get(0))
 }
 
 /// What was changed: a row without who, when and how.
@@ -144,28 +162,15 @@ pub fn changed_since(
     })
 }
 
-/// The newest position of the scope's chain; 0 where it is empty.
+/// The newest position of each tenant's chain; 0 where it is empty. Takes a seek a tenant.
 ///
 /// # Errors
 /// The database's.
-pub fn newest(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
-    tx.query_one(
-        scope,
-        "SELECT coalesce(max(seq), 0) FROM audit WHERE tenant = $1",
-        &[&chain_of(scope)],
-        |row| row.get(0),
-    )
-}
-
-/// The first row whose hash does not follow from the row before it; `rows` start at the chain's first.
-#[must_use]
-pub fn first_break(rows: &[AuditRow]) -> Option<i64> {
-    let mut before = [0; 32];
-    for (at, row) in (1..).zip(rows) {
-        if row.seq != at || row.hash != row.hash_after(&before) {
-            return Some(row.seq);
-        }
-        before = row.hash;
-    }
-    None
+pub fn newest_each(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(TenantId, i64)>, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    let sql = "SELECT t.tenant, (SELECT coalesce(max(a.seq), 0) FROM audit a WHERE a.tenant = t.tenant) FROM tenants t";
+    tx.query(scope, sql, &[], |row| {
+        let tenant = TenantId::parse(&row.get::<String>(0)?);
+        Ok((tenant.map_err(|_| DbError::Column { column: "tenant".into() })?, row.get(1)?))
+    })
 }

@@ -1,9 +1,10 @@
 //! API tokens in memory: the HTTP API and the gateway look them up on every request without a query.
 //!
 //! Loaded at the start, kept in step by the service after each commit. Bound: `quota.api_tokens_max` a tenant.
-//! A process that reads another's registry asks [`tenants`] and [`tokens`] in a transaction of its own.
+//! Where another process changed a tenant's, the service replaces them. A process that reads another's registry asks
+//! [`tokens`] in a transaction of its own.
 
-use super::model::{Permission, Role};
+use super::model::{Membership, Permission};
 use super::store;
 use crate::platform::db::{DbError, Scope, Tx};
 use muster_wire::TenantId;
@@ -15,22 +16,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub struct TokenInfo {
     /// The token's id.
     pub token_id: String,
-    /// Its only tenant.
-    pub tenant: TenantId,
-    /// The role that it cannot exceed.
-    pub role: Role,
+    /// Its only tenant, the role that it cannot exceed, and how far it reaches.
+    pub membership: Membership,
     /// What it may do.
     pub scopes: Vec<Permission>,
     /// The end of its life.
     pub expires_at_us: i64,
-}
-
-/// Every tenant of a registry.
-///
-/// # Errors
-/// The database's.
-pub fn tenants(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<TenantId>, DbError> {
-    store::tenant_ids(tx, scope)
 }
 
 /// Every API token of a registry, past its life or not.
@@ -79,6 +70,26 @@ impl TokenDirectory {
             follower(&sha256, Some(&token));
         }
         maps.tokens.insert(sha256, Arc::new(token));
+    }
+
+    /// Puts a tenant's tokens in force; those that it had beside are gone.
+    pub(super) fn replace(&self, tenant: &TenantId, tokens: Vec<([u8; 32], TokenInfo)>) {
+        let held = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        let of_tenant = held.tokens.iter().filter(|(_, token)| token.membership.tenant == *tenant);
+        let mut gone: HashMap<_, _> = of_tenant.map(|(sha256, token)| (*sha256, token.clone())).collect();
+        drop(held);
+        for (sha256, token) in tokens {
+            if gone.remove(&sha256).is_none_or(|before| *before != token) {
+                self.insert(sha256, token);
+            }
+        }
+        gone.keys().for_each(|sha256| self.remove(sha256));
+    }
+
+    /// Tenants that have any.
+    pub(super) fn tenants(&self) -> std::collections::BTreeSet<TenantId> {
+        let maps = self.maps.read().unwrap_or_else(PoisonError::into_inner);
+        maps.tokens.values().map(|token| token.membership.tenant.clone()).collect()
     }
 
     pub(super) fn remove(&self, sha256: &[u8; 32]) {

@@ -1,6 +1,7 @@
 //! Takes the caller out of a request: an API token in `Authorization`, or a session cookie with an Origin check.
 
-use super::model::{Permission, Principal, authorise};
+use super::model::{Object, Permission, Principal, authorise};
+use super::reach::Reach;
 use super::service::{Tenants, TenantsError, enforce};
 use crate::platform::config::Live;
 use crate::platform::http_kit::ApiError;
@@ -31,13 +32,39 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Lets the caller through or refuses; another tenant's object looks absent.
+    /// Lets the caller through to something of the whole tenant, or refuses; another tenant's object looks absent.
+    ///
+    /// What is cut to the caller's reach takes [`Self::require_part`], one device `Devices::admit`.
+    ///
+    /// # Errors
+    /// 404 for another tenant's, 403 for a weak role or scope, or a reach that is bounded.
+    pub fn require(&self, permission: Permission, tenant: &TenantId) -> Result<&Principal, ApiError> {
+        enforce(authorise(&self.principal, permission, Object::Tenant(tenant)), permission)?;
+        Ok(&self.principal)
+    }
+
+    /// As [`Self::require`], for what the handler cuts to the caller's reach, which this gives.
     ///
     /// # Errors
     /// 404 for another tenant's, 403 for a weak role or scope.
-    pub fn require(&self, permission: Permission, tenant: &TenantId) -> Result<&Principal, ApiError> {
-        enforce(authorise(&self.principal, permission, Some(tenant)), permission)?;
-        Ok(&self.principal)
+    pub fn require_part(&self, permission: Permission, tenant: &TenantId) -> Result<Reach, ApiError> {
+        enforce(authorise(&self.principal, permission, Object::Part(tenant)), permission)?;
+        Ok(self.principal.reach_in(tenant))
+    }
+
+    /// Keeps callers from taking away what they call with: nobody could tell them how it ended.
+    ///
+    /// # Errors
+    /// 409 where `id` is the caller's own account or API token.
+    pub fn require_other(&self, id: &str) -> Result<(), ApiError> {
+        let own = match &self.principal {
+            Principal::User { user_id, .. } => user_id,
+            Principal::Token { token_id, .. } => token_id,
+        };
+        if own != id {
+            return Ok(());
+        }
+        Err(ApiError::new(ErrorCode::Conflict, "you cannot remove yourself: somebody else must"))
     }
 
     /// As [`Self::require`], for what concerns the whole server.
@@ -46,7 +73,7 @@ impl Caller {
     /// 403.
     pub fn require_platform(&self) -> Result<&Principal, ApiError> {
         let permission = Permission::PlatformAdmin;
-        enforce(authorise(&self.principal, permission, None), permission)?;
+        enforce(authorise(&self.principal, permission, Object::Server), permission)?;
         Ok(&self.principal)
     }
 }
@@ -76,6 +103,15 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
 fn changes(method: &Method) -> bool {
     !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+/// What a request authenticates with: its API token, or else its session's secret; true or not.
+#[must_use]
+pub fn credential(headers: &HeaderMap) -> Option<String> {
+    match headers.get(header::AUTHORIZATION) {
+        Some(value) => value.to_str().ok()?.strip_prefix("Bearer ").map(|secret| secret.trim().to_owned()),
+        None => session_secret(headers),
+    }
 }
 
 /// The session's secret from the cookies.

@@ -33,9 +33,15 @@ impl LoginGuard {
     /// Whether the key is locked; gives the seconds that are left.
     #[must_use]
     pub fn locked_for_s(&self, key: &str, policy: Policy, now_us: i64) -> Option<u64> {
+        let until_us = self.locked_until_us(key, policy, now_us)?;
+        Some(u64::try_from((until_us - now_us) / 1_000_000).unwrap_or(0) + 1)
+    }
+
+    /// The end of the key's lock, where it is locked.
+    #[must_use]
+    pub fn locked_until_us(&self, key: &str, policy: Policy, now_us: i64) -> Option<i64> {
         let failures = self.keys.get(key).filter(|failures| failures.until_us > now_us)?;
-        let left_s = u64::try_from((failures.until_us - now_us) / 1_000_000).unwrap_or(0) + 1;
-        (failures.count >= policy.failures_max).then_some(left_s)
+        (failures.count >= policy.failures_max).then_some(failures.until_us)
     }
 
     /// Counts a failure.
@@ -74,6 +80,33 @@ impl LoginGuard {
     }
 }
 
+/// Refused logins that are written to the audit chain in one minute, beside those that an account's own lock bounds.
+pub const REFUSALS_PER_MINUTE_MAX: u32 = 60;
+
+/// How many more refused logins may be written this minute.
+#[derive(Debug, Default)]
+pub struct RefusalBudget {
+    minute: i64,
+    written: u32,
+    left_out: u64,
+}
+
+impl RefusalBudget {
+    /// Takes one; gives how many were left out since the last that was taken, or none where this one is.
+    pub fn take(&mut self, now_us: i64) -> Option<u64> {
+        let minute = now_us.div_euclid(60_000_000);
+        if minute != self.minute {
+            (self.minute, self.written) = (minute, 0);
+        }
+        if self.written >= REFUSALS_PER_MINUTE_MAX {
+            self.left_out += 1;
+            return None;
+        }
+        self.written += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +126,16 @@ mod tests {
         assert_eq!(guard.locked_for_s("a", POLICY, 61_000_000), None);
         guard.failed("a", POLICY, 62_000_000);
         assert_eq!(guard.locked_for_s("a", POLICY, 62_000_000), None, "an old failure no longer counts");
+    }
+
+    #[test]
+    fn refusals_are_written_up_to_a_bound_and_the_rest_is_counted() {
+        let mut budget = RefusalBudget::default();
+        for _ in 0..REFUSALS_PER_MINUTE_MAX {
+            assert_eq!(budget.take(0), Some(0));
+        }
+        assert_eq!((budget.take(1), budget.take(59_999_999)), (None, None));
+        assert_eq!((budget.take(60_000_000), budget.take(60_000_001)), (Some(2), Some(0)));
     }
 
     #[test]

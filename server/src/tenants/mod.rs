@@ -7,16 +7,20 @@
 
 pub mod api;
 pub mod audit;
+pub mod audit_search;
+pub mod chains;
 pub mod directory;
 pub mod extract;
 pub mod login_guard;
 pub mod model;
 pub mod passwords;
+pub mod reach;
 pub mod service;
 mod store;
 
 pub use extract::Caller;
-pub use model::{Permission, Principal, Role};
+pub use model::{Membership, Permission, Principal, Role};
+pub use reach::Reach;
 pub use service::{Tenants, TenantsError};
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Who may do what: pure values and one pure function.
 
-use muster_wire::{ErrorCode, TenantId};
+use super::reach::{Reach, Whereabouts};
+use muster_wire::TenantId;
 
 /// What a member of a tenant may do, from the most to the least.
 #[derive(
@@ -43,7 +44,7 @@ impl Role {
 macro_rules! permissions {
     ($($(#[$doc:meta])* $name:ident = $text:literal, $role:ident;)*) => {
         /// One thing to do; also a scope of an API token.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize, utoipa::ToSchema)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
         pub enum Permission { $($(#[$doc])* #[serde(rename = $text)] $name,)* }
 
         impl Permission {
@@ -96,17 +97,115 @@ permissions! {
     AlertsRead = "alerts:read", Viewer;
     /// Acknowledge and resolve alerts.
     AlertsWrite = "alerts:write", Operator;
+    /// Erase a device with everything that is stored of it.
+    DataErase = "data:erase", Admin;
+    /// See erasures and fetch what they exported.
+    DataExport = "data:export", Admin;
+    /// Erase the tenant.
+    TenantErase = "tenant:erase", Owner;
+    /// See quotas and what was used of them.
+    UsageRead = "usage:read", Viewer;
+    /// See what it costs.
+    InvoicesRead = "invoices:read", Admin;
     /// Subscribe to the tenant's `up/` topics as an integration client.
     MqttSubscribe = "mqtt:subscribe", Admin;
     /// Create tenants. Of the whole server: a role never gives it, see [`Principal`].
     PlatformAdmin = "platform:admin", Owner;
 }
 
+/// Written out: the derived one does not see the texts through the macro.
+impl utoipa::PartialSchema for Permission {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let texts = Self::ALL.iter().map(|permission| permission.as_str());
+        utoipa::openapi::ObjectBuilder::new()
+            .schema_type(utoipa::openapi::Type::String)
+            .description(Some("One thing to do; also a scope of an API token."))
+            .enum_values(Some(texts))
+            .into()
+    }
+}
+
+impl utoipa::ToSchema for Permission {}
+
 impl Permission {
     /// The permission of a token's text.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|permission| permission.as_str() == text)
+    }
+}
+
+/// The role that somebody was given: one of the four, or one of the tenant's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GivenRole {
+    /// One of the four.
+    BuiltIn(Role),
+    /// A set of permissions that the tenant named.
+    Custom {
+        /// The role's id.
+        role_id: String,
+        /// What it allows.
+        permissions: Vec<Permission>,
+    },
+}
+
+impl From<Role> for GivenRole {
+    fn from(role: Role) -> Self {
+        Self::BuiltIn(role)
+    }
+}
+
+impl GivenRole {
+    /// The stored text: the role's name, or its id.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        match self {
+            Self::BuiltIn(role) => role.as_str(),
+            Self::Custom { role_id, .. } => role_id,
+        }
+    }
+
+    /// Whether it allows something within a tenant. No role allows what is of the whole server.
+    #[must_use]
+    pub fn allows(&self, permission: Permission) -> bool {
+        permission != Permission::PlatformAdmin
+            && match self {
+                Self::BuiltIn(role) => *role >= permission.least_role(),
+                Self::Custom { permissions, .. } => permissions.contains(&permission),
+            }
+    }
+
+    /// All that it allows.
+    #[must_use]
+    pub fn permissions(&self) -> Vec<Permission> {
+        Permission::ALL.iter().copied().filter(|permission| self.allows(*permission)).collect()
+    }
+
+    /// Whether who has this role may give or take another: nobody gives more than they have, and only owners make owners.
+    #[must_use]
+    fn covers(&self, other: &Self) -> bool {
+        let owner = Self::BuiltIn(Role::Owner);
+        (*other != owner || *self == owner)
+            && other.permissions().into_iter().all(|permission| self.allows(permission))
+    }
+}
+
+/// What somebody may in one tenant, and how far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// The tenant.
+    pub tenant: TenantId,
+    /// What they may.
+    pub role: GivenRole,
+    /// Where.
+    pub reach: Reach,
+}
+
+impl Membership {
+    /// A membership without bounds.
+    #[must_use]
+    pub fn whole(tenant: TenantId, role: impl Into<GivenRole>) -> Self {
+        Self { tenant, role: role.into(), reach: Reach::Everything }
     }
 }
 
@@ -119,8 +218,8 @@ pub enum Principal {
         user_id: String,
         /// Its address.
         email: String,
-        /// Role in each tenant.
-        memberships: Vec<(TenantId, Role)>,
+        /// What they may in each tenant.
+        memberships: Vec<Membership>,
         /// May create tenants.
         system_admin: bool,
         /// The one-time password was not changed yet: nothing that needs a permission is allowed.
@@ -130,13 +229,44 @@ pub enum Principal {
     Token {
         /// The token's id.
         token_id: String,
-        /// Its only tenant.
-        tenant: TenantId,
-        /// The role that it cannot exceed.
-        role: Role,
+        /// Its only tenant, the role that it cannot exceed, and how far it reaches.
+        membership: Membership,
         /// What it may do.
         scopes: Vec<Permission>,
     },
+}
+
+/// What somebody asks for, with the facts that decide.
+#[derive(Clone, Copy, Debug)]
+pub enum Object<'a> {
+    /// Something of the whole server.
+    Server,
+    /// Something of a whole tenant: its people, its rules, its audit chain. Nobody with a bounded reach has it.
+    Tenant(&'a TenantId),
+    /// Something that is cut to the caller's reach: a list of devices.
+    Part(&'a TenantId),
+    /// One device, or what belongs to it.
+    Device(&'a TenantId, &'a Whereabouts),
+}
+
+impl<'a> Object<'a> {
+    fn tenant(self) -> Option<&'a TenantId> {
+        match self {
+            Self::Server => None,
+            Self::Tenant(tenant) | Self::Part(tenant) | Self::Device(tenant, _) => Some(tenant),
+        }
+    }
+
+    fn is_within(self, reach: &Reach) -> Decision {
+        match self {
+            Self::Server => Decision::Denied,
+            Self::Tenant(_) if reach.is_everything() => Decision::Allow,
+            Self::Tenant(_) => Decision::OutOfReach,
+            Self::Part(_) => Decision::Allow,
+            Self::Device(_, device) if reach.covers(device) => Decision::Allow,
+            Self::Device(..) => Decision::NotFound,
+        }
+    }
 }
 
 /// The answer to "may they?".
@@ -148,29 +278,30 @@ pub enum Decision {
     NotFound,
     /// They may see the tenant, but not do this.
     Denied,
+    /// They may do this, but not to the whole tenant.
+    OutOfReach,
     /// They must change the one-time password first.
     PasswordPending,
 }
 
-/// Decides from values alone. `tenant` is the object's; `None` stands for the whole server.
+/// Decides from values alone.
 #[must_use]
-pub fn authorise(who: &Principal, permission: Permission, tenant: Option<&TenantId>) -> Decision {
+pub fn authorise(who: &Principal, permission: Permission, object: Object<'_>) -> Decision {
     let platform = permission == Permission::PlatformAdmin;
-    match who {
-        Principal::User { password_pending: true, .. } => Decision::PasswordPending,
-        Principal::User { system_admin, .. } if platform => allow_if(*system_admin),
-        Principal::User { .. } => match tenant.and_then(|tenant| who.role_in(tenant)) {
-            None => Decision::NotFound,
-            Some(role) => allow_if(role >= permission.least_role()),
-        },
-        Principal::Token { scopes, .. } if platform => allow_if(scopes.contains(&permission)),
-        Principal::Token { tenant: own, role, scopes, .. } => match tenant {
-            Some(tenant) if tenant == own => {
-                allow_if(*role >= permission.least_role() && scopes.contains(&permission))
-            }
-            _ => Decision::NotFound,
-        },
+    let scopes = match who {
+        Principal::User { password_pending: true, .. } => return Decision::PasswordPending,
+        Principal::User { system_admin, .. } if platform => return allow_if(*system_admin),
+        Principal::Token { scopes, .. } if platform => return allow_if(scopes.contains(&permission)),
+        Principal::User { .. } => None,
+        Principal::Token { scopes, .. } => Some(scopes),
+    };
+    let Some(membership) = object.tenant().and_then(|tenant| who.membership_in(tenant)) else {
+        return Decision::NotFound;
+    };
+    if !membership.role.allows(permission) || scopes.is_some_and(|scopes| !scopes.contains(&permission)) {
+        return Decision::Denied;
     }
+    object.is_within(&membership.reach)
 }
 
 fn allow_if(allowed: bool) -> Decision {
@@ -178,15 +309,21 @@ fn allow_if(allowed: bool) -> Decision {
 }
 
 impl Principal {
-    /// The role in a tenant.
+    /// What they are in a tenant.
     #[must_use]
-    pub fn role_in(&self, tenant: &TenantId) -> Option<Role> {
+    pub fn membership_in(&self, tenant: &TenantId) -> Option<&Membership> {
         match self {
             Self::User { memberships, .. } => {
-                memberships.iter().find(|(member_of, _)| member_of == tenant).map(|(_, role)| *role)
+                memberships.iter().find(|membership| membership.tenant == *tenant)
             }
-            Self::Token { tenant: own, role, .. } => (own == tenant).then_some(*role),
+            Self::Token { membership, .. } => (membership.tenant == *tenant).then_some(membership),
         }
+    }
+
+    /// How far they reach in a tenant. Who is no member was refused before.
+    #[must_use]
+    pub fn reach_in(&self, tenant: &TenantId) -> Reach {
+        self.membership_in(tenant).map(|membership| membership.reach.clone()).unwrap_or_default()
     }
 
     /// How it stands in audit rows: `user:<email>` or `token:<id>`.
@@ -201,14 +338,27 @@ impl Principal {
     /// Whether it may hand this permission on to a token of `tenant`.
     #[must_use]
     pub fn may_grant_scope(&self, scope: Permission, tenant: &TenantId) -> bool {
-        authorise(self, scope, Some(tenant)) == Decision::Allow
+        authorise(self, scope, Object::Tenant(tenant)) == Decision::Allow
     }
 }
 
-/// Whether `actor` may give, change or take a role: nobody touches a role above their own.
+/// Whether `actor` may give, change or take a role: nobody touches what is more than their own.
 #[must_use]
-pub fn may_change_role(actor: Role, from: Option<Role>, to: Option<Role>) -> bool {
-    actor >= Role::Admin && from.is_none_or(|role| role <= actor) && to.is_none_or(|role| role <= actor)
+pub fn may_change_role(actor: &Membership, from: Option<&GivenRole>, to: Option<&GivenRole>) -> bool {
+    let Membership { role, reach, .. } = actor;
+    let covers = |other: Option<&GivenRole>| other.is_none_or(|other| role.covers(other));
+    role.allows(Permission::UsersWrite) && reach.is_everything() && covers(from) && covers(to)
+}
+
+/// Whether somebody may act on an account as a whole: in every tenant that it is a member of.
+#[must_use]
+pub fn governs(who: &Principal, of: &[Membership], system_admin: bool) -> bool {
+    let may_in = |membership: &Membership| {
+        let own = who.membership_in(&membership.tenant);
+        own.is_some_and(|own| may_change_role(own, Some(&membership.role), None))
+    };
+    authorise(who, Permission::PlatformAdmin, Object::Server) == Decision::Allow
+        || !system_admin && of.iter().all(may_in)
 }
 
 /// The longest address, name and password, in bytes.
@@ -231,7 +381,7 @@ pub struct TextError {
 /// # Errors
 /// Not `local@domain`.
 pub fn parse_email(text: &str) -> Result<String, TextError> {
-    let email = text.trim().to_lowercase();
+    let email = if text.len() > TEXT_BYTES_MAX { String::new() } else { text.trim().to_lowercase() };
     let shape = email.split_once('@').is_some_and(|(local, domain)| {
         !local.is_empty() && !domain.is_empty() && !domain.contains('@') && !domain.starts_with('.')
     });
@@ -263,16 +413,6 @@ pub fn check_name(text: &str) -> Result<(), TextError> {
         return Ok(());
     }
     Err(TextError { field: "name", why: "must have 1 to 128 bytes and no control characters" })
-}
-
-/// The code of a refusal.
-#[must_use]
-pub fn decision_code(decision: Decision) -> Option<ErrorCode> {
-    match decision {
-        Decision::Allow => None,
-        Decision::NotFound => Some(ErrorCode::NotFound),
-        Decision::Denied | Decision::PasswordPending => Some(ErrorCode::PermissionDenied),
-    }
 }
 
 #[cfg(test)]

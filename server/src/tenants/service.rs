@@ -4,22 +4,23 @@
 
 use super::audit::{self, AuditEntry};
 use super::directory::{TokenDirectory, TokenInfo};
-use super::login_guard::{LoginGuard, Policy};
-use super::model::{self, Decision, Permission, Principal, Role, TextError};
+use super::login_guard::{LoginGuard, RefusalBudget};
+use super::model::{self, Decision, Membership, Permission, Principal, Role, TextError};
 use super::passwords::{PasswordError, Passwords};
+use super::reach::Reach;
 use super::store::{self, MemberRow, TenantRow, TokenRow, UserRow};
 use crate::platform::clock::SharedClock;
-use crate::platform::config::{AuthSection, Live};
+use crate::platform::config::Live;
 use crate::platform::db::{Db, DbError, Scope, Tx};
+use crate::platform::http_kit::condition::Changed;
 use crate::platform::secret;
 use muster_wire::TenantId;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Sessions of one account; the oldest end beyond.
-pub const SESSIONS_MAX: i64 = 20;
 const DAY_US: i64 = 86_400_000_000;
+/// Locks that tenants share by their ids: as many changes of tokens commit together.
+const TOKEN_LOCKS: usize = 16;
 
-const LOGIN: Scope = Scope::System("login");
 const SESSION: Scope = Scope::System("session");
 const FIRST_START: Scope = Scope::System("first start");
 const ACCOUNTS: Scope = Scope::System("accounts");
@@ -53,6 +54,9 @@ pub enum TenantsError {
         /// What was expected.
         why: String,
     },
+    /// The object is another one than the caller expects.
+    #[error(transparent)]
+    Changed(#[from] Changed),
     /// A quota is used up.
     #[error("the tenant's quota of {max} {noun} is used up")]
     Quota {
@@ -116,7 +120,10 @@ struct Inner {
     config: Live,
     passwords: Passwords,
     guard: Mutex<LoginGuard>,
+    refusals: Mutex<RefusalBudget>,
     tokens: TokenDirectory,
+    /// Held over commit and directory, by tenant.
+    token_locks: [tokio::sync::Mutex<()>; TOKEN_LOCKS],
 }
 
 impl Tenants {
@@ -130,8 +137,10 @@ impl Tenants {
         for (sha256, token) in rows {
             tokens.insert(sha256, token);
         }
-        let guard = Mutex::default();
-        Ok(Self { inner: Arc::new(Inner { db, clock, config, passwords: Passwords::new()?, guard, tokens }) })
+        let token_locks = std::array::from_fn(|_| tokio::sync::Mutex::new(()));
+        let (passwords, guard, refusals) = (Passwords::new()?, Mutex::default(), Mutex::default());
+        let inner = Inner { db, clock, config, passwords, guard, refusals, tokens, token_locks };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The tokens, for the gateway.
@@ -164,7 +173,8 @@ impl Tenants {
         let write = move |tx: &mut Tx<'_>| {
             store::tenant_insert(tx, &FIRST_START, &row)?;
             store::user_insert(tx, &FIRST_START, &user)?;
-            store::member_put(tx, &scope, &user.user_id, Role::Owner, now_us)?;
+            let role = Role::Owner.as_str();
+            store::member_put(tx, &scope, &user.user_id, (role, &Reach::Everything), now_us)?;
             let detail = serde_json::json!({ "owner": user.email });
             let entry = AuditEntry {
                 at_us: now_us,
@@ -195,87 +205,6 @@ impl Tenants {
         })
     }
 
-    /// Checks address and password; gives the session's secret for the cookie and who it is.
-    ///
-    /// # Errors
-    /// Wrong credentials, or too many of them from this account or address.
-    pub async fn login(
-        &self,
-        email: &str,
-        password: &str,
-        peer: &str,
-    ) -> Result<(String, Principal), TenantsError> {
-        let auth = self.inner.config.get().auth.clone();
-        let account = model::parse_email(email).unwrap_or_else(|_| "malformed".into());
-        let keys = guard_keys(&auth, &account, peer);
-        self.count_attempt(&keys)?;
-        let user = self.inner.db.read(move |tx| store::user_by_email(tx, &LOGIN, &account)).await?;
-        let stored = user.as_ref().map(|user| user.password_hash.clone());
-        let fits = password.len() <= model::TEXT_BYTES_MAX
-            && self.inner.passwords.verify(password.to_owned(), stored).await?;
-        let Some(user) = user.filter(|_| fits) else {
-            tracing::info!(peer, "login failed");
-            return Err(TenantsError::Unauthenticated);
-        };
-        self.forgive(&keys);
-        self.open_session(user, i64::from(auth.session_hours) * 3_600_000_000).await
-    }
-
-    /// Refuses a locked key, and counts the attempt as failed until it succeeds: attempts that run side by side
-    /// are no way around the lock.
-    fn count_attempt(&self, keys: &[(String, Policy)]) -> Result<(), TenantsError> {
-        let (mut guard, now_us) = (self.guard(), self.now_us());
-        let locked = keys.iter().filter_map(|(key, policy)| guard.locked_for_s(key, *policy, now_us)).max();
-        if let Some(retry_after_s) = locked {
-            return Err(TenantsError::Locked { retry_after_s });
-        }
-        keys.iter().for_each(|(key, policy)| guard.failed(key, *policy, now_us));
-        Ok(())
-    }
-
-    /// A login succeeded: the account starts anew, the address gets this one attempt back.
-    fn forgive(&self, keys: &[(String, Policy)]) {
-        let mut guard = self.guard();
-        for (at, (key, _)) in keys.iter().enumerate() {
-            if at == 0 { guard.forget(key) } else { guard.take_back(key) }
-        }
-    }
-
-    async fn open_session(&self, user: UserRow, life_us: i64) -> Result<(String, Principal), TenantsError> {
-        let secret = secret::new_token("mss_");
-        let (sha256, now_us) = (secret::token_sha256(&secret), self.now_us());
-        let life = (now_us, now_us.saturating_add(life_us));
-        let write = move |tx: &mut Tx<'_>| {
-            store::session_insert(tx, &SESSION, &sha256, &user.user_id, life, SESSIONS_MAX)?;
-            let memberships = store::memberships_of(tx, &SESSION, &user.user_id)?;
-            let entry = AuditEntry {
-                at_us: now_us,
-                actor: &format!("user:{}", user.email),
-                action: "session.open",
-                object: &user.user_id,
-                detail: serde_json::json!({}),
-            };
-            audit::append(tx, &SESSION, &entry)?;
-            Ok::<_, TenantsError>(principal(user, memberships))
-        };
-        Ok((secret, self.inner.db.write(write).await?))
-    }
-
-    /// Who a session's secret stands for.
-    ///
-    /// # Errors
-    /// Unknown or past its life.
-    pub async fn by_session(&self, secret: &str) -> Result<Principal, TenantsError> {
-        let (sha256, now_us) = (secret::token_sha256(secret), self.now_us());
-        let read = move |tx: &mut Tx<'_>| {
-            let user = store::user_by_session(tx, &SESSION, &sha256, now_us)?;
-            let user = user.ok_or(TenantsError::Unauthenticated)?;
-            let memberships = store::memberships_of(tx, &SESSION, &user.user_id)?;
-            Ok(principal(user, memberships))
-        };
-        self.inner.db.read(read).await
-    }
-
     /// Who an API token stands for.
     ///
     /// # Errors
@@ -283,41 +212,8 @@ impl Tenants {
     pub fn by_token(&self, secret: &str) -> Result<Principal, TenantsError> {
         let token = self.inner.tokens.token(&secret::token_sha256(secret), self.now_us());
         let token = token.ok_or(TenantsError::Unauthenticated)?;
-        let TokenInfo { token_id, tenant, role, scopes, .. } = (*token).clone();
-        Ok(Principal::Token { token_id, tenant, role, scopes })
-    }
-
-    /// Ends a session.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn logout(&self, secret: &str) -> Result<(), TenantsError> {
-        let sha256 = secret::token_sha256(secret);
-        Ok(self.inner.db.write(move |tx| store::session_delete(tx, &SESSION, &sha256)).await?)
-    }
-
-    /// Changes the caller's password and ends their other sessions. Guarded as a login is.
-    ///
-    /// # Errors
-    /// The old password is wrong; the new one is too weak or the same.
-    pub async fn change_password(
-        &self,
-        email: &str,
-        session: &str,
-        old: &str,
-        new: String,
-        peer: &str,
-    ) -> Result<(), TenantsError> {
-        model::check_password(&new)?;
-        if old == new {
-            return Err(TenantsError::Invalid {
-                field: "new_password",
-                why: "must differ from the old one".into(),
-            });
-        }
-        let (probe, _) = self.login(email, old, peer).await?;
-        self.logout(&probe).await?;
-        self.store_password(email, new, false, secret::token_sha256(session).to_vec()).await
+        let TokenInfo { token_id, membership, scopes, .. } = (*token).clone();
+        Ok(Principal::Token { token_id, membership, scopes })
     }
 
     /// Gives an account a new one-time password and ends its sessions: the operator's way back in.
@@ -326,51 +222,33 @@ impl Tenants {
     /// No such account.
     pub async fn reset_password(&self, email: &str) -> Result<String, TenantsError> {
         let password = one_time_password();
-        self.store_password(&model::parse_email(email)?, password.clone(), true, Vec::new()).await?;
+        let new = NewPassword { text: password.clone(), is_one_time: true, keep: Vec::new() };
+        self.store_password(&model::parse_email(email)?, new).await?;
         Ok(password)
-    }
-
-    async fn store_password(
-        &self,
-        email: &str,
-        new: String,
-        pending: bool,
-        keep: Vec<u8>,
-    ) -> Result<(), TenantsError> {
-        let (hash, email, now_us) = (self.inner.passwords.hash(new).await?, email.to_owned(), self.now_us());
-        let write = move |tx: &mut Tx<'_>| {
-            let user =
-                store::user_by_email(tx, &ACCOUNTS, &email)?.ok_or(TenantsError::NotFound("account"))?;
-            store::user_set_password(tx, &ACCOUNTS, &user.user_id, &hash, pending)?;
-            store::sessions_delete_others(tx, &ACCOUNTS, &user.user_id, &keep)?;
-            let actor = if pending { "server".to_owned() } else { format!("user:{email}") };
-            let (action, detail) = ("user.password", serde_json::json!({ "one_time": pending }));
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: &user.user_id, detail };
-            Ok(audit::append(tx, &ACCOUNTS, &entry)?)
-        };
-        self.inner.db.write(write).await
     }
 }
 
+mod audits;
+mod invitations;
+mod logins;
 mod members;
+mod resets;
+mod roles;
+mod sessions;
 mod tenancy;
 mod tokens;
 
+pub use audits::{AuditPage, VERIFY_ROWS_MAX, Verified};
+pub use invitations::{Accepted, INVITATIONS_MAX, NewInvitation};
+use logins::NewPassword;
+pub use logins::{Client, SESSIONS_MAX};
 pub use members::MemberChange;
+pub use resets::{NewReset, RESET_LIFE_US};
+pub use roles::{GrantRequest, ROLES_MAX};
+pub use sessions::{Ending, session_id};
 pub use tokens::TokenRequest;
 
-/// The account's key, and the address's. A proxy on this machine stands for everybody, so it has none.
-fn guard_keys(auth: &AuthSection, account: &str, peer: &str) -> Vec<(String, Policy)> {
-    let lock_us = i64::from(auth.lockout_minutes) * 60_000_000;
-    let policy = |factor| Policy { failures_max: auth.login_failures_max.saturating_mul(factor), lock_us };
-    let mut keys = vec![(format!("account:{account}"), policy(1))];
-    if !peer.parse().is_ok_and(|address: std::net::IpAddr| address.is_loopback()) {
-        keys.push((format!("peer:{peer}"), policy(4)));
-    }
-    keys
-}
-
-fn principal(user: UserRow, memberships: Vec<(TenantId, Role)>) -> Principal {
+fn principal(user: UserRow, memberships: Vec<Membership>) -> Principal {
     let UserRow { user_id, email, system_admin, password_pending, .. } = user;
     Principal::User { user_id, email, memberships, system_admin, password_pending }
 }
@@ -397,6 +275,9 @@ pub fn enforce(decision: Decision, permission: Permission) -> Result<(), Tenants
     match decision {
         Decision::Allow => Ok(()),
         Decision::NotFound => Err(TenantsError::NotFound("tenant")),
+        Decision::OutOfReach => Err(TenantsError::Denied(
+            "this is of the whole tenant, and your role or token has a scope within it",
+        )),
         Decision::PasswordPending => {
             Err(TenantsError::Denied("change the one-time password first: POST /api/v1/auth/password"))
         }

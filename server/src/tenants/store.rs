@@ -1,9 +1,15 @@
 //! SQL of tenants, users, sessions and API tokens. Only the service calls it.
 
 use super::directory::TokenInfo;
-use super::model::{Permission, Role};
+use super::model::{GivenRole, Membership, Permission, Role};
+use super::reach::Reach;
 use crate::platform::db::{DbError, Row, Scope, Tx};
+use crate::platform::http_kit::ETag;
 use muster_wire::TenantId;
+
+pub mod leaves;
+pub mod roles;
+pub mod sessions;
 
 /// A tenant's row.
 #[derive(Clone, Debug)]
@@ -11,6 +17,14 @@ pub struct TenantRow {
     pub tenant: String,
     pub name: String,
     pub created_at_us: i64,
+}
+
+impl TenantRow {
+    /// Its state, for conditional requests.
+    #[must_use]
+    pub fn etag(&self) -> ETag {
+        ETag::of(self)
+    }
 }
 
 /// An account's row.
@@ -29,7 +43,8 @@ pub struct UserRow {
 pub struct MemberRow {
     pub user_id: String,
     pub email: String,
-    pub role: Role,
+    pub role: GivenRole,
+    pub reach: Reach,
     pub password_pending: bool,
     pub created_at_us: i64,
 }
@@ -39,7 +54,8 @@ pub struct MemberRow {
 pub struct TokenRow {
     pub token_id: String,
     pub name: String,
-    pub role: Role,
+    pub role: GivenRole,
+    pub reach: Reach,
     pub scopes: Vec<Permission>,
     pub created_by: String,
     pub created_at_us: i64,
@@ -50,8 +66,29 @@ fn column(name: &str) -> DbError {
     DbError::Column { column: name.into() }
 }
 
-fn role(text: &str) -> Result<Role, DbError> {
-    Role::parse(text).ok_or_else(|| column("role"))
+/// What stands for the role of a token whose maker had one of the tenant's own: its scopes are all it may.
+const BY_SCOPES: &str = "custom";
+
+/// A role's text, with the permissions of one of the tenant's own.
+fn given(text: String, permissions: Option<&str>) -> Result<GivenRole, DbError> {
+    match (Role::parse(&text), permissions) {
+        (Some(role), _) => Ok(role.into()),
+        (None, Some(permissions)) => {
+            Ok(GivenRole::Custom { role_id: text, permissions: scopes(permissions) })
+        }
+        (None, None) => Err(column("role")),
+    }
+}
+
+fn token_role(text: String, scopes: &str) -> Result<GivenRole, DbError> {
+    given(text, Some(scopes))
+}
+
+fn token_role_text(role: &GivenRole) -> &str {
+    match role {
+        GivenRole::BuiltIn(role) => role.as_str(),
+        GivenRole::Custom { .. } => BY_SCOPES,
+    }
 }
 
 /// Unknown scopes (of a newer build) are dropped: a token never gains by them.
@@ -152,18 +189,10 @@ pub fn user_by_email(tx: &mut Tx<'_>, scope: &Scope, email: &str) -> Result<Opti
     tx.query_opt(scope, &sql, &[&email], user_row)
 }
 
-pub fn user_by_session(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    session: &[u8; 32],
-    now_us: i64,
-) -> Result<Option<UserRow>, DbError> {
+pub fn user_get(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Option<UserRow>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    let sql = format!(
-        "SELECT {USER_COLUMNS} FROM sessions s JOIN users u ON u.user_id = s.user_id
-         WHERE s.session_sha256 = $1 AND s.expires_at_us > $2"
-    );
-    tx.query_opt(scope, &sql, &[session, &now_us], user_row)
+    let sql = format!("SELECT {USER_COLUMNS} FROM users u WHERE u.user_id = $1");
+    tx.query_opt(scope, &sql, &[&user_id], user_row)
 }
 
 pub fn user_set_password(
@@ -178,33 +207,29 @@ pub fn user_set_password(
     Ok(tx.execute(scope, sql, &[&user_id, &hash, &pending])? == 1)
 }
 
-pub fn memberships_of(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    user_id: &str,
-) -> Result<Vec<(TenantId, Role)>, DbError> {
+pub fn memberships_of(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Vec<Membership>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query(
-        scope,
-        "SELECT tenant, role FROM memberships WHERE user_id = $1 ORDER BY tenant",
-        &[&user_id],
-        |row| {
-            let tenant = TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))?;
-            Ok((tenant, role(&row.get::<String>(1)?)?))
-        },
-    )
+    let sql = "SELECT m.tenant, m.role, r.permissions, m.reach FROM memberships m
+               LEFT JOIN custom_roles r ON r.tenant = m.tenant AND r.role_id = m.role
+               WHERE m.user_id = $1 ORDER BY m.tenant";
+    tx.query(scope, sql, &[&user_id], |row| {
+        let tenant = TenantId::parse(&row.get::<String>(0)?).map_err(|_| column("tenant"))?;
+        let role = given(row.get(1)?, row.get::<Option<String>>(2)?.as_deref())?;
+        Ok(Membership { tenant, role, reach: Reach::of_text(&row.get::<String>(3)?)? })
+    })
 }
 
 pub fn member_put(
     tx: &mut Tx<'_>,
     scope: &Scope,
     user_id: &str,
-    role: Role,
+    (role, reach): (&str, &Reach),
     now_us: i64,
 ) -> Result<(), DbError> {
-    let sql = "INSERT INTO memberships (tenant, user_id, role, created_at_us) VALUES ($1, $2, $3, $4)
-               ON CONFLICT (tenant, user_id) DO UPDATE SET role = excluded.role";
-    tx.execute(scope, sql, &[&scope.tenant()?, &user_id, &role.as_str(), &now_us]).map(drop)
+    let sql =
+        "INSERT INTO memberships (tenant, user_id, role, reach, created_at_us) VALUES ($1, $2, $3, $4, $5)
+               ON CONFLICT (tenant, user_id) DO UPDATE SET role = excluded.role, reach = excluded.reach";
+    tx.execute(scope, sql, &[&scope.tenant()?, &user_id, &role, &reach.text(), &now_us]).map(drop)
 }
 
 pub fn member_delete(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<bool, DbError> {
@@ -212,16 +237,19 @@ pub fn member_delete(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<bo
     Ok(tx.execute(scope, sql, &[&scope.tenant()?, &user_id])? == 1)
 }
 
-const MEMBER_SELECT: &str = "SELECT u.user_id, u.email, m.role, u.password_pending, m.created_at_us
-     FROM memberships m JOIN users u ON u.user_id = m.user_id WHERE m.tenant = $1";
+const MEMBER_SELECT: &str =
+    "SELECT u.user_id, u.email, m.role, r.permissions, m.reach, u.password_pending, m.created_at_us
+     FROM memberships m JOIN users u ON u.user_id = m.user_id
+     LEFT JOIN custom_roles r ON r.tenant = m.tenant AND r.role_id = m.role WHERE m.tenant = $1";
 
 fn member_row(row: &Row<'_>) -> Result<MemberRow, DbError> {
     Ok(MemberRow {
         user_id: row.get(0)?,
         email: row.get(1)?,
-        role: role(&row.get::<String>(2)?)?,
-        password_pending: row.get(3)?,
-        created_at_us: row.get(4)?,
+        role: given(row.get(2)?, row.get::<Option<String>>(3)?.as_deref())?,
+        reach: Reach::of_text(&row.get::<String>(4)?)?,
+        password_pending: row.get(5)?,
+        created_at_us: row.get(6)?,
     })
 }
 
@@ -232,6 +260,17 @@ pub fn member_get(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<Optio
         &[&scope.tenant()?, &user_id],
         member_row,
     )
+}
+
+/// Whether the account of an address is a member.
+pub fn member_by_email(tx: &mut Tx<'_>, scope: &Scope, email: &str) -> Result<bool, DbError> {
+    let found = tx.query_opt(
+        scope,
+        &format!("{MEMBER_SELECT} AND u.email = $2"),
+        &[&scope.tenant()?, &email],
+        member_row,
+    )?;
+    Ok(found.is_some())
 }
 
 pub fn member_list(
@@ -252,48 +291,6 @@ pub fn owner_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
     count(tx, scope, "SELECT count(*) FROM memberships WHERE tenant = $1 AND role = 'owner'")
 }
 
-/// Adds a session and drops the account's expired and oldest ones beyond `keep`; the new one stays, though the clock
-/// was set back since the others were opened.
-pub fn session_insert(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    session: &[u8; 32],
-    user_id: &str,
-    life: (i64, i64),
-    keep: i64,
-) -> Result<(), DbError> {
-    debug_assert!(matches!(scope, Scope::System(_)));
-    let (now_us, expires_at_us) = life;
-    tx.execute(scope, "INSERT INTO sessions (session_sha256, user_id, created_at_us, expires_at_us) VALUES ($1, $2, $3, $4)",
-        &[session, &user_id, &now_us, &expires_at_us],
-    )?;
-    tx.execute(
-        scope,
-        "DELETE FROM sessions WHERE user_id = $1 AND (expires_at_us <= $2 OR session_sha256 NOT IN
-           (SELECT session_sha256 FROM sessions WHERE user_id = $1
-            ORDER BY session_sha256 = $4 DESC, created_at_us DESC LIMIT $3))",
-        &[&user_id, &now_us, &keep, session],
-    )?;
-    Ok(())
-}
-
-pub fn session_delete(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Result<(), DbError> {
-    debug_assert!(matches!(scope, Scope::System(_)));
-    tx.execute(scope, "DELETE FROM sessions WHERE session_sha256 = $1", &[session]).map(drop)
-}
-
-/// Ends every session of an account but one.
-pub fn sessions_delete_others(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    user_id: &str,
-    but: &[u8],
-) -> Result<(), DbError> {
-    debug_assert!(matches!(scope, Scope::System(_)));
-    tx.execute(scope, "DELETE FROM sessions WHERE user_id = $1 AND session_sha256 <> $2", &[&user_id, &but])
-        .map(drop)
-}
-
 pub fn token_insert(
     tx: &mut Tx<'_>,
     scope: &Scope,
@@ -303,14 +300,15 @@ pub fn token_insert(
     tx.execute(
         scope,
         "INSERT INTO api_tokens
-           (tenant, token_id, name, token_sha256, role, scopes, created_by, created_at_us, expires_at_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+           (tenant, token_id, name, token_sha256, role, reach, scopes, created_by, created_at_us, expires_at_us)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
         &[
             &scope.tenant()?,
             &row.token_id,
             &row.name,
             sha256,
-            &row.role.as_str(),
+            &token_role_text(&row.role),
+            &row.reach.text(),
             &scopes_text(&row.scopes),
             &row.created_by,
             &row.created_at_us,
@@ -337,14 +335,17 @@ pub fn token_count(tx: &mut Tx<'_>, scope: &Scope) -> Result<i64, DbError> {
 }
 
 pub fn token_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Result<Vec<TokenRow>, DbError> {
-    let sql = "SELECT token_id, name, role, scopes, created_by, created_at_us, expires_at_us FROM api_tokens
+    let sql =
+        "SELECT token_id, name, role, scopes, created_by, created_at_us, expires_at_us, reach FROM api_tokens
                WHERE tenant = $1 AND token_id > $2 ORDER BY token_id LIMIT $3";
     tx.query(scope, sql, &[&scope.tenant()?, &after, &limit], |row| {
+        let listed = row.get::<String>(3)?;
         Ok(TokenRow {
             token_id: row.get(0)?,
             name: row.get(1)?,
-            role: role(&row.get::<String>(2)?)?,
-            scopes: scopes(&row.get::<String>(3)?),
+            role: token_role(row.get(2)?, &listed)?,
+            reach: Reach::of_text(&row.get::<String>(7)?)?,
+            scopes: scopes(&listed),
             created_by: row.get(4)?,
             created_at_us: row.get(5)?,
             expires_at_us: row.get(6)?,
@@ -355,20 +356,23 @@ pub fn token_list(tx: &mut Tx<'_>, scope: &Scope, after: &str, limit: i64) -> Re
 /// Every token of every tenant, for the directory.
 pub fn tokens_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<([u8; 32], TokenInfo)>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query(
-        scope,
-        "SELECT token_sha256, token_id, tenant, role, scopes, expires_at_us FROM api_tokens",
-        &[],
-        |row| {
-            let tenant = TenantId::parse(&row.get::<String>(2)?).map_err(|_| column("tenant"))?;
-            let token = TokenInfo {
-                token_id: row.get(1)?,
-                tenant,
-                role: role(&row.get::<String>(3)?)?,
-                scopes: scopes(&row.get::<String>(4)?),
-                expires_at_us: row.get(5)?,
-            };
-            Ok((row.get(0)?, token))
-        },
-    )
+    tx.query(scope, &format!("SELECT {TOKEN_INFO} FROM api_tokens"), &[], token_info)
+}
+
+/// Every token of a tenant, for the directory.
+pub fn tokens_of(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<([u8; 32], TokenInfo)>, DbError> {
+    let sql = format!("SELECT {TOKEN_INFO} FROM api_tokens WHERE tenant = $1");
+    tx.query(scope, &sql, &[&scope.tenant()?], token_info)
+}
+
+const TOKEN_INFO: &str = "token_sha256, token_id, tenant, role, scopes, expires_at_us, reach";
+
+fn token_info(row: &Row<'_>) -> Result<([u8; 32], TokenInfo), DbError> {
+    let tenant = TenantId::parse(&row.get::<String>(2)?).map_err(|_| column("tenant"))?;
+    let listed = row.get::<String>(4)?;
+    let role = token_role(row.get(3)?, &listed)?;
+    let membership = Membership { tenant, role, reach: Reach::of_text(&row.get::<String>(6)?)? };
+    let token =
+        TokenInfo { token_id: row.get(1)?, membership, scopes: scopes(&listed), expires_at_us: row.get(5)? };
+    Ok((row.get(0)?, token))
 }

@@ -235,7 +235,7 @@ impl Server {
         let key = KeyPair::generate().unwrap();
         let csr = CertificateParams::default().serialize_request(&key).unwrap().pem().unwrap();
         let (tenant, device) = (TenantId::parse("default").unwrap(), DeviceId::parse(device).unwrap());
-        let signed = pki.sign_device(&check_csr(&csr).unwrap(), &tenant, &device, 1, now_us).unwrap();
+        let signed = pki.sign_device(&check_csr(&csr).unwrap(), &tenant, &device, 86_400, now_us).unwrap();
         Certificate(signed.pem, key.serialize_pem())
     }
 

@@ -1,12 +1,14 @@
 //! A gateway with its log and directory, and a client that speaks MQTT byte by byte.
 
+pub use crate::authority::Authority;
+
 use muster_server::devices::directory::{DeviceAuth, Directory, IntegrationToken, token_hash};
 use muster_server::gateway::{self, Config, Dependencies, Gateway, ServerCertificate};
 use muster_server::platform::clock::{SharedClock, SystemClock};
 use muster_server::platform::event_log::{EventLog, Kind, Options, Origin, Pin};
+use muster_server::usage::Board;
 use muster_wire::{Credit, DeviceId, Envelope, QueueId, TenantId, UpClass};
 use prometheus::Registry;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -46,49 +48,12 @@ pub struct Stored {
     pub body: Vec<u8>,
 }
 
-/// A certificate authority of the tests.
-pub struct Authority {
-    pub pem: String,
-    issuer: Issuer<'static, KeyPair>,
-}
-
-impl Authority {
-    pub fn new() -> Self {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        // A name of its own: OpenSSL takes a certificate with its issuer's name for a self-signed one.
-        params.distinguished_name.push(DnType::CommonName, "test authority");
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { pem, issuer: Issuer::new(params, key) }
-    }
-
-    /// Signs a certificate; gives its PEM, its key's PEM and its serial.
-    pub fn sign(&self, mut params: CertificateParams, serial: u8) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        params.serial_number = Some(vec![serial].into());
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    pub fn server(&self) -> (String, String) {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        self.sign(CertificateParams::new(names).unwrap(), 1)
-    }
-
-    pub fn device_params(uri: &str) -> CertificateParams {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
-        params
-    }
-}
-
 /// A running gateway.
 pub struct Rig {
     pub gateway: Gateway,
     pub log: EventLog,
     pub directory: Arc<Directory>,
+    pub quotas: Arc<Board>,
     pub registry: Registry,
     pub authority: Authority,
     pub certificate: Arc<ServerCertificate>,
@@ -128,15 +93,22 @@ impl Rig {
         directory.set_device(&tenant("other"), &device("pump"), auth);
         let token = IntegrationToken { tenant: tenant("acme"), token_id: "t1".into(), expires_at_us: None };
         directory.set_integration(token_hash(API_TOKEN), token);
-        let registry = Registry::new();
-        let authority = Authority::new();
+        let (registry, authority) = (Registry::new(), Authority::new());
         let (chain, key) = authority.server();
         let certificate = ServerCertificate::from_pem(&chain, &key).unwrap();
-        let tls = gateway::server_config(certificate.clone(), &authority.pem).unwrap();
-        let dependencies =
-            Dependencies { log: log.clone(), directory: directory.clone(), clock, tls: Some(tls) };
+        let devices = gateway::KnownCertificates::from_pem(&authority.pem).unwrap();
+        let tls = gateway::server_config(certificate.clone(), devices).unwrap();
+        let quotas = Arc::new(Board::new());
+        let dependencies = Dependencies {
+            log: log.clone(),
+            directory: directory.clone(),
+            clock,
+            quotas: quotas.clone(),
+            tls: Some(tls),
+            ends: Arc::default(),
+        };
         let gateway = Gateway::start(config, dependencies, &registry).unwrap();
-        Self { gateway, log, directory, registry, authority, certificate, dir }
+        Self { gateway, log, directory, quotas, registry, authority, certificate, dir }
     }
 
     pub fn plain(&self) -> SocketAddr {

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::type_complexity, reason = "tables and helpers of tests")]
 
+mod authority;
 mod bad_input;
 mod credit;
 mod failed_sync;
@@ -10,5 +11,6 @@ mod flow;
 mod full;
 mod kit;
 mod mosquitto;
+mod quota;
 mod tls;
 mod topics;

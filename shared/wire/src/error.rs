@@ -38,6 +38,8 @@ codes! {
     NotFound = "not_found", 404;
     /// The path exists, the method does not.
     MethodNotAllowed = "method_not_allowed", 405;
+    /// No media type of the answer is one that the client accepts.
+    NotAcceptable = "not_acceptable", 406;
     /// Already there, or not in the state that the request needs.
     Conflict = "conflict", 409;
     /// A version or ETag no longer matches.
@@ -48,12 +50,16 @@ codes! {
     UnsupportedMediaType = "unsupported_media_type", 415;
     /// A claim token was used, revoked or is past its time.
     ClaimSpent = "claim_spent", 410;
+    /// An idempotency key was used with another request.
+    IdempotencyMismatch = "idempotency_mismatch", 422;
     /// A rate limit or quota is exceeded; try later.
     RateLimited = "rate_limited", 429;
     /// A fault of the server; the request id finds it in the log.
     Internal = "internal", 500;
     /// A part that the request needs is down or starting; try later.
     Unavailable = "unavailable", 503;
+    /// Another process of this deployment has it, as the message says; asking this one again does not help.
+    NotOnThisProcess = "not_on_this_process", 503;
 }
 
 impl fmt::Display for ErrorCode {

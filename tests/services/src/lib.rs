@@ -4,9 +4,14 @@
 //! 127.0.0.1 only, keeps its files in a directory of its own, and ends with the value that stands for it, or with the
 //! thread that started it. A server that is not installed is an error that names the package.
 
+mod clickhouse;
 mod postgres;
+pub mod python;
+mod seaweedfs;
 
+pub use clickhouse::ClickHouse;
 pub use postgres::{Database, Postgres};
+pub use seaweedfs::SeaweedFs;
 
 use anyhow::{Context as _, Result, bail};
 use std::net::TcpListener;

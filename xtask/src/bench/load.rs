@@ -27,15 +27,8 @@ impl Target {
     /// # Errors
     /// The generator fails, or ends without its line of JSON.
     pub(crate) fn run(&self, mode: &str, devices: u32, more: &[&str]) -> Result<Found> {
-        let mut command = Command::new(binary());
-        command.arg(mode).arg("--addr").arg(self.address.to_string());
-        command.args(["--devices", &devices.to_string(), "--tenant", &self.tenant]);
-        command.args(["--server-pid", &self.server_pid.to_string()]);
-        match &self.ca {
-            None => command.arg("--tokens").arg(&self.tokens),
-            Some((ca, key)) => command.arg("--ca").arg(ca).arg("--ca-key").arg(key),
-        };
-        command.args(more).stdin(Stdio::null()).stderr(Stdio::inherit());
+        let mut command = self.command(mode, devices, more);
+        command.stdin(Stdio::null()).stderr(Stdio::inherit());
         let output = command.output().context("cannot start muster-loadtest")?;
         let text = String::from_utf8_lossy(&output.stdout);
         if !output.status.success() {
@@ -45,6 +38,20 @@ impl Target {
         let found = Found(serde_json::from_str(line).context("the last line is no JSON")?);
         println!("  {mode} {} -> {}", more.join(" "), found.summary());
         Ok(found)
+    }
+
+    /// The generator with a mode's arguments, not started.
+    pub(crate) fn command(&self, mode: &str, devices: u32, more: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command.arg(mode).arg("--addr").arg(self.address.to_string());
+        command.args(["--devices", &devices.to_string(), "--tenant", &self.tenant]);
+        command.args(["--server-pid", &self.server_pid.to_string()]);
+        match &self.ca {
+            None => command.arg("--tokens").arg(&self.tokens),
+            Some((ca, key)) => command.arg("--ca").arg(ca).arg("--ca-key").arg(key),
+        };
+        command.args(more);
+        command
     }
 }
 

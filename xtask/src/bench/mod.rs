@@ -11,6 +11,7 @@ pub(crate) mod fleet;
 mod gateway;
 mod journal;
 mod load;
+mod noisy;
 mod provision;
 mod proxy;
 mod stores;
@@ -35,11 +36,13 @@ enum What {
     Gateway(Options),
     /// Ten thousand devices as `muster-loadtest run` simulates them; half an hour.
     Fleet(fleet::Arguments),
+    /// A tenant at ten times its quota beside a quiet one.
+    Noisy(Options),
     /// The journal alone.
     Journal(Options),
     /// The agent's memory, size, start and idle traffic.
     Agent(Options),
-    /// The registry on PostgreSQL beside bare tokio-postgres.
+    /// The stores on their engines, beside the engines without our code; queries on a month of readings.
     Stores(Options),
 }
 
@@ -65,6 +68,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
     let (options, report) = match &arguments.what {
         What::Gateway(options) => (options, gateway::run(*options)?),
         What::Fleet(fleet) => (&fleet.options, fleet::run(fleet)?),
+        What::Noisy(options) => (options, noisy::run(*options)?),
         What::Journal(options) => (options, journal::run(*options)?),
         What::Agent(options) => (options, agent::run(*options)?),
         What::Stores(options) => (options, stores::run(*options)?),

@@ -14,13 +14,21 @@ const THREADS: u32 = 32;
 /// # Errors
 /// The API refuses, or the file cannot be written.
 pub(crate) fn devices(server: &Server, count: u32, file: &Path) -> Result<()> {
+    devices_of(&server.tenant, || server.api(), count, file)
+}
+
+/// As [`devices`], in a tenant with an API of its own.
+///
+/// # Errors
+/// As [`devices`].
+pub(crate) fn devices_of(tenant: &str, api: impl Fn() -> Client, count: u32, file: &Path) -> Result<()> {
     let share = count.div_ceil(THREADS);
     let lines = std::thread::scope(|scope| {
         let part = |thread: u32| {
             let numbers = thread * share..((thread + 1) * share).min(count);
-            let mut api = server.api();
+            let mut api = api();
             scope.spawn(move || {
-                numbers.map(|number| device(server, &mut api, number)).collect::<Result<String>>()
+                numbers.map(|number| device(tenant, &mut api, number)).collect::<Result<String>>()
             })
         };
         let parts: Vec<_> = (0..THREADS).map(part).collect();
@@ -30,10 +38,11 @@ pub(crate) fn devices(server: &Server, count: u32, file: &Path) -> Result<()> {
     std::fs::write(file, lines.concat()).with_context(|| format!("cannot write {}", file.display()))
 }
 
-fn device(server: &Server, api: &mut Client, number: u32) -> Result<String> {
+fn device(tenant: &str, api: &mut Client, number: u32) -> Result<String> {
     let name = format!("d{number:05}");
-    api.post(&server.path("devices"), &json!({ "id": name }))?;
-    let answer = api.post_nothing(&server.path(&format!("devices/{name}/token")))?;
+    let devices = format!("/api/v1/tenants/{tenant}/devices");
+    api.post(&devices, &json!({ "id": name }))?;
+    let answer = api.post_nothing(&format!("{devices}/{name}/token"))?;
     let token = answer["token"].as_str().context("the server gave no token")?;
     Ok(format!("{name},{token}\n"))
 }

@@ -1,8 +1,9 @@
-//! `bench stores`: what our code in front of each engine costs, beside the engine without it.
+//! `bench stores`: what our code in front of each engine costs, beside the engine without it, and how long queries take.
 
 use super::{Bar, Options, Report, median};
 use crate::cargo;
 use anyhow::{Context, Result, bail};
+use muster_services::python;
 use serde_json::Value;
 use std::process::Stdio;
 
@@ -11,28 +12,76 @@ use std::process::Stdio;
 /// # Errors
 /// A program cannot be built, or a server is not installed.
 pub(crate) fn run(options: Options) -> Result<Report> {
+    python::install().context("cannot install ClickHouse")?;
     let mut report = Report::new("stores");
-    let pairs = if options.quick { "3" } else { "15" };
+    let stores: &[&str] = match options.quick {
+        true => &["1", "200000", "5000000", "1000000"],
+        false => &["5", "1000000", "100000000", "10000000"],
+    };
+    of_telemetry(&mut report, &example("store_rates", stores)?)?;
+    of_registry(&mut report, &example("registry_upserts", &[if options.quick { "3" } else { "15" }])?)?;
+    Ok(report)
+}
+
+/// Runs an example of the server; gives the JSON of its last line.
+fn example(name: &str, arguments: &[&str]) -> Result<Value> {
     let mut command = cargo::cargo();
     command.args(["run", "--quiet", "--locked", "--profile", "dist", "--package", "muster-server"]);
-    command.args(["--example", "registry_upserts", "--", pairs]);
+    command.args(["--example", name, "--"]).args(arguments);
     let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
-        bail!("registry_upserts ended with {}", output.status);
+        bail!("{name} ended with {}", output.status);
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let (rounds, line) = text.trim_end().rsplit_once('\n').context("registry_upserts printed too little")?;
+    let (rounds, line) =
+        text.trim_end().rsplit_once('\n').with_context(|| format!("{name} printed too little"))?;
     println!("{rounds}");
-    let found: Value =
-        serde_json::from_str(line).with_context(|| format!("the last line is no JSON: {line}"))?;
-    let rates = |name: &str| -> Result<Vec<f64>> {
-        let list = found[name].as_array().with_context(|| format!("registry_upserts told no {name}"))?;
-        Ok(list.iter().filter_map(Value::as_f64).collect())
-    };
-    let (with, without) = (rates("rows_per_s")?, rates("raw_rows_per_s")?);
+    serde_json::from_str(line).with_context(|| format!("the last line is no JSON: {line}"))
+}
+
+fn rates(found: &Value, name: &str) -> Result<Vec<f64>> {
+    let list = found[name].as_array().with_context(|| format!("there is no {name}"))?;
+    Ok(list.iter().filter_map(Value::as_f64).collect())
+}
+
+/// Rows a second with our code and without it, and the ratio's median over the rounds.
+fn compare(
+    report: &mut Report,
+    found: &Value,
+    [with_name, without_name, ratio_name]: [&'static str; 3],
+) -> Result<()> {
+    let (with, without) = (rates(found, "rows_per_s")?, rates(found, "raw_rows_per_s")?);
     let ratios = with.iter().zip(&without).map(|(with, without)| with / without).collect();
-    report.figure("postgres_upsert_rows_per_s", median(with));
-    report.figure("postgres_upsert_raw_rows_per_s", median(without));
-    report.barred("postgres_upsert_ratio", median(ratios), Bar::AtLeast, 0.6);
-    Ok(report)
+    report.figure(with_name, median(with));
+    report.figure(without_name, median(without));
+    report.barred(ratio_name, median(ratios), Bar::AtLeast, 0.6);
+    Ok(())
+}
+
+fn of_telemetry(report: &mut Report, found: &Value) -> Result<()> {
+    compare(report, &found["sqlite"], ["sqlite_rows_per_s", "sqlite_raw_rows_per_s", "sqlite_ratio"])?;
+    let clickhouse = ["clickhouse_rows_per_s", "clickhouse_raw_rows_per_s", "clickhouse_ratio"];
+    compare(report, &found["clickhouse"], clickhouse)?;
+    let per_core = median(rates(&found["sqlite"], "rows_per_core")?);
+    report.barred("embedded_rows_per_core", per_core, Bar::AtLeast, 400_000.0);
+    for (name, engine, query) in [
+        ("sqlite_query_last_1000_devices_ms", "sqlite", "last_1000_devices"),
+        ("sqlite_query_day_of_a_device_ms", "sqlite", "day_of_a_device"),
+        ("sqlite_query_month_by_hour_ms", "sqlite", "month_by_hour"),
+        ("clickhouse_query_last_1000_devices_ms", "clickhouse", "last_1000_devices"),
+        ("clickhouse_query_day_of_a_device_ms", "clickhouse", "day_of_a_device"),
+        ("clickhouse_query_month_by_hour_ms", "clickhouse", "month_by_hour"),
+    ] {
+        let took = found["queries_ms"][engine][query].as_f64();
+        report.figure(name, took.with_context(|| format!("there is no {name}"))?);
+    }
+    Ok(())
+}
+
+fn of_registry(report: &mut Report, found: &Value) -> Result<()> {
+    compare(
+        report,
+        found,
+        ["postgres_upsert_rows_per_s", "postgres_upsert_raw_rows_per_s", "postgres_upsert_ratio"],
+    )
 }

@@ -4,8 +4,12 @@
 //! login, then a live line; Ctrl-C ends agents and server in order. With `--seconds` it ends by itself and
 //! fails unless all held: readings of every agent, inferences of both models, an alert opened and one cleared
 //! by a rule on real data, nothing lost, nothing duplicated.
+//!
+//! `--engines services` puts the registry into PostgreSQL and readings and events into ClickHouse, which it starts;
+//! `--outage` stops one of them for a minute in the middle, and the server must say so.
 
 mod agents;
+mod engines;
 mod watch;
 
 use crate::cargo;
@@ -14,6 +18,7 @@ use crate::process::{catch_interrupts, interrupted};
 use crate::server::Server;
 use agents::{Agent, Role};
 use anyhow::{Context, Result};
+use engines::{Engine, Engines, Services};
 use serde_json::{Value, json};
 use std::io::{IsTerminal, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -33,6 +38,12 @@ pub(crate) struct Arguments {
     /// End after this time, with a summary; fail unless all held.
     #[arg(long)]
     seconds: Option<u64>,
+    /// Where the server keeps its data: files of its own, or servers that the demo starts.
+    #[arg(long, value_enum, default_value_t = Engines::Embedded)]
+    engines: Engines,
+    /// Stop this one for a minute, 20 s after the start (with `--engines services`).
+    #[arg(long, value_enum)]
+    outage: Option<Engine>,
 }
 
 /// Runs the demo; answers whether all held.
@@ -48,17 +59,20 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
     let binaries = cargo::dev_binaries();
+    let mut services = Services::start(arguments.engines, arguments.outage)?;
+    let settings = services.settings();
+    let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let mut server =
-        Server::start(&binaries.join("muster-server"), &dir.join("server"), http_address(), &[])?;
+        Server::start(&binaries.join("muster-server"), &dir.join("server"), http_address(), &more)?;
     create_rules(&server)?;
     let mut fleet = Vec::new();
     for role in Role::ALL {
         fleet.push(Agent::start(role, &binaries.join("muster-agent"), &dir.join(role.device()), &server)?);
     }
-    print_welcome(&server, arguments);
+    print_welcome(&server, arguments, &services);
     let mut alerts = Alerts::default();
-    let outcome = watch_fleet(&mut server, &mut fleet, arguments, &mut alerts);
-    let outcome = outcome.and_then(|()| finish(&server, &mut fleet, arguments, &mut alerts));
+    let outcome = watch_fleet(&mut server, &mut fleet, arguments, &mut services, &mut alerts);
+    let outcome = outcome.and_then(|()| finish(&server, &mut fleet, arguments, &services, &mut alerts));
     let stopped = stop(&mut server, &mut fleet);
     let held = outcome?;
     stopped?;
@@ -119,11 +133,14 @@ fn create_rules(server: &Server) -> Result<()> {
     Ok(())
 }
 
-fn print_welcome(server: &Server, arguments: &Arguments) {
+fn print_welcome(server: &Server, arguments: &Arguments, services: &Services) {
     println!("\n  page      http://{}/", server.http);
     println!("  API docs  http://{}/docs", server.http);
     println!("  login     {}  password {}", server.email, server.password);
     println!("  files     {}", server.data_dir.parent().unwrap_or(&server.data_dir).display());
+    for setting in services.settings() {
+        println!("  engine    {setting}");
+    }
     match arguments.seconds {
         None => println!("\nthree agents run; Ctrl-C ends the demo\n"),
         Some(seconds) => println!("\nthree agents run; the demo ends after {seconds} s\n"),
@@ -135,6 +152,7 @@ fn watch_fleet(
     server: &mut Server,
     fleet: &mut [Agent],
     arguments: &Arguments,
+    services: &mut Services,
     alerts: &mut Alerts,
 ) -> Result<()> {
     let began = Instant::now();
@@ -147,7 +165,17 @@ fn watch_fleet(
             agent.process.expect_running()?;
         }
         let now = Instant::now();
-        let sample = watch::look(server, &mut api, alerts)?;
+        services.at(began.elapsed(), &mut api)?;
+        let sample = match watch::look(server, &mut api, alerts) {
+            Ok(sample) => sample,
+            // What does not answer while its engine is away answers again after it.
+            Err(error) if services.is_away() => {
+                services.tell_once(&error);
+                wait_unless_interrupted(LOOK_INTERVAL);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         if let Some((then, earlier)) = &before {
             line.show(began.elapsed(), now.duration_since(*then), earlier, &sample, alerts);
         }
@@ -199,6 +227,7 @@ fn finish(
     server: &Server,
     fleet: &mut Vec<Agent>,
     arguments: &Arguments,
+    services: &Services,
     alerts: &mut Alerts,
 ) -> Result<bool> {
     if arguments.seconds.is_none() {
@@ -213,7 +242,8 @@ fn finish(
     let models: Vec<Option<String>> =
         Role::ALL.iter().map(|role| watch::newest_model(server, &mut api, *role)).collect::<Result<_>>()?;
     stop_agents(fleet)?;
-    let verdicts = watch::verdicts(&sample, &models, alerts);
+    let mut verdicts = watch::verdicts(&sample, &models, alerts);
+    verdicts.extend(services.verdict());
     println!("{:<32} {:>10}", "summary", "found");
     for verdict in &verdicts {
         println!(

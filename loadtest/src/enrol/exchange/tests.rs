@@ -29,7 +29,7 @@ fn answer(status: u16, body: &str) -> Vec<u8> {
 }
 
 fn refuse(status: u16) -> Reply {
-    Box::new(move |_| answer(status, r#"{"message": "it is so"}"#))
+    Box::new(move |_| answer(status, r#"{"detail": "it is so"}"#))
 }
 
 /// Signs what the device asks for; `change` may spoil it.

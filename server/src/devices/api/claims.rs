@@ -19,6 +19,12 @@ pub struct ClaimView {
     uses: u32,
     uses_max: u32,
     labels: Labels,
+    /// Of the devices that it enrols.
+    profile: Option<String>,
+    /// Which ids a device may ask for; `*` stands for any letters.
+    id_pattern: Option<String>,
+    /// A person decides on each device.
+    approval: bool,
     created_by: String,
     /// Microseconds since 1970 (UTC).
     created_at_us: i64,
@@ -28,15 +34,18 @@ pub struct ClaimView {
 
 impl From<ClaimRow> for ClaimView {
     fn from(row: ClaimRow) -> Self {
-        let ClaimRow { claim_id: id, state, labels, created_by, created_at_us } = row;
+        let ClaimRow { state, .. } = row;
         Self {
-            id,
+            id: row.claim_id,
             device: state.device.map(|device| device.to_string()),
             uses: state.uses,
             uses_max: state.uses_max,
-            labels,
-            created_by,
-            created_at_us,
+            labels: row.labels,
+            profile: row.profile,
+            id_pattern: row.id_pattern,
+            approval: row.approval,
+            created_by: row.created_by,
+            created_at_us: row.created_at_us,
             expires_at_us: state.expires_at_us,
         }
     }
@@ -47,25 +56,23 @@ impl From<ClaimRow> for ClaimView {
 #[serde(deny_unknown_fields)]
 pub struct NewClaimBody {
     /// The only device that it enrols; it may exist already and then takes the new key.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<String>, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     device: Option<DeviceId>,
     /// How many keys it takes; 1 unless given.
-    #[serde(default = "uses_default")]
-    uses_max: u32,
-    /// Its life in seconds; a day unless given.
-    #[serde(default = "life_default")]
-    life_s: u32,
-    /// Labels that a new device gets.
+    #[schema(minimum = 1, maximum = 10000)]
+    uses_max: Option<u32>,
+    /// Its life in seconds; as its profile says, else a day.
+    #[schema(minimum = 60, maximum = 7776000)]
+    life_s: Option<u32>,
+    /// Labels that a new device gets, above the profile's; `{device}` in a value stands for the device's id.
     #[serde(default)]
     labels: Labels,
-}
-
-fn uses_default() -> u32 {
-    1
-}
-
-fn life_default() -> u32 {
-    86_400
+    /// The profile of a new device; also what of this claim is absent here comes from it.
+    profile: Option<String>,
+    /// Which ids a device may ask for; `*` stands for any letters. For claims that name no device.
+    id_pattern: Option<String>,
+    /// Whether a person decides on each device. For claims that name no device.
+    approval: Option<bool>,
 }
 
 /// A new claim with the text for the device.
@@ -87,9 +94,9 @@ pub async fn list_claims(
     ApiPath(tenant): ApiPath<TenantId>,
     ApiQuery(query): ApiQuery<PageQuery>,
 ) -> Result<Json<Items<ClaimView>>, ApiError> {
-    caller.require(Permission::DevicesRead, &tenant)?;
+    let reach = caller.require_part(Permission::DevicesRead, &tenant)?;
     let page = query.page()?;
-    let rows = devices.claims(&tenant, &page).await?;
+    let rows = devices.claims(&tenant, reach, &page).await?;
     Ok(Json(page.items(rows, |row| row.claim_id.clone(), ClaimView::from)))
 }
 
@@ -102,9 +109,14 @@ pub async fn create_claim(
     ApiPath(tenant): ApiPath<TenantId>,
     ApiJson(body): ApiJson<NewClaimBody>,
 ) -> Result<(StatusCode, Json<NewClaimView>), ApiError> {
-    let who = caller.require(Permission::DevicesWrite, &tenant)?;
-    let NewClaimBody { device, uses_max, life_s, labels } = body;
-    let new = devices.create_claim(who, &tenant, ClaimRequest { device, uses_max, life_s, labels }).await?;
+    // Who has a scope makes claims for devices that are within it.
+    let who = match &body.device {
+        Some(device) => devices.admit(&caller.principal, Permission::DevicesWrite, &tenant, device).await?,
+        None => caller.require(Permission::DevicesWrite, &tenant)?,
+    };
+    let NewClaimBody { device, uses_max, life_s, labels, profile, id_pattern, approval } = body;
+    let request = ClaimRequest { device, uses_max, life_s, labels, profile, id_pattern, approval };
+    let new = devices.create_claim(who, &tenant, request).await?;
     Ok((StatusCode::CREATED, Json(NewClaimView { claim: new.claim, details: new.row.into() })))
 }
 
@@ -117,7 +129,7 @@ pub async fn delete_claim(
     caller: Caller,
     ApiPath((tenant, claim)): ApiPath<(TenantId, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let who = caller.require(Permission::DevicesWrite, &tenant)?;
-    devices.delete_claim(who, &tenant, claim).await?;
+    caller.require_part(Permission::DevicesWrite, &tenant)?;
+    devices.delete_claim(&caller.principal, &tenant, claim).await?;
     Ok(StatusCode::NO_CONTENT)
 }

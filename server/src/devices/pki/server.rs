@@ -1,8 +1,9 @@
-//! The certificate of the TLS listeners as it lies in its files, beside the CA's: to read and to check, not to sign.
+//! The certificate of the TLS listeners as it lies in its files, beside the CAs': to read and to check, not to sign.
 //!
 //! [`super::Pki`] writes the files and reads them through this; a gateway on another server's registry reads only, and
 //! needs no key but the listeners' own.
 
+use super::authorities::{self, Held, STATE_FILE};
 use super::{PkiError, content, read};
 use rcgen::{KeyPair, PublicKeyData as _};
 use rustls::RootCertStore;
@@ -25,12 +26,14 @@ pub struct ServerPem {
     pub key_pem: String,
     /// When a third of its life is left: it is renewed then.
     pub due_us: i64,
+    /// Every CA whose device certificates are accepted.
+    pub devices_pem: String,
 }
 
-/// Where the server's certificate lies, and the CA that must have signed it.
+/// Where the server's certificate lies, and the CAs one of which must have signed it.
 pub struct ServerFiles {
-    ca_pem: String,
-    pub(super) ca_der: CertificateDer<'static>,
+    dir: PathBuf,
+    state: PathBuf,
     pub(super) certificate: PathBuf,
     pub(super) key: PathBuf,
     /// What the certificate must be for, sorted; `None`: whatever it is for.
@@ -38,7 +41,7 @@ pub struct ServerFiles {
 }
 
 impl ServerFiles {
-    /// Reads the CA's certificate in a directory of `Pki`'s; its key stays untouched.
+    /// Reads the CAs' certificates in a directory of `Pki`'s; their keys stay untouched.
     ///
     /// # Errors
     /// It cannot be read.
@@ -47,28 +50,20 @@ impl ServerFiles {
     }
 
     pub(super) fn with_hosts(dir: &Path, hosts: Option<&[String]>) -> Result<Self, PkiError> {
-        let ca_path = dir.join("ca.pem");
-        let ca_pem = read(&ca_path)?;
-        let ca_der =
-            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(content(&ca_path, "certificate"))?;
+        authorities::held(dir)?;
         let hosts = hosts.map(|hosts| {
             let mut hosts = hosts.to_vec();
             hosts.sort();
             hosts
         });
-        Ok(Self { ca_pem, ca_der, certificate: dir.join("server.pem"), key: dir.join("server.key"), hosts })
+        let (certificate, key) = (dir.join("server.pem"), dir.join("server.key"));
+        Ok(Self { dir: dir.to_owned(), state: dir.join(STATE_FILE), certificate, key, hosts })
     }
 
-    /// The CA's certificate in PEM.
+    /// The files of the certificate and its key, and of the CAs' state.
     #[must_use]
-    pub fn ca_pem(&self) -> &str {
-        &self.ca_pem
-    }
-
-    /// The files of the certificate and its key.
-    #[must_use]
-    pub fn paths(&self) -> [&Path; 2] {
-        [&self.certificate, &self.key]
+    pub fn paths(&self) -> [&Path; 3] {
+        [&self.certificate, &self.key, &self.state]
     }
 
     /// Reads certificate and key from their files.
@@ -77,12 +72,13 @@ impl ServerFiles {
     /// A file cannot be read, or devices would not accept what it holds: not signed by the CA, past its time, for
     /// other hosts, or with another key.
     pub fn load(&self, now_us: i64) -> Result<ServerPem, PkiError> {
+        let held = authorities::held(&self.dir)?;
         let (chain_pem, key_pem) = (read(&self.certificate)?, read(&self.key)?);
         let refuse = content::<String>(&self.certificate, "certificate that devices accept");
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain_pem.as_bytes()).collect();
         let chain = chain.map_err(|error| refuse(error.to_string()))?;
         let [leaf, between @ ..] = &chain[..] else { return Err(refuse("it is empty".into())) };
-        self.verify(leaf, between, now_us).map_err(|error| refuse(error.to_string()))?;
+        verify(&held, leaf, between, now_us).map_err(|error| refuse(error.to_string()))?;
         let (_, leaf) =
             x509_parser::parse_x509_certificate(leaf).map_err(|error| refuse(error.to_string()))?;
         let names = host_names(&leaf);
@@ -95,22 +91,25 @@ impl ServerFiles {
             return Err(refuse("the certificate has another"));
         }
         let (from, to) = (leaf.validity().not_before.timestamp(), leaf.validity().not_after.timestamp());
-        Ok(ServerPem { chain_pem, key_pem, due_us: (to - (to - from) / 3).saturating_mul(1_000_000) })
+        let due_us = (to - (to - from) / 3).saturating_mul(1_000_000);
+        Ok(ServerPem { chain_pem, key_pem, due_us, devices_pem: held.pem() })
     }
+}
 
-    fn verify(
-        &self,
-        leaf: &CertificateDer<'_>,
-        between: &[CertificateDer<'_>],
-        now_us: i64,
-    ) -> Result<(), rustls::Error> {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.ca_der.clone())?;
-        let now = UnixTime::since_unix_epoch(Duration::from_micros(u64::try_from(now_us).unwrap_or(0)));
-        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
-        let leaf = ParsedCertificate::try_from(leaf)?;
-        verify_server_cert_signed_by_trust_anchor(&leaf, &roots, between, now, algorithms)
+fn verify(
+    held: &Held,
+    leaf: &CertificateDer<'_>,
+    between: &[CertificateDer<'_>],
+    now_us: i64,
+) -> Result<(), rustls::Error> {
+    let mut roots = RootCertStore::empty();
+    for anchor in &held.trusted {
+        roots.add(anchor.der.clone())?;
     }
+    let now = UnixTime::since_unix_epoch(Duration::from_micros(u64::try_from(now_us).unwrap_or(0)));
+    let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms.all;
+    let leaf = ParsedCertificate::try_from(leaf)?;
+    verify_server_cert_signed_by_trust_anchor(&leaf, &roots, between, now, algorithms)
 }
 
 /// The hosts that a certificate is for, sorted.

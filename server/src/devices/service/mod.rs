@@ -3,22 +3,45 @@
 //! A change of a device holds that device's lock over commit and directory, so that the directory never ends on an
 //! older state than the registry; other devices do not wait.
 
+mod approval;
+mod authorities;
+mod batch;
+mod certificates;
 mod claims;
+mod erase;
+mod error;
+mod follow;
+mod groups;
+mod places;
+mod profiles;
+mod renewal;
 
+pub(crate) use approval::RETRY_AFTER_S;
+#[cfg(test)]
+pub(crate) use approval::WAITING_MAX;
+pub use authorities::{AuthorityView, Retire};
+pub use batch::{BatchDevice, Claims};
 pub use claims::{Enrolled, NewClaim};
+pub use error::DevicesError;
+pub use groups::{DYNAMIC_GROUPS_MAX, GROUPS_MAX};
+pub use places::{FOLLOWED_MAX, SITES_MAX, SiteText};
+#[cfg(test)]
+pub(crate) use profiles::PROFILES_MAX;
 
 use super::directory::{DeviceAuth, Directory};
 use super::labels::LabelBook;
-use super::model::{self, FieldError, Labels};
-use super::pki::{CsrError, Pki, PkiError};
-use super::store::{self, CertificateRow, DeviceRow};
+use super::model::{self, Labels};
+use super::pki::Pki;
+use super::store::places::PlacedDevice;
+use super::store::{self, DeviceFilter, DeviceRow};
 use crate::platform::clock::SharedClock;
 use crate::platform::config::Live;
-use crate::platform::db::{Db, DbError, Scope, Tx};
-use crate::platform::http_kit::Page;
+use crate::platform::db::{Db, Scope, Tx};
+use crate::platform::http_kit::{NotHere, Precondition};
 use crate::platform::secret;
 use crate::tenants::Principal;
 use crate::tenants::audit::{self, AuditEntry};
+use crate::tenants::reach::PlaceId;
 use muster_wire::{DeviceId, TenantId};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, OnceLock};
@@ -27,57 +50,8 @@ use tokio::sync::{Mutex, MutexGuard};
 /// Locks that devices share by hash: as many changes commit together.
 const LOCKS: usize = 64;
 
-/// Why a call failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DevicesError {
-    /// No such object.
-    #[error("there is no such {0}")]
-    NotFound(&'static str),
-    /// Already there, or not in the state that the request needs.
-    #[error("{0}")]
-    Conflict(&'static str),
-    /// A field is out of range.
-    #[error(transparent)]
-    Field(#[from] FieldError),
-    /// The certificate request is refused.
-    #[error("csr_pem {0}")]
-    Csr(#[from] CsrError),
-    /// A quota is used up.
-    #[error("the tenant's quota of {max} {noun} is used up")]
-    Quota {
-        /// Of what.
-        noun: &'static str,
-        /// The quota.
-        max: u32,
-    },
-    /// The claim's secret is unknown or was deleted.
-    #[error("the claim is not known")]
-    ClaimUnknown,
-    /// The claim is used up or past its time.
-    #[error("the claim is used up or past its time")]
-    ClaimSpent,
-    /// The device is disabled.
-    #[error("the device is disabled")]
-    Disabled,
-    /// Too many wrong claims from one address.
-    #[error("too many wrong claims; try again in {retry_after_s} s")]
-    TooMany {
-        /// When to try again.
-        retry_after_s: u64,
-    },
-    /// The listeners are not up yet.
-    #[error("the server is starting")]
-    Starting,
-    /// The authority failed.
-    #[error("certificate authority failed")]
-    Pki(#[from] PkiError),
-    /// The database failed.
-    #[error("database failed")]
-    Db(#[from] DbError),
-}
-
 /// Where devices find the server, once its listeners are up.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Endpoints {
     /// A name or address in the server's certificate.
     pub host: String,
@@ -86,6 +60,9 @@ pub struct Endpoints {
     /// The MQTT listener's port.
     pub mqtt_port: u16,
 }
+
+/// Gives how many devices a tenant may have.
+pub type DevicesMax = Arc<dyn Fn(&str) -> u32 + Send + Sync>;
 
 /// The slice's service; clones share it.
 #[derive(Clone)]
@@ -97,10 +74,12 @@ struct Inner {
     db: Db,
     clock: SharedClock,
     config: Live,
-    pki: Arc<Pki>,
+    /// None in a process without a gateway: nothing of devices is in its memory then, and it signs nothing.
+    pki: Option<Arc<Pki>>,
     directory: Arc<Directory>,
     labels: Arc<LabelBook>,
     endpoints: OnceLock<Endpoints>,
+    devices_max: OnceLock<DevicesMax>,
     locks: [Mutex<()>; LOCKS],
     hasher: RandomState,
     guard: std::sync::Mutex<crate::tenants::login_guard::LoginGuard>,
@@ -115,6 +94,10 @@ pub struct DeviceChange {
     pub enabled: Option<bool>,
     /// Replaces all labels.
     pub labels: Option<Labels>,
+    /// What the caller expects to change.
+    pub expected: Precondition,
+    /// Another profile; the empty text for none. Labels stay.
+    pub profile: Option<String>,
 }
 
 /// A new device.
@@ -124,8 +107,10 @@ pub struct NewDevice {
     pub device: DeviceId,
     /// The name that people read.
     pub name: String,
-    /// Its labels.
+    /// Its labels, above the profile's.
     pub labels: Labels,
+    /// Its profile.
+    pub profile: Option<String>,
 }
 
 fn auth_of(row: &DeviceRow) -> DeviceAuth {
@@ -149,21 +134,59 @@ impl Devices {
         let revoked =
             move |tx: &mut Tx<'_>| store::serials_revoked(tx, &Scope::System("device directory"), now_us);
         let serials = db.read(revoked).await?;
-        let (endpoints, hasher, guard) = (OnceLock::new(), RandomState::new(), std::sync::Mutex::default());
-        let locks = std::array::from_fn(|_| Mutex::new(()));
         let rows = db.read(all).await?;
-        let labels = Arc::default();
-        let inner = Inner { db, clock, config, pki, directory, labels, endpoints, locks, hasher, guard };
-        let devices = Self { inner: Arc::new(inner) };
+        let devices = Self::with(db, clock, config, Some(pki), directory);
         rows.iter().for_each(|(tenant, row)| devices.publish(tenant, row));
         devices.revoke_in_directory(&serials);
         Ok(devices)
+    }
+
+    /// In a process without a gateway: on the registry alone.
+    #[must_use]
+    pub fn without_gateway(db: Db, clock: SharedClock, config: Live) -> Self {
+        Self::with(db, clock, config, None, Arc::default())
+    }
+
+    fn with(
+        db: Db,
+        clock: SharedClock,
+        config: Live,
+        pki: Option<Arc<Pki>>,
+        directory: Arc<Directory>,
+    ) -> Self {
+        let (endpoints, devices_max) = (OnceLock::new(), OnceLock::new());
+        let (hasher, guard) = (RandomState::new(), std::sync::Mutex::default());
+        let locks = std::array::from_fn(|_| Mutex::new(()));
+        let labels = Arc::default();
+        let inner =
+            Inner { db, clock, config, pki, directory, labels, endpoints, devices_max, locks, hasher, guard };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn has_gateway(&self) -> bool {
+        self.inner.pki.is_some()
+    }
+
+    fn pki(&self) -> Result<Arc<Pki>, NotHere> {
+        self.inner.pki.clone().ok_or(NotHere)
     }
 
     /// Tells where the listeners are; call once they are up.
     pub fn set_endpoints(&self, endpoints: Endpoints) {
         // A second call would be a restart of listeners, which there is not.
         let _ = self.inner.endpoints.set(endpoints);
+    }
+
+    /// Asks something else than the configuration how many devices a tenant may have; call once, at the start.
+    pub fn set_devices_max(&self, devices_max: DevicesMax) {
+        let _ = self.inner.devices_max.set(devices_max);
+    }
+
+    /// How many devices a tenant may have.
+    fn devices_max(&self) -> DevicesMax {
+        let config = self.inner.config.clone();
+        let of_config = || -> DevicesMax { Arc::new(move |_: &str| config.get().quota.devices_max) };
+        self.inner.devices_max.get().cloned().unwrap_or_else(of_config)
     }
 
     /// The labels, for rules.
@@ -174,8 +197,17 @@ impl Devices {
 
     /// Tells the directory and the label book what the registry holds now. Hold the device's lock.
     fn publish(&self, tenant: &TenantId, row: &DeviceRow) {
+        if !self.has_gateway() {
+            return;
+        }
         self.inner.directory.set_device(tenant, &row.device, auth_of(row));
         self.inner.labels.set(tenant.as_str(), row.device.as_str(), &row.labels);
+    }
+
+    /// The device is gone from the registry. Hold its lock.
+    fn forget(&self, tenant: &TenantId, device: &DeviceId) {
+        self.inner.directory.remove_device(tenant, device);
+        self.inner.labels.remove(tenant.as_str(), device.as_str());
     }
 
     fn now_us(&self) -> i64 {
@@ -188,7 +220,19 @@ impl Devices {
         self.inner.locks[at].lock().await
     }
 
+    /// Every device's lock, for a change of many.
+    async fn lock_all(&self) -> Vec<MutexGuard<'_, ()>> {
+        let mut held = Vec::with_capacity(LOCKS);
+        for lock in &self.inner.locks {
+            held.push(lock.lock().await);
+        }
+        held
+    }
+
     fn revoke_in_directory(&self, serials: &[String]) {
+        if !self.has_gateway() {
+            return;
+        }
         let serials = serials.iter().filter_map(|serial| hex::decode(serial).ok());
         self.inner.directory.revoke_certs(serials.map(Vec::into_boxed_slice));
     }
@@ -203,24 +247,47 @@ impl Devices {
         tenant: &TenantId,
         new: NewDevice,
     ) -> Result<DeviceRow, DevicesError> {
+        self.create_at(who, tenant, new, None).await
+    }
+
+    /// Creates a device at a site. Somebody with a bounded reach creates them within it.
+    ///
+    /// # Errors
+    /// As [`Self::create`]; no such site; it would be out of the caller's reach.
+    pub async fn create_at(
+        &self,
+        who: &Principal,
+        tenant: &TenantId,
+        new: NewDevice,
+        site: Option<PlaceId>,
+    ) -> Result<DeviceRow, DevicesError> {
         model::check_device_name(&new.name)?;
         model::check_labels(&new.labels)?;
         let _held = self.lock(tenant, &new.device).await;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
-        let max = self.inner.config.get().quota.devices_max;
-        let NewDevice { device, name, labels } = new;
-        let row = DeviceRow {
+        let max = self.devices_max()(tenant.as_str());
+        let reach = who.reach_in(tenant);
+        let NewDevice { device, name, labels, profile } = new;
+        let mut row = DeviceRow {
             device,
             name,
             enabled: true,
             labels,
+            profile,
             token_sha256: None,
             created_at_us: now_us,
             enrolled_at_us: None,
         };
         let write = move |tx: &mut Tx<'_>| {
+            let profile = profiles::named(tx, &scope, row.profile.as_deref())?;
+            row.labels = model::filled(&profile.labels_with(&row.labels), &row.device);
+            model::check_labels(&row.labels)?;
             insert_device(tx, &scope, &row, max)?;
-            let (action, detail) = ("device.create", serde_json::json!({}));
+            if site.is_some() {
+                places::place(tx, &scope, &row, site.as_ref())?;
+            }
+            places::keep_within(tx, &scope, &reach, &row.device)?;
+            let (action, detail) = ("device.create", serde_json::json!({ "site": site }));
             let entry =
                 AuditEntry { at_us: now_us, actor: &actor, action, object: row.device.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
@@ -241,21 +308,27 @@ impl Devices {
         self.inner.db.read(read).await
     }
 
-    /// The tenant's devices.
+    /// The tenant's devices that a filter lets through, with their sites.
     ///
     /// # Errors
     /// The database's.
-    pub async fn list(&self, tenant: &TenantId, page: &Page) -> Result<Vec<DeviceRow>, DevicesError> {
-        let (scope, after, limit) =
-            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
-        Ok(self.inner.db.read(move |tx| store::device_list(tx, &scope, &after, limit)).await?)
+    pub async fn list(
+        &self,
+        tenant: &TenantId,
+        filter: DeviceFilter,
+        after: Option<(i64, String)>,
+        limit: i64,
+    ) -> Result<Vec<PlacedDevice>, DevicesError> {
+        let scope = Scope::Tenant(tenant.clone());
+        let read = move |tx: &mut Tx<'_>| store::device_list(tx, &scope, &filter, after.as_ref(), limit);
+        Ok(self.inner.db.read(read).await?)
     }
 
     /// Changes a device. Before this returns, a disabled one is refused by every check of who it is, and the gateways
     /// are told to close its connection, which they do without this waiting for them.
     ///
     /// # Errors
-    /// No such device; a field out of range.
+    /// No such device; a field out of range; it is another one than the caller expects.
     pub async fn change(
         &self,
         who: &Principal,
@@ -266,13 +339,18 @@ impl Devices {
         change.name.as_deref().map_or(Ok(()), model::check_device_name)?;
         change.labels.as_ref().map_or(Ok(()), model::check_labels)?;
         let detail = serde_json::json!({
-            "name": change.name, "enabled": change.enabled, "labels": change.labels,
+            "name": change.name, "enabled": change.enabled, "labels": change.labels, "profile": change.profile,
         });
         self.update(who, tenant, device, "device.change", detail, move |row| {
-            let DeviceChange { name, enabled, labels } = change;
+            let DeviceChange { name, enabled, labels, profile, expected } = change;
+            expected.check(&row.etag())?;
+            if let Some(profile) = profile {
+                row.profile = Some(profile).filter(|profile| !profile.is_empty());
+            }
             row.name = name.unwrap_or(std::mem::take(&mut row.name));
             row.enabled = enabled.unwrap_or(row.enabled);
             row.labels = labels.unwrap_or(std::mem::take(&mut row.labels));
+            Ok(())
         })
         .await
     }
@@ -289,7 +367,10 @@ impl Devices {
     ) -> Result<String, DevicesError> {
         let token = secret::new_token("mdt_");
         let sha256 = secret::token_sha256(&token);
-        let set = move |row: &mut DeviceRow| row.token_sha256 = Some(sha256);
+        let set = move |row: &mut DeviceRow| {
+            row.token_sha256 = Some(sha256);
+            Ok(())
+        };
         self.update(who, tenant, device, "device.token", serde_json::json!({}), set).await?;
         Ok(token)
     }
@@ -304,7 +385,10 @@ impl Devices {
         tenant: &TenantId,
         device: &DeviceId,
     ) -> Result<(), DevicesError> {
-        let clear = |row: &mut DeviceRow| row.token_sha256 = None;
+        let clear = |row: &mut DeviceRow| {
+            row.token_sha256 = None;
+            Ok(())
+        };
         self.update(who, tenant, device, "device.token_revoke", serde_json::json!({}), clear).await?;
         Ok(())
     }
@@ -316,17 +400,22 @@ impl Devices {
         device: &DeviceId,
         action: &'static str,
         detail: serde_json::Value,
-        change: impl FnOnce(&mut DeviceRow) + Send + 'static,
+        change: impl FnOnce(&mut DeviceRow) -> Result<(), DevicesError> + Send + 'static,
     ) -> Result<DeviceRow, DevicesError> {
         let _held = self.lock(tenant, device).await;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
-        let device = device.clone();
+        let (device, reach) = (device.clone(), who.reach_in(tenant));
         let write = move |tx: &mut Tx<'_>| {
-            let mut row = store::device_get(tx, &scope, &device)?.ok_or(NO_DEVICE)?;
-            change(&mut row);
+            let mut row = erase::row_to_change(tx, &scope, &device)?;
+            let before = row.profile.clone();
+            change(&mut row)?;
+            if row.profile != before {
+                profiles::named(tx, &scope, row.profile.as_deref())?;
+            }
             if !store::device_update(tx, &scope, &row)? {
                 return Err(NO_DEVICE);
             }
+            places::keep_within(tx, &scope, &reach, &device)?;
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: device.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
             Ok(row)
@@ -339,80 +428,34 @@ impl Devices {
     /// Deletes a device and revokes its certificates. Its stored readings stay until their retention ends.
     ///
     /// # Errors
-    /// No such device.
+    /// No such device, or it is another one than the caller expects.
     pub async fn delete(
         &self,
         who: &Principal,
         tenant: &TenantId,
         device: &DeviceId,
+        expected: &Precondition,
     ) -> Result<(), DevicesError> {
         let _held = self.lock(tenant, device).await;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
-        let gone = device.clone();
+        let (gone, expected) = (device.clone(), expected.clone());
         let write = move |tx: &mut Tx<'_>| {
+            let row = erase::row_to_change(tx, &scope, &gone)?;
+            expected.check(&row.etag())?;
             if !store::device_delete(tx, &scope, &gone)? {
                 return Err(NO_DEVICE);
             }
             let serials = store::certificates_revoke(tx, &scope, &gone, now_us)?;
+            store::renewals_delete(tx, &scope, &gone)?;
             let (action, detail) = ("device.delete", serde_json::json!({ "revoked": serials }));
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: gone.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
             Ok(serials)
         };
         let serials = self.inner.db.write(write).await?;
-        self.inner.directory.remove_device(tenant, device);
-        self.inner.labels.remove(tenant.as_str(), device.as_str());
+        self.forget(tenant, device);
         self.revoke_in_directory(&serials);
         Ok(())
-    }
-
-    /// A device's certificates.
-    ///
-    /// # Errors
-    /// No such device.
-    pub async fn certificates(
-        &self,
-        tenant: &TenantId,
-        device: &DeviceId,
-        page: &Page,
-    ) -> Result<Vec<CertificateRow>, DevicesError> {
-        let (scope, after, limit) =
-            (Scope::Tenant(tenant.clone()), page.after_text().to_owned(), page.fetch());
-        let device = device.clone();
-        let read = move |tx: &mut Tx<'_>| {
-            store::device_get(tx, &scope, &device)?.ok_or(NO_DEVICE)?;
-            Ok(store::certificate_list(tx, &scope, &device, &after, limit)?)
-        };
-        self.inner.db.read(read).await
-    }
-
-    /// Revokes one certificate; a connection that stands on it is closed.
-    ///
-    /// # Errors
-    /// No such certificate of this device.
-    pub async fn revoke_certificate(
-        &self,
-        who: &Principal,
-        tenant: &TenantId,
-        device: &DeviceId,
-        serial: String,
-    ) -> Result<CertificateRow, DevicesError> {
-        let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
-        let device = device.clone();
-        let write = move |tx: &mut Tx<'_>| {
-            let none = DevicesError::NotFound("certificate");
-            let found = store::certificate_get(tx, &scope, &serial)?.filter(|row| row.device == device);
-            let Some(found) = found else { return Err(none) };
-            if store::certificate_revoke(tx, &scope, &serial, now_us)? {
-                let (action, detail) = ("certificate.revoke", serde_json::json!({ "device": device }));
-                let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: &serial, detail };
-                audit::append(tx, &scope, &entry)?;
-            }
-            Ok(CertificateRow { revoked_at_us: found.revoked_at_us.or(Some(now_us)), ..found })
-        };
-        let row = self.inner.db.write(write).await?;
-        self.revoke_in_directory(std::slice::from_ref(&row.serial));
-        Ok(row)
     }
 }
 

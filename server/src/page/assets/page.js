@@ -31,7 +31,7 @@ function h(tag, props, ...children) {
 
 class Refused extends Error {
   constructor(status, problem) {
-    super((problem && problem.message) || `the server answered ${status}`);
+    super((problem && problem.detail) || `the server answered ${status}`);
     this.status = status;
     this.code = problem && problem.code;
   }

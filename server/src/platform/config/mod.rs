@@ -6,15 +6,19 @@
 //! it, the password of `registry.url`, is never shown.
 
 mod load;
+mod quota;
 mod reload;
 mod roles;
 mod validate;
 
 pub use load::{ConfigError, ENV_PREFIX, Sources};
+pub use quota::{LimitSection, QUOTA_BURST_MAX, QUOTA_MAX, QUOTA_PER_S_MAX, QuotaRateSection};
 pub use reload::{Live, RELOADABLE, changed_keys};
 pub use roles::{Role, Roles};
 
+use crate::platform::blob::BlobUrl;
 use crate::platform::db::PostgresUrl;
+use crate::platform::telemetry::clickhouse::{ClickHouseUrl, OUTBOX_BYTES_MAX};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -30,6 +34,10 @@ pub struct Config {
     pub roles: Roles,
     /// The registry, where it is not `registry.db` in `data_dir`.
     pub registry: RegistrySection,
+    /// Readings and events, where they do not stay in `telemetry.db` in `data_dir`.
+    pub telemetry: TelemetrySection,
+    /// Files: exports and the like.
+    pub blob: BlobSection,
     /// Logging.
     pub log: LogSection,
     /// The admin API and the page.
@@ -44,7 +52,7 @@ pub struct Config {
     pub auth: AuthSection,
     /// The event log between the gateway and its consumers.
     pub event_log: EventLogSection,
-    /// The registry's limits a tenant.
+    /// What a tenant may have and send.
     pub quota: QuotaSection,
     /// What a device may send.
     pub limits: LimitsSection,
@@ -70,6 +78,48 @@ pub struct RegistrySection {
     pub ca_file: Option<PathBuf>,
 }
 
+/// Readings and events, where they do not stay in `telemetry.db` in `data_dir`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TelemetrySection {
+    /// A ClickHouse server's HTTP interface: `http://user@host:8123/database`. The ledger stays in `telemetry.db`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<ClickHouseUrl>,
+    /// The file with the password of that user, where it is not in the URL; read at the start.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// The authorities that the server's certificate may come from, as PEM; absent: the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Bytes of rows that wait in `telemetry.db` while ClickHouse is away; then the event log keeps what comes.
+    pub outbox_bytes_max: u64,
+}
+
+/// Files: exports and the like, in a folder or on an S3 server.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlobSection {
+    /// `file:/a/folder` or `s3://bucket/prefix`; absent: `blobs` in `data_dir`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<BlobUrl>,
+    /// The S3 server: `https://host:port`; absent: Amazon's of the region.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The region that requests are signed for.
+    pub region: String,
+    /// The access key's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub access_key_id: Option<String>,
+    /// The file with its secret; read for each request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_key_file: Option<PathBuf>,
+    /// The authorities that the server's certificate may come from, as PEM; absent: the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
+    /// Whether `endpoint` may be without TLS: whoever is on the way reads and changes everything.
+    pub allow_http: bool,
+}
+
 /// Logging.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -92,6 +142,22 @@ pub struct HttpSection {
     pub body_bytes_max: usize,
     /// The longest time to the head of an answer.
     pub timeout_s: u64,
+    /// How many requests callers may make.
+    pub rate: RateSection,
+}
+
+/// Rate limits of the API: token buckets of one process. A rate of 0 lifts its limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateSection {
+    /// Requests a second of one API token or session.
+    pub principal_per_s: u32,
+    /// Its requests at once after a pause.
+    pub principal_burst: u32,
+    /// Requests a second of one address (of IPv6: one /64); loopback, where a proxy stands for everybody, has no limit.
+    pub address_per_s: u32,
+    /// Its requests at once after a pause.
+    pub address_burst: u32,
 }
 
 /// The enrolment listener.
@@ -165,7 +231,7 @@ pub struct EventLogSection {
     pub consumers: bool,
 }
 
-/// The registry's limits a tenant.
+/// What a tenant may have and send, unless it was given quotas of its own.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QuotaSection {
@@ -177,6 +243,21 @@ pub struct QuotaSection {
     pub api_tokens_max: u32,
     /// Members of a tenant.
     pub users_max: u32,
+    /// Devices that a tenant is warned at; absent: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub devices_soft: Option<u32>,
+    /// Messages a second of all devices of a tenant.
+    pub messages_per_s: QuotaRateSection,
+    /// Messages of a tenant between two midnights (UTC).
+    pub messages_per_day: LimitSection,
+    /// Bytes of their bodies between two midnights (UTC).
+    pub bytes_per_day: LimitSection,
+    /// Milliseconds that its devices' models ran, as its events tell, between two midnights (UTC).
+    pub inference_ms_per_day: LimitSection,
+    /// Bytes that a tenant's telemetry takes in the store, by estimate.
+    pub storage_bytes: LimitSection,
+    /// Open MQTT connections of a tenant.
+    pub connections: LimitSection,
 }
 
 /// What a device may send.
@@ -225,6 +306,8 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/muster-server"),
             roles: Roles::default(),
             registry: RegistrySection::default(),
+            telemetry: TelemetrySection::default(),
+            blob: BlobSection::default(),
             log: LogSection::default(),
             http: HttpSection::default(),
             enroll: EnrollSection::default(),
@@ -235,6 +318,26 @@ impl Default for Config {
             quota: QuotaSection::default(),
             limits: LimitsSection::default(),
             retention: RetentionSection::default(),
+        }
+    }
+}
+
+impl Default for TelemetrySection {
+    fn default() -> Self {
+        Self { url: None, password_file: None, ca_file: None, outbox_bytes_max: OUTBOX_BYTES_MAX }
+    }
+}
+
+impl Default for BlobSection {
+    fn default() -> Self {
+        Self {
+            url: None,
+            endpoint: None,
+            region: "us-east-1".into(),
+            access_key_id: None,
+            secret_key_file: None,
+            ca_file: None,
+            allow_http: false,
         }
     }
 }
@@ -253,7 +356,14 @@ impl Default for HttpSection {
             secure_cookies: false,
             body_bytes_max: 256 * 1024,
             timeout_s: 30,
+            rate: RateSection::default(),
         }
+    }
+}
+
+impl Default for RateSection {
+    fn default() -> Self {
+        Self { principal_per_s: 2_000, principal_burst: 30_000, address_per_s: 4_000, address_burst: 60_000 }
     }
 }
 
@@ -295,7 +405,19 @@ impl Default for EventLogSection {
 
 impl Default for QuotaSection {
     fn default() -> Self {
-        Self { devices_max: 100_000, claims_max: 10_000, api_tokens_max: 200, users_max: 1_000 }
+        Self {
+            devices_max: 100_000,
+            claims_max: 10_000,
+            api_tokens_max: 200,
+            users_max: 1_000,
+            devices_soft: None,
+            messages_per_s: QuotaRateSection::default(),
+            messages_per_day: LimitSection::default(),
+            bytes_per_day: LimitSection::default(),
+            inference_ms_per_day: LimitSection::default(),
+            storage_bytes: LimitSection::default(),
+            connections: LimitSection::default(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! What a process does: a list in the file, a list with commas in a variable or flag.
 //!
-//! Today a process does everything, or is a gateway alone; [`Roles::check`] refuses what nothing is built for yet.
+//! Today a process does everything, is a gateway alone, or an admin API alone; [`Roles::check`] refuses what nothing is built
+//! for yet and says what is missing.
 
 use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
@@ -61,15 +62,33 @@ impl Roles {
         *self == Self::of([Role::Gateway])
     }
 
+    /// Whether the process answers people and programs and does nothing else.
+    #[must_use]
+    pub fn is_api_alone(&self) -> bool {
+        *self == Self::of([Role::Api])
+    }
+
     /// Refuses combinations that cannot work yet.
     pub(super) fn check(&self) -> Result<(), String> {
-        if self.is_all() || self.is_gateway_alone() {
+        if self.is_all() || self.is_gateway_alone() || self.is_api_alone() {
             return Ok(());
         }
         let shown: Vec<_> = self.0.iter().map(|role| role.name()).collect();
-        let why =
-            "the other roles need an event log and a registry that processes share, which are not built yet";
-        Err(format!("is {shown:?}, must be {:?} or [\"gateway\"]: {why}", Role::ALL.map(Role::name)))
+        let has = |role| self.0.contains(&role);
+        let why = match (has(Role::Gateway), has(Role::Worker)) {
+            (true, true) => {
+                "what the worker keeps (ledger, presence, the live stream) is answered by its own process alone, so it needs \
+                 the role api as well"
+            }
+            (true, false) => {
+                "nobody would read its messages: an event log that processes share is not built yet"
+            }
+            (false, _) => {
+                "a worker reads the event log of the gateway in its own process: one that processes share is not built yet"
+            }
+        };
+        let all = Role::ALL.map(Role::name);
+        Err(format!("is {shown:?}, must be {all:?}, [\"gateway\"] or [\"api\"]: {why}"))
     }
 }
 

@@ -170,6 +170,39 @@ fn every_number_is_taken_to_its_bounds_and_no_further() {
 }
 
 #[test]
+fn quotas_have_bounds_and_a_soft_limit_is_at_most_the_hard_one() {
+    let (most, per_s, burst) = (1_u64 << 53, 10_000_000_u64, 100_000_000_u64);
+    for (key, most) in [
+        ("quota.messages_per_s.hard", per_s),
+        ("quota.messages_per_s.burst", burst),
+        ("quota.messages_per_day.hard", most),
+        ("quota.bytes_per_day.soft", most),
+        ("quota.inference_ms_per_day.hard", most),
+        ("quota.storage_bytes.soft", most),
+        ("quota.connections.hard", most),
+    ] {
+        for good in [0, most] {
+            assert_eq!(load("", &[], &[(key, &good.to_string())]).err(), None, "{key} = {good}");
+        }
+        let section = key.rsplit_once('.').unwrap().0;
+        refused("", &[], &[(key, &(most + 1).to_string())], &[section, &format!("0 to {most}")]);
+    }
+    assert!(load("[quota]\nbytes_per_day = { soft = 5, hard = 5 }", &[], &[]).is_ok());
+    refused(
+        "[quota]\nbytes_per_day = { soft = 6, hard = 5 }",
+        &[],
+        &[],
+        &["quota.bytes_per_day", "soft limit above"],
+    );
+    refused(
+        "",
+        &[],
+        &[("quota.devices_max", "5"), ("quota.devices_soft", "6")],
+        &["quota.devices_soft", "above"],
+    );
+}
+
+#[test]
 fn roles_are_a_list_or_a_text_with_commas() {
     let dir = [("registry.dir", "/srv/main")];
     for (file, env, flags) in [
@@ -191,12 +224,19 @@ fn roles_are_a_list_or_a_text_with_commas() {
 
 #[test]
 fn roles_that_nothing_is_built_for_are_refused_with_what_is_expected() {
-    let expected = "must be [\"gateway\", \"worker\", \"api\"] or [\"gateway\"]";
-    for other in ["worker", "api", "gateway,worker", "gateway,api", "worker,api"] {
-        refused("", &[], &[("roles", other)], &["flag roles: roles: is [", expected]);
+    let expected = "must be [\"gateway\", \"worker\", \"api\"], [\"gateway\"] or [\"api\"]: ";
+    let url = ("registry.url", "postgres://muster@localhost/fleet");
+    for (other, why) in [
+        ("worker", "a worker reads the event log of the gateway in its own process"),
+        ("worker,api", "a worker reads the event log of the gateway in its own process"),
+        ("gateway,api", "nobody would read its messages: an event log that processes share"),
+        ("gateway,worker", "so it needs the role api as well"),
+    ] {
+        refused("", &[], &[("roles", other)], &["flag roles: roles: is [", expected, why]);
+        refused("", &[], &[("roles", other), url], &["flag roles: roles: is [", expected, why]);
     }
-    let file = "data_dir = \"x\"\nroles = [\"api\"]";
-    refused(file, &[], &[], &["muster-server.toml:2: roles: is [\"api\"]", expected]);
+    let file = "data_dir = \"x\"\nroles = [\"worker\"]";
+    refused(file, &[], &[], &["muster-server.toml:2: roles: is [\"worker\"]", expected]);
     refused(
         "",
         &[],
@@ -215,6 +255,15 @@ fn a_gateway_alone_names_the_registry_that_it_reads_and_nobody_else_does() {
     let same = ("registry.dir", "/var/lib/muster-server");
     refused("", &[], &[gateway, same], &["flag registry.dir", "is data_dir"]);
     refused("", &[], &[gateway, ("registry.dir", "")], &["flag registry.dir", "is empty"]);
+}
+
+#[test]
+fn an_api_alone_needs_a_registry_that_processes_share() {
+    let (api, url) = (("roles", "api"), ("registry.url", "postgres://muster@localhost/fleet"));
+    let config = load("", &[], &[api, url]).unwrap();
+    assert!(config.roles.is_api_alone() && !config.roles.is_all());
+    refused("", &[], &[api], &["registry.url: is absent, must be the PostgreSQL database"]);
+    refused("", &[], &[api, url, ("registry.dir", "/srv/main")], &["flag registry.dir", "must be absent"]);
 }
 
 #[test]

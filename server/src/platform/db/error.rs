@@ -49,6 +49,9 @@ pub enum DbError {
     /// What a reader asked for was written faster than it could be read.
     #[error("the database is busy; try again")]
     Busy,
+    /// A query of ClickHouse took longer than its bound.
+    #[error("the query took too long")]
+    Overdue,
     /// The database is shut down, or the closure panicked.
     #[error("the database is closed")]
     Closed,
@@ -62,6 +65,12 @@ pub enum DbError {
         database: String,
         /// The lease.
         name: &'static str,
+    },
+    /// Another process runs on the schema as it is.
+    #[error("other processes run on the schema of {database}: stop them before this newer build migrates it")]
+    SchemaInUse {
+        /// The server's host and database.
+        database: String,
     },
     /// Another process took over what this one held.
     #[error("another process has taken over the roles {0}")]
@@ -99,6 +108,7 @@ impl DbError {
                 failure.code == rusqlite::ErrorCode::OperationInterrupted
             }
             Self::Postgres(error) => error.code() == Some(&tokio_postgres::error::SqlState::QUERY_CANCELED),
+            Self::Overdue => true,
             _ => false,
         }
     }

@@ -18,13 +18,17 @@ mod tx;
 mod value;
 
 pub use error::DbError;
-pub use postgres::{Fence, GATEWAY_AND_WORKER, Lease, Options as PostgresOptions, PostgresUrl};
+pub use postgres::{
+    Fence, GATEWAY_AND_WORKER, Lease, Options as PostgresOptions, PostgresUrl, RESCAN_INTERVAL, WakeCounts,
+    Wakes, Woken,
+};
 pub use scope::Scope;
 pub use tx::{Row, Tx};
 pub use value::{Column, FromSql, Param, ToSql};
 
 use postgres::Mode;
 use std::path::Path;
+use std::time::Duration;
 
 /// A handle to the database; clones share it. Its threads end when the last handle is dropped.
 #[derive(Clone)]
@@ -62,6 +66,22 @@ impl Db {
             Engine::Sqlite(_) => Ok(None),
             Engine::Postgres(db) => db.lease(name).map(Some),
         }
+    }
+
+    /// Listens to what is changed in the registry, by this process or another; none on SQLite, which one process writes.
+    /// Everything is looked at anew each `rescan`. To be called on the async runtime.
+    #[must_use]
+    pub fn wakes(&self, rescan: Duration) -> Option<Wakes> {
+        match &self.0 {
+            Engine::Sqlite(_) => None,
+            Engine::Postgres(db) => Some(db.wakes(rescan)),
+        }
+    }
+
+    /// Whether other processes may write to it as well.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self.0, Engine::Postgres(_))
     }
 
     /// Runs a closure in a transaction and returns after its commit is on disk.

@@ -27,19 +27,34 @@ pub struct ApiError {
 pub struct Problem {
     /// A URI of the kind of problem: `urn:muster:error:<code>`.
     #[serde(rename = "type")]
+    #[schema(pattern = "^urn:muster:error:[a-z_]+$")]
     pub kind: String,
+    /// The kind of problem in a few words; the same for each code.
+    pub title: String,
     /// The HTTP status.
+    #[schema(minimum = 400, maximum = 599)]
     pub status: u16,
     /// The stable code.
-    #[schema(example = "invalid_argument")]
+    #[schema(value_type = String, example = "invalid_argument", pattern = "^[a-z_]+$")]
     pub code: &'static str,
-    /// A sentence for a person.
-    pub message: String,
+    /// A sentence for a person: what is wrong this time.
+    pub detail: String,
     /// The field at fault, as a path.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// Finds the request in the server's log.
+    /// This occurrence: `urn:muster:request:<request_id>`.
+    #[schema(pattern = "^urn:muster:request:[0-9a-f]{16}$")]
+    pub instance: String,
+    /// Finds the request in the server's log; also in the header `x-request-id`.
+    #[schema(pattern = "^[0-9a-f]{16}$")]
     pub request_id: String,
+}
+
+/// The kind of problem in a few words: the code's own.
+fn title(code: ErrorCode) -> String {
+    let words = code.as_str().replace('_', " ");
+    let (first, rest) = words.split_at(1);
+    first.to_uppercase() + rest
 }
 
 impl ApiError {
@@ -74,6 +89,12 @@ impl ApiError {
         Self { retry_after_s: Some(retry_after_s), ..Self::new(ErrorCode::RateLimited, message) }
     }
 
+    /// A body over the limit.
+    #[must_use]
+    pub fn too_large() -> Self {
+        Self::of_status(StatusCode::PAYLOAD_TOO_LARGE)
+    }
+
     /// Names the field at fault.
     #[must_use]
     pub fn at(mut self, field: impl Into<String>) -> Self {
@@ -94,6 +115,9 @@ impl ApiError {
             StatusCode::METHOD_NOT_ALLOWED => {
                 (ErrorCode::MethodNotAllowed, "the path does not take this method")
             }
+            StatusCode::NOT_ACCEPTABLE => {
+                (ErrorCode::NotAcceptable, "no answer is of an accepted media type")
+            }
             StatusCode::PAYLOAD_TOO_LARGE => (
                 ErrorCode::TooLarge,
                 "the body is over the server's limit, http.body_bytes_max of its configuration",
@@ -113,12 +137,25 @@ impl ApiError {
     pub(super) fn body(&self, request_id: &str) -> Problem {
         Problem {
             kind: format!("urn:muster:error:{}", self.code),
+            title: title(self.code),
             status: self.status().as_u16(),
             code: self.code.as_str(),
-            message: self.message.to_string(),
+            detail: self.message.to_string(),
             field: self.field.clone(),
+            instance: format!("urn:muster:request:{request_id}"),
             request_id: request_id.to_owned(),
         }
+    }
+}
+
+/// What was asked for is where the event log is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this process has the role api alone: ask the one with the roles gateway and worker")]
+pub struct NotHere;
+
+impl From<NotHere> for ApiError {
+    fn from(why: NotHere) -> Self {
+        Self::new(ErrorCode::NotOnThisProcess, why.to_string())
     }
 }
 
@@ -133,6 +170,12 @@ impl From<crate::platform::db::DbError> for ApiError {
             return Self { cause: Some(chain(&error).into()), ..Self::new(ErrorCode::Unavailable, message) };
         }
         Self::internal(chain(&error))
+    }
+}
+
+impl From<super::condition::Changed> for ApiError {
+    fn from(changed: super::condition::Changed) -> Self {
+        Self::new(ErrorCode::PreconditionFailed, changed.to_string())
     }
 }
 

@@ -1,4 +1,5 @@
-//! `/healthz` (the process answers), `/readyz` (every part works, or names which does not), `/metrics`.
+//! `/healthz` (the process answers), `/readyz` (every part works, or names which does not), `/metrics`; the last two
+//! also below `/api/v1/monitoring`, where a proxy lets only the API through.
 //!
 //! `app.rs` adds a check per part. A check has [`CHECK_TIME_MAX`]; one that hangs is degraded, not waited for.
 
@@ -80,7 +81,12 @@ impl Health {
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Health> {
-    OpenApiRouter::new().routes(routes!(healthz)).routes(routes!(readyz)).routes(routes!(metrics))
+    OpenApiRouter::new()
+        .routes(routes!(healthz))
+        .routes(routes!(readyz))
+        .routes(routes!(metrics))
+        .routes(routes!(monitoring_health))
+        .routes(routes!(monitoring_metrics))
 }
 
 /// The process answers.
@@ -105,4 +111,19 @@ pub async fn readyz(State(health): State<Health>) -> (StatusCode, Json<ReadyView
 pub async fn metrics(State(health): State<Health>) -> Result<impl IntoResponse, ApiError> {
     let text = metrics_text(&health.registry).map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text))
+}
+
+/// As `/readyz`: every part works, or names which does not.
+#[utoipa::path(get, path = "/api/v1/monitoring/health", tag = "health", security(()),
+    responses((status = 200, description = "Ready", body = ReadyView),
+              (status = 503, description = "Degraded", body = ReadyView)))]
+pub async fn monitoring_health(state: State<Health>) -> (StatusCode, Json<ReadyView>) {
+    readyz(state).await
+}
+
+/// As `/metrics`: metrics as Prometheus reads them.
+#[utoipa::path(get, path = "/api/v1/monitoring/metrics", tag = "health", security(()),
+    responses((status = 200, description = "Text", body = String, content_type = "text/plain; version=0.0.4")))]
+pub async fn monitoring_metrics(state: State<Health>) -> Result<impl IntoResponse, ApiError> {
+    metrics(state).await
 }

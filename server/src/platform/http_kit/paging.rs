@@ -19,6 +19,7 @@ pub struct PageQuery {
     #[param(minimum = 1, maximum = 500)]
     limit: Option<u32>,
     /// `next_cursor` of the page before.
+    #[param(max_length = 512, pattern = "^[A-Za-z0-9_-]*$")]
     cursor: Option<String>,
 }
 
@@ -81,6 +82,21 @@ impl Page {
     #[must_use]
     pub fn after_text(&self) -> &str {
         self.after.as_deref().unwrap_or("")
+    }
+
+    /// The page of a list that was read up to `next` and then left, or to its end.
+    pub fn part<R, T: utoipa::ToSchema>(
+        &self,
+        rows: Vec<R>,
+        next: Option<String>,
+        key: impl Fn(&R) -> String,
+        view: impl FnMut(R) -> T,
+    ) -> Items<T> {
+        let mut items = self.items(rows, key, view);
+        if items.next_cursor.is_none() {
+            items.next_cursor = next.map(|key| URL_SAFE_NO_PAD.encode(key));
+        }
+        items
     }
 
     /// Cuts the fetched rows to the page. `key` gives the text that the next page starts after.

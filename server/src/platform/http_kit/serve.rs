@@ -8,6 +8,7 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustls::pki_types::CertificateDer;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,10 @@ pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
 pub const HEAD_TIME_MAX: Duration = Duration::from_secs(15);
 /// The longest wait for open requests when the server stops.
 pub const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// The client's certificate, where the listener's TLS asked for one and verified it; an extension of each request.
+#[derive(Clone, Debug)]
+pub struct PeerCertificate(pub CertificateDer<'static>);
 
 /// Serves until `stop` turns true, then drains.
 pub async fn serve(
@@ -84,20 +89,32 @@ async fn connection(
     stop: watch::Receiver<bool>,
 ) {
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return speak(stream, peer, router, stop).await };
+    let Some(tls) = tls else { return speak(stream, peer, None, router, stop).await };
     match tokio::time::timeout(HANDSHAKE_TIME_MAX, tls.accept(stream)).await {
-        Ok(Ok(stream)) => speak(stream, peer, router, stop).await,
+        Ok(Ok(stream)) => {
+            let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+            let certificate = certificate.map(|leaf| PeerCertificate(leaf.clone().into_owned()));
+            speak(stream, peer, certificate, router, stop).await;
+        }
         Ok(Err(error)) => tracing::debug!(%peer, %error, "tls handshake failed"),
         Err(_) => tracing::debug!(%peer, "tls handshake took too long"),
     }
 }
 
-async fn speak<S>(stream: S, peer: SocketAddr, router: Router, mut stop: watch::Receiver<bool>)
-where
+async fn speak<S>(
+    stream: S,
+    peer: SocketAddr,
+    certificate: Option<PeerCertificate>,
+    router: Router,
+    mut stop: watch::Receiver<bool>,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
+        if let Some(certificate) = certificate.clone() {
+            request.extensions_mut().insert(certificate);
+        }
         request.map(axum::body::Body::new)
     });
     let mut builder = hyper::server::conn::http1::Builder::new();

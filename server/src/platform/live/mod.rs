@@ -9,7 +9,7 @@
 //! ([`QUEUE_EVENTS_MAX`]) is full is cut, told why, and counted: it reconnects and replays.
 //! This is a view: nothing here is durable, and nobody may build state on it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -114,6 +114,7 @@ pub struct LiveEvent {
 pub struct Filter {
     kinds: Option<u8>,
     device: Option<Box<str>>,
+    devices: Option<Arc<HashSet<Box<str>>>>,
 }
 
 impl Filter {
@@ -131,9 +132,20 @@ impl Filter {
         self
     }
 
+    /// Only what is about one of these devices.
+    #[must_use]
+    pub fn devices(mut self, devices: HashSet<Box<str>>) -> Self {
+        self.devices = Some(Arc::new(devices));
+        self
+    }
+
     fn wants(&self, event: &LiveEvent) -> bool {
         self.kinds.is_none_or(|bits| bits & event.kind.bit() != 0)
             && self.device.as_deref().is_none_or(|device| event.device.as_deref() == Some(device))
+            && self
+                .devices
+                .as_ref()
+                .is_none_or(|devices| event.device.as_deref().is_some_and(|device| devices.contains(device)))
     }
 }
 

@@ -25,10 +25,18 @@ pub enum CrashPoint {
     AfterSync,
     /// The log was told.
     AfterRelease,
+    /// A block of the outbox was read, to be sent to ClickHouse.
+    BeforeInsert,
+    /// ClickHouse acknowledged it; it is still in the outbox.
+    AfterInsert,
+    /// It is out of the outbox.
+    AfterConfirm,
 }
 
 impl CrashPoint {
-    /// Every point, in order.
+    /// The points of the way to ClickHouse, in order.
+    pub const SENDING: [Self; 3] = [Self::BeforeInsert, Self::AfterInsert, Self::AfterConfirm];
+    /// Every point of the way into telemetry.db, in order.
     pub const ALL: [Self; 9] = [
         Self::AfterRead,
         Self::AfterApply,

@@ -9,7 +9,8 @@
 use super::ledger::Ledger;
 use super::names::Names;
 use super::partition::{Partitions, ReadingRow};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 
 /// Parts of the fleet that are flushed one after the other: a flush is as short as its shard is small.
 pub const SHARDS: usize = 64;
@@ -111,6 +112,17 @@ impl Shard {
     }
 }
 
+/// Readings in a block that ClickHouse did not confirm yet.
+pub(super) struct Sent {
+    pub(super) batch: i64,
+    /// In order of their keys.
+    pub(super) rows: Vec<ReadingRow>,
+}
+
+/// Readings of blocks that are kept until they are confirmed. Over it the oldest are let go: while ClickHouse is away
+/// nobody can ask for them, and once it is back they are there soon.
+pub const SENT_ROWS_MAX: usize = 1_000_000;
+
 /// All that the writer holds in memory. Everything in it can be had again from the tables and the log.
 pub(super) struct Memtable {
     /// None: to be read from the cursor's row.
@@ -121,6 +133,12 @@ pub(super) struct Memtable {
     pub(super) shards: Vec<Shard>,
     /// The shard that was flushed last in turn.
     pub(super) turn: usize,
+    /// On their way to ClickHouse, the oldest first; empty where readings stay here.
+    pub(super) sent: VecDeque<Sent>,
+    /// All batches up to this one are in ClickHouse.
+    confirmed: i64,
+    /// Events wait to be packed.
+    pub(super) events_wait: bool,
 }
 
 impl Default for Memtable {
@@ -132,6 +150,9 @@ impl Default for Memtable {
             partitions: Partitions::default(),
             shards: (0..SHARDS).map(|_| Shard::default()).collect(),
             turn: 0,
+            sent: VecDeque::new(),
+            confirmed: 0,
+            events_wait: false,
         }
     }
 }
@@ -139,7 +160,33 @@ impl Default for Memtable {
 impl Memtable {
     /// Throws all away but whose turn it is: a shard that cannot be flushed does not keep the others from it.
     pub(super) fn forget(&mut self) {
-        *self = Self { turn: self.turn, ..Self::default() };
+        *self = Self {
+            turn: self.turn,
+            confirmed: self.confirmed,
+            events_wait: self.events_wait,
+            ..Self::default()
+        };
+    }
+
+    /// ClickHouse has all batches up to this one.
+    pub(super) fn confirm(&mut self, batch: i64) {
+        self.confirmed = self.confirmed.max(batch);
+        while self.sent.front().is_some_and(|sent| sent.batch <= batch) {
+            self.sent.pop_front();
+        }
+    }
+
+    /// The newest batch that ClickHouse confirmed.
+    pub(super) fn confirmed(&self) -> i64 {
+        self.confirmed
+    }
+
+    /// Keeps readings that were packed into a block until it is confirmed.
+    pub(super) fn keep_sent(&mut self, batch: i64, rows: Vec<ReadingRow>) {
+        self.sent.push_back(Sent { batch, rows });
+        while self.sent.iter().map(|sent| sent.rows.len()).sum::<usize>() > SENT_ROWS_MAX {
+            self.sent.pop_front();
+        }
     }
 
     /// Keeps the caches within their bounds.
@@ -171,6 +218,12 @@ impl Memtable {
         None
     }
 
+    /// A run of neighbouring shards.
+    pub(super) fn group_of(shard: usize, size: usize) -> Range<usize> {
+        let first = shard / size * size;
+        first..(first + size).min(SHARDS)
+    }
+
     /// The next in turn that has something.
     pub(super) fn next_in_turn(&self) -> Option<usize> {
         (1..=SHARDS).map(|step| (self.turn + step) % SHARDS).find(|shard| self.is_pending(*shard))
@@ -178,20 +231,24 @@ impl Memtable {
 
     /// The marks as they are once `flushed` is in the tables: shards that hold nothing stand where the log was read to,
     /// or, while it is read again after a crash, where they stood before.
-    pub(super) fn marks_after(&self, position: &Position, flushed: Option<usize>) -> Marks {
+    pub(super) fn marks_after(&self, position: &Position, flushed: &Range<usize>) -> Marks {
         let mut marks = position.marks.clone();
         for (shard, mark) in marks.shards.iter_mut().enumerate() {
-            if Some(shard) == flushed || !self.is_pending(shard) {
+            if flushed.contains(&shard) || !self.is_pending(shard) {
                 *mark = position.applied.max(*mark);
             }
         }
         marks
     }
 
-    /// The readings of a series that are not in the tables.
+    /// The readings of a series that are not in the tables, nor known to be in ClickHouse.
     pub(super) fn rows_of(&self, device_id: i64, series_id: i64) -> impl Iterator<Item = &ReadingRow> {
         let rows = &self.shards[shard_of(device_id)].rows;
-        rows.iter().filter(move |row| row.series_id == series_id)
+        let sent = self.sent.iter().flat_map(move |sent| {
+            let from = sent.rows.partition_point(|row| row.series_id < series_id);
+            sent.rows[from..].iter().take_while(move |row| row.series_id == series_id)
+        });
+        sent.chain(rows.iter().filter(move |row| row.series_id == series_id))
     }
 }
 
@@ -211,6 +268,30 @@ mod tests {
         }
         marks.clamp(8, 20);
         assert_eq!((marks.direct, marks.shards[0], marks.shards[63]), (9, 8, 20));
+    }
+
+    #[test]
+    fn readings_that_are_sent_are_kept_to_their_bound_and_until_confirmed() {
+        use super::super::partition::Cell;
+        let row = ReadingRow {
+            series_id: 1,
+            device_id: 1,
+            ts: 0,
+            queue_ref: 1,
+            seq: 1,
+            received_at: 0,
+            index: 0,
+            value: Cell::Flag(true),
+        };
+        let mut memtable = Memtable::default();
+        let held = |memtable: &Memtable| memtable.sent.iter().map(|sent| sent.batch).collect::<Vec<_>>();
+        memtable.keep_sent(1, vec![row.clone(); SENT_ROWS_MAX / 2]);
+        memtable.keep_sent(2, vec![row.clone(); SENT_ROWS_MAX / 2]);
+        assert_eq!((held(&memtable), memtable.rows_of(1, 1).count()), (vec![1, 2], SENT_ROWS_MAX));
+        memtable.keep_sent(3, vec![row]);
+        assert_eq!(held(&memtable), [2, 3]);
+        memtable.confirm(2);
+        assert_eq!((held(&memtable), memtable.confirmed()), (vec![3], 2));
     }
 
     #[test]

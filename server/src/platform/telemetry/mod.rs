@@ -12,14 +12,19 @@
 //! nothing. Foreign SenML is keyed by (log epoch, position), or by name and time where the pack has an absolute
 //! time (then a pack that comes again within a day of `received_at` changes nothing).
 //!
-//! Architecture invariant: only `flush` inserts readings, and only with the cursor in the same closure.
+//! Readings and events live here, or in ClickHouse ([`clickhouse`], ADR 0018); everything else is always here.
+//!
+//! Architecture invariant: only `flush` inserts readings or packs them, and only with the cursor in the same closure.
 //!
 //! Limits: the memtable's bounds in `memtable`, 1,000 metrics a device, [`DEAD_LETTERS_PER_TENANT_MAX`] dead letters a tenant, the ledger's bounds in
 //! `ledger`, [`LIVE_ITEMS_MAX`] live items a batch, [`POINTS_MAX`] points, [`STEPS_MAX`] steps and 10 s a query.
 
 mod accounts;
 mod batch;
+pub mod clickhouse;
 mod cursor;
+mod erase;
+mod error;
 mod faults;
 mod flush;
 mod incoming;
@@ -30,6 +35,7 @@ mod names;
 mod partition;
 mod query;
 mod ranges;
+mod remote;
 mod retention;
 mod seen;
 mod tally;
@@ -43,13 +49,15 @@ pub use accounts::{
 };
 pub use batch::{RawBatch, StoredBatch, StoredItem, StoredWhat};
 pub use cursor::{LogSpan, STORE_READER, Start};
+pub use erase::{Erased, LogPlace, Part, ReadOut};
+pub use error::TelemetryError;
 pub use faults::{CrashPoint, Faults};
 pub use ledger::{QUEUES_PER_DEVICE_MAX, RANGES_PER_QUEUE_MAX, TOMBSTONES_PER_CLASS};
 pub use lists::{
     DeadLetter, EventQuery, EventRow, LIST_MAX, LostRange, RejectedRow, dead_letters, events, lost_ranges,
     rejected,
 };
-pub use memtable::{DIRTY_QUEUES_MAX, ENTRIES_MAX, SHARD_ENTRIES_MAX, SHARDS};
+pub use memtable::{DIRTY_QUEUES_MAX, ENTRIES_MAX, SENT_ROWS_MAX, SHARD_ENTRIES_MAX, SHARDS};
 pub use partition::DAY_US;
 pub use query::{
     Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, STEPS_MAX, last_values, readings,
@@ -64,6 +72,7 @@ use super::db::{DbError, Scope};
 use memtable::Memtable;
 use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
+use remote::Remote;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -86,44 +95,8 @@ pub const SERIES_READS_MAX: usize = 2;
 /// The longest query: under the HTTP timeout (30 s), so that its caller is told why.
 const READ_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Why the store cannot do it.
-#[derive(Debug, thiserror::Error)]
-pub enum TelemetryError {
-    /// The database failed; nothing of the batch is stored.
-    #[error("telemetry store")]
-    Db(#[from] DbError),
-    /// The batch does not begin where the cursor stands.
-    #[error("the cursor does not stand at {from}")]
-    CursorMoved {
-        /// Where the batch begins.
-        from: u64,
-    },
-    /// The disk has nothing left but its reserve; nothing of the batch is stored.
-    #[error("the disk is full: {free} bytes are free, {reserve} are reserved for the registry")]
-    DiskReserve {
-        /// Bytes that are free.
-        free: u64,
-        /// Bytes that the store leaves.
-        reserve: u64,
-    },
-    /// The disk failed while it was synced: what of the commits is on it is not known before the next start.
-    #[error("the store's write-ahead log could not be synced; nothing more is released until a restart")]
-    Sync(#[source] std::io::Error),
-    /// As [`Self::Sync`], and it happened before.
-    #[error("the store's write-ahead log could not be synced earlier; restart the server")]
-    SyncFailed,
-    /// A test stopped the store.
-    #[error("stopped by a test at {0:?}")]
-    Crashed(CrashPoint),
-}
-
-impl TelemetryError {
-    /// Whether it came before anything was done: the store is as it was, and what failed can be tried again.
-    #[must_use]
-    pub fn is_before_anything(&self) -> bool {
-        matches!(self, Self::DiskReserve { .. } | Self::Db(DbError::Begin(_)))
-    }
-}
+/// Shards that become one block for ClickHouse: it takes few large blocks better than many small ones.
+const SHARDS_A_BLOCK: usize = 8;
 
 /// How the store is opened.
 #[derive(Clone)]
@@ -132,13 +105,23 @@ pub struct Options {
     pub sync: sqlite::Sync,
     /// Free bytes of the disk that batches leave to others.
     pub disk_reserve_bytes: u64,
+    /// Where readings and events go, where they do not stay in the file.
+    pub clickhouse: Option<clickhouse::Options>,
+    /// How long rows are kept, until [`TelemetryStore::retain`] is told.
+    pub policy: Policy,
     /// Where a test stops it.
     pub faults: Faults,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { sync: sqlite::Sync::ByCaller, disk_reserve_bytes: 0, faults: Faults::none() }
+        Self {
+            sync: sqlite::Sync::ByCaller,
+            disk_reserve_bytes: 0,
+            clickhouse: None,
+            policy: Policy::default(),
+            faults: Faults::none(),
+        }
     }
 }
 
@@ -154,6 +137,8 @@ pub struct TelemetryStore {
     sync: sqlite::Sync,
     sync_failed: Arc<AtomicBool>,
     disk_reserve_bytes: u64,
+    remote: Option<Arc<Remote>>,
+    policy: Arc<Mutex<Policy>>,
     faults: Faults,
 }
 
@@ -163,15 +148,7 @@ impl TelemetryStore {
     /// # Errors
     /// The file cannot be opened or migrated.
     pub fn open(path: &Path, options: Options) -> Result<Self, TelemetryError> {
-        let migrations: Vec<refinery::Migration> =
-            [("V1__telemetry", include_str!("schema_v1.sql")), ("V2__marks", include_str!("schema_v2.sql"))]
-                .into_iter()
-                .map(|(name, sql)| refinery::Migration::unapplied(name, sql))
-                .collect::<Result<_, _>>()
-                .map_err(|error| DbError::Migrate {
-                    database: path.display().to_string(),
-                    why: error.to_string(),
-                })?;
+        let migrations = migrations(path)?;
         let tuning = sqlite::Options {
             readers: READERS,
             cache_kib: CACHE_KIB,
@@ -180,18 +157,25 @@ impl TelemetryStore {
             read_time_max: Some(READ_TIME_MAX),
         };
         let db = Db::open_with(path, refinery::Runner::new(&migrations), tuning)?;
-        let Options { disk_reserve_bytes, faults, sync } = options;
-        let dir = path.parent().unwrap_or(Path::new(".")).into();
-        let (memtable, entries, sync_failed) = (Arc::default(), Arc::default(), Arc::default());
+        let remote = match &options.clickhouse {
+            Some(clickhouse) => Some(Arc::new(Remote::open(&db, clickhouse)?)),
+            None => match db.read_blocking(clickhouse::open_blocks)? {
+                0 => None,
+                blocks => return Err(TelemetryError::BlocksWait { blocks }),
+            },
+        };
+        let Options { disk_reserve_bytes, faults, sync, policy, .. } = options;
         Ok(Self {
             db,
-            memtable,
-            entries,
+            memtable: Arc::default(),
+            entries: Arc::default(),
             path: path.into(),
-            dir,
+            dir: path.parent().unwrap_or(Path::new(".")).into(),
             sync,
-            sync_failed,
+            sync_failed: Arc::default(),
             disk_reserve_bytes,
+            remote,
+            policy: Arc::new(Mutex::new(policy)),
             faults,
         })
     }
@@ -234,6 +218,34 @@ impl TelemetryStore {
         self.db.read_blocking(move |tx| work(&mut View::new(tx, &memtable)))
     }
 
+    /// Readings of one metric over a range.
+    ///
+    /// # Errors
+    /// The database or ClickHouse failed.
+    pub async fn readings(&self, scope: &Scope, query: &ReadingsQuery) -> Result<Points, DbError> {
+        match self.remote.clone() {
+            Some(remote) => self.remote_readings(&remote, scope, query).await,
+            None => {
+                let (scope, query) = (scope.clone(), query.clone());
+                self.read(move |view| query::readings(view, &scope, &query)).await
+            }
+        }
+    }
+
+    /// Events, newest first.
+    ///
+    /// # Errors
+    /// The database or ClickHouse failed.
+    pub async fn events(&self, scope: &Scope, query: &EventQuery) -> Result<Vec<EventRow>, DbError> {
+        match self.remote.clone() {
+            Some(remote) => self.remote_events(&remote, scope, query).await,
+            None => {
+                let (scope, query) = (scope.clone(), query.clone());
+                self.read(move |view| lists::events(view, &scope, &query)).await
+            }
+        }
+    }
+
     /// Finds where to read on in a log, records what is lost, and puts the cursor there. What the memtable held is
     /// thrown away: the log has it.
     ///
@@ -242,7 +254,11 @@ impl TelemetryStore {
     pub fn begin(&self, log: LogSpan, now_us: i64) -> Result<Start, TelemetryError> {
         self.forget();
         let (start, position) = self.db.write_blocking(move |tx| cursor::begin(tx, log, now_us))?;
-        self.memtable().position = Some(position);
+        let outbox = self.db.read_blocking(clickhouse::state)?;
+        let mut memtable = self.memtable();
+        memtable.position = Some(position);
+        memtable.confirm(outbox.confirmed);
+        memtable.events_wait = self.remote.is_some();
         Ok(start)
     }
 
@@ -253,6 +269,9 @@ impl TelemetryStore {
     /// The database failed, the disk is full, or the store does not stand at the batch's begin.
     pub fn apply(&self, batch: RawBatch, live: bool) -> Result<StoredBatch, TelemetryError> {
         self.leave_reserve()?;
+        if self.remote.is_some() && self.memtable().overfull().is_some() {
+            self.leave_outbox_bound()?;
+        }
         self.change(move |tx, memtable, faults| writer::apply(tx, memtable, &batch, live, faults))
     }
 
@@ -275,8 +294,8 @@ impl TelemetryStore {
     /// As [`Self::apply`].
     pub fn flush_next(&self) -> Result<bool, TelemetryError> {
         let next = self.memtable().next_in_turn();
-        let Some(shard) = next else { return Ok(false) };
-        self.memtable().turn = shard;
+        let Some(shard) = next else { return self.flush_events() };
+        self.memtable().turn = Memtable::group_of(shard, self.shards_at_once()).end - 1;
         self.flush(shard).map(|()| true)
     }
 
@@ -291,8 +310,17 @@ impl TelemetryStore {
 
     fn flush(&self, shard: usize) -> Result<(), TelemetryError> {
         self.leave_reserve()?;
-        self.change(move |tx, memtable, faults| flush::shard(tx, memtable, shard, faults))?;
+        self.leave_outbox_bound()?;
+        let (ats, sink) = (Memtable::group_of(shard, self.shards_at_once()), self.sink());
+        self.change(move |tx, memtable, faults| flush::shards(tx, memtable, &ats, &sink, faults))?;
+        self.note_made()?;
         self.faults.reach(CrashPoint::AfterFlush)
+    }
+
+    /// How long between two flushes, so that everything is flushed within `all`.
+    #[must_use]
+    pub fn flush_interval(&self, all: Duration) -> Duration {
+        all * self.shards_at_once() as u32 / SHARDS as u32
     }
 
     /// Records and readings that the memtable holds.
@@ -304,7 +332,8 @@ impl TelemetryStore {
     /// Whether the memtable holds anything.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.memtable().next_in_turn().is_some()
+        let memtable = self.memtable();
+        memtable.next_in_turn().is_some() || (self.remote.is_some() && memtable.events_wait)
     }
 
     /// Moves the cursor over what needs no flush, and tells below which position everything is in the tables: where
@@ -316,7 +345,7 @@ impl TelemetryStore {
         let needed = {
             let memtable = self.memtable();
             let Some(at) = &memtable.position else { return Ok(0) };
-            memtable.marks_after(at, None).oldest() > at.marks.oldest()
+            memtable.marks_after(at, &(0..0)).oldest() > at.marks.oldest()
         };
         if needed {
             self.change(|tx, memtable, _| flush::settle(tx, memtable))?;
@@ -361,11 +390,15 @@ impl TelemetryStore {
         if self.sync_failed.load(Ordering::Relaxed) {
             return Err(TelemetryError::SyncFailed);
         }
+        let made = self.remote.as_ref().map_or(0, |remote| remote.made.load(Ordering::Acquire));
         if self.sync == sqlite::Sync::ByCaller {
             sqlite::sync_wal(&self.path).map_err(|source| {
                 self.sync_failed.store(true, Ordering::Relaxed);
                 TelemetryError::Sync(source)
             })?;
+        }
+        if let Some(remote) = &self.remote {
+            remote.synced.store(made, Ordering::Release);
         }
         self.faults.reach(CrashPoint::AfterSync)
     }
@@ -391,6 +424,17 @@ impl TelemetryStore {
         self.memtable().forget();
         self.entries.store(0, Ordering::Relaxed);
     }
+}
+
+fn migrations(path: &Path) -> Result<Vec<refinery::Migration>, DbError> {
+    let files = [
+        ("V1__telemetry", include_str!("schema_v1.sql")),
+        ("V2__marks", include_str!("schema_v2.sql")),
+        ("V3__outbox", include_str!("schema_v3.sql")),
+    ];
+    let made = files.into_iter().map(|(name, sql)| refinery::Migration::unapplied(name, sql));
+    made.collect::<Result<_, _>>()
+        .map_err(|error| DbError::Migrate { database: path.display().to_string(), why: error.to_string() })
 }
 
 /// A tenant's row, None for every tenant's (`Scope::System`), and an error-free way to say that it has none.

@@ -123,7 +123,7 @@ pub fn readings(view: &mut View<'_, '_>, scope: &Scope, query: &ReadingsQuery) -
             let recent = view.take(Some(device_id), |memtable| {
                 let mut found = BTreeMap::new();
                 let rows = memtable.rows_of(device_id, series_id);
-                for row in rows.filter(|row| steps.from <= row.ts && row.ts < steps.to) {
+                for row in rows.filter(|row| steps.holds(row.ts)) {
                     steps.join(&mut found, steps.at(row.ts), steps.part(row));
                 }
                 found
@@ -136,7 +136,7 @@ pub fn readings(view: &mut View<'_, '_>, scope: &Scope, query: &ReadingsQuery) -
     Ok(Points { points, truncated })
 }
 
-fn point_of(row: &ReadingRow) -> Point {
+pub(super) fn point_of(row: &ReadingRow) -> Point {
     let clock_suspect = is_suspect(row.ts, row.received_at);
     Point { ts_us: row.ts, value: Some(Value::from(&row.value)), count: 1, clock_suspect }
 }
@@ -181,19 +181,19 @@ fn raw(
 }
 
 /// How a range is cut into steps.
-struct Steps {
-    from: i64,
-    to: i64,
+pub(super) struct Steps {
+    pub(super) from: i64,
+    pub(super) to: i64,
     /// Where step 0 begins: a multiple of the step, so that neighbouring queries agree.
-    base: i64,
-    step: i64,
+    pub(super) base: i64,
+    pub(super) step: i64,
     aggregate: Aggregate,
     /// At most this many, the first.
-    fetch: usize,
+    pub(super) fetch: usize,
 }
 
 impl Steps {
-    fn new(query: &ReadingsQuery, step: i64, aggregate: Aggregate, fetch: usize) -> Self {
+    pub(super) fn new(query: &ReadingsQuery, step: i64, aggregate: Aggregate, fetch: usize) -> Self {
         let from = query.from_us.clamp(-STEPPED_TS_MAX, STEPPED_TS_MAX);
         let to = query.to_us.clamp(-STEPPED_TS_MAX, STEPPED_TS_MAX);
         Self { from, to, base: from.div_euclid(step).saturating_mul(step), step, aggregate, fetch }
@@ -213,7 +213,7 @@ impl Steps {
     }
 
     /// A reading that is alone in its step.
-    fn part(&self, row: &ReadingRow) -> Part {
+    pub(super) fn part(&self, row: &ReadingRow) -> Part {
         let number = match row.value {
             Cell::Flag(flag) => Some(f64::from(u8::from(flag))),
             Cell::Number(number) => Some(number),
@@ -228,21 +228,53 @@ impl Steps {
         Part { count: 1, clock_suspect: is_suspect(row.ts, row.received_at), value, weight }
     }
 
-    fn join(&self, found: &mut BTreeMap<i64, Part>, step: i64, part: Part) {
+    pub(super) fn join(&self, found: &mut BTreeMap<i64, Part>, step: i64, part: Part) {
         match found.get_mut(&step) {
             Some(known) => known.join(part, self.aggregate),
             None => drop(found.insert(step, part)),
         }
     }
 
+    /// Readings that were summed up: how many, whether a clock is suspect; sum, least and greatest of the numbers and how
+    /// many of them; the newest value and its `ts`.
+    #[allow(clippy::cast_possible_wrap, reason = "no step holds 2^63 readings")]
+    pub(super) fn part_of(
+        &self,
+        count: u64,
+        clock_suspect: bool,
+        (total, least, greatest, numbers): (f64, f64, f64, u64),
+        (last, last_ts): (Value, i64),
+    ) -> Part {
+        let of_numbers = |number: f64| (numbers > 0).then_some(Value::Number(number));
+        let (value, weight) = match self.aggregate {
+            Aggregate::Last => (Some(last), last_ts),
+            Aggregate::Count => (None, 0),
+            Aggregate::Avg | Aggregate::Sum => (of_numbers(total), numbers as i64),
+            Aggregate::Min => (of_numbers(least), 0),
+            Aggregate::Max => (of_numbers(greatest), 0),
+        };
+        Part { count, clock_suspect, value, weight }
+    }
+
+    /// Whether a time is in the range.
+    pub(super) fn holds(&self, ts: i64) -> bool {
+        self.from <= ts && ts < self.to
+    }
+
+    /// The points of the steps that were found.
+    pub(super) fn points(&self, found: BTreeMap<i64, Part>) -> Vec<Point> {
+        let ts_of = |step: i64| self.base.saturating_add(step.saturating_mul(self.step));
+        found.into_iter().map(|(step, part)| part.point(ts_of(step), self.aggregate)).collect()
+    }
+
     /// The step that a time is in.
-    fn at(&self, ts: i64) -> i64 {
+    pub(super) fn at(&self, ts: i64) -> i64 {
         ts.saturating_sub(self.base).div_euclid(self.step)
     }
 }
 
 /// What some days hold of a step.
-struct Part {
+pub(super) struct Part {
     count: u64,
     clock_suspect: bool,
     value: Option<Value>,
@@ -305,8 +337,7 @@ fn stepped(
             found.pop_last();
         }
     }
-    let ts_of = |step: i64| steps.base.saturating_add(step.saturating_mul(steps.step));
-    Ok(found.into_iter().map(|(step, part)| part.point(ts_of(step), steps.aggregate)).collect())
+    Ok(steps.points(found))
 }
 
 fn parts(

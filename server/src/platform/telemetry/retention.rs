@@ -33,6 +33,19 @@ pub struct Policy {
     pub tenant_days: BTreeMap<String, u32>,
 }
 
+impl Policy {
+    /// Days for a tenant.
+    #[must_use]
+    pub fn days(&self, tenant: &str) -> u32 {
+        self.tenant_days.get(tenant).copied().unwrap_or(self.default_days)
+    }
+
+    /// As [`Self::days`], as the column of a row holds it.
+    pub(super) fn days_kept(&self, tenant: &str) -> u16 {
+        u16::try_from(self.days(tenant)).unwrap_or(u16::MAX)
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         Self { default_days: 30, tenant_days: BTreeMap::new() }
@@ -58,13 +71,13 @@ impl TelemetryStore {
     /// # Errors
     /// The database failed; what was deleted stays deleted, the next pass goes on.
     pub fn retain(&self, policy: &Policy, now_us: i64) -> Result<Retained, TelemetryError> {
+        self.set_policy(policy);
         let mut retained = Retained::default();
         let tenants: Vec<(i64, String)> = self.db.read_blocking(|tx| {
             tx.query("SELECT id, name FROM tenant", &[], |row| Ok::<_, DbError>((row.get(0)?, row.get(1)?)))
         })?;
         for (tenant_id, name) in tenants {
-            let days = policy.tenant_days.get(&name).copied().unwrap_or(policy.default_days);
-            let first_kept = partition::day_of(now_us) - i64::from(days);
+            let first_kept = partition::day_of(now_us) - i64::from(policy.days(&name));
             retained.readings += self.delete_readings(tenant_id, first_kept)?;
             retained.series += self.delete_series(tenant_id, first_kept)?;
             retained.rows += self.delete_rows(tenant_id, first_kept.saturating_mul(DAY_US))?;
@@ -248,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_day_is_emptied_in_steps_and_noted_until_its_last_row_is_gone() {
-        let bench = Bench::new();
+        let bench = Bench::embedded();
         let steps = bench.store.db().write_blocking(|tx| {
             tx.execute("INSERT INTO tenant VALUES (1, 'acme')", &[])?;
             tx.execute("INSERT INTO device (id, tenant_id, name) VALUES (1, 1, 'cam')", &[])?;

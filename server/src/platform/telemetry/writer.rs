@@ -373,6 +373,7 @@ impl Writer<'_, '_> {
             ],
         );
         inserted.map_err(TelemetryError::from)?;
+        self.memtable.events_wait = true;
         self.tally.count(tenant_id, "events", 1);
         self.is_direct = true;
         self.stored.events += 1;

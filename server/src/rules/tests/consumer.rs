@@ -6,6 +6,7 @@ use crate::alerts::service::AlertService;
 use crate::platform::clock::ManualClock;
 use crate::platform::db::{Db, DbError, Fence, Scope};
 use crate::platform::event_log::{EventLog, Kind, NewRecord, Options, Origin, Pin};
+use crate::platform::http_kit::Precondition;
 use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
 use crate::rules::consumer::{Changes, Consumer, Parts, spawn};
 use crate::rules::engine::DeviceSource;
@@ -142,7 +143,7 @@ async fn a_rule_written_while_it_runs_opens_and_clears_and_survives_a_restart() 
     told.sort();
     assert_eq!(told, ["d1 cleared", "d2 open"], "the copy sent after the restart opened nothing");
     assert_eq!(consumer.progress().now().duplicates, 1);
-    rules.delete(&me, &acme(), &rule.id).await.unwrap();
+    rules.delete(&me, &acme(), &rule.id, Precondition::None).await.unwrap();
     assert_eq!(state(&mut watcher).await, "d2 cleared");
     let alerts = AlertService::new(site.db.clone(), site.clock.clone(), LiveBus::new());
     let all = alerts.list(&acme(), AlertFilter::default(), None, 10).await.unwrap();
@@ -175,7 +176,7 @@ async fn a_change_of_one_rule_reads_that_one_anew_and_lets_the_others_run_on() {
         tx.execute(&Scope::System("test"), "UPDATE rules SET spec = '{}' WHERE id = $1", &[&id])
     };
     assert_eq!(site.db.write(ruin).await.unwrap(), 1);
-    rules.update(&me, &acme(), &changing.id, None, over("changing", 40)).await.unwrap();
+    rules.update(&me, &acme(), &changing.id, (None, Precondition::None), over("changing", 40)).await.unwrap();
     assert_eq!(state(&mut watcher).await, "d1 cleared", "the one that changed");
     site.send("d1", 2, 35.0);
     site.send("d1", 3, 45.0);

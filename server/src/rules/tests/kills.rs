@@ -308,7 +308,13 @@ fn a_changed_rule_is_loaded_and_its_alerts_cleared() {
     (json["name"], json["enabled"]) = (json!("at-once"), json!(false));
     let draft: RuleDraft = serde_json::from_value(json).unwrap();
     runtime
-        .block_on(service.update(&crate::testing::owner(&acme()), &acme(), "at-once", Some(1), draft))
+        .block_on(service.update(
+            &crate::testing::owner(&acme()),
+            &acme(),
+            "at-once",
+            (Some(1), Default::default()),
+            draft,
+        ))
         .unwrap();
     worker.reload_if_changed().unwrap();
     let alert = site.alerts(&runtime).remove(0);

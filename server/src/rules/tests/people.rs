@@ -1,5 +1,6 @@
 use super::*;
 use crate::platform::clock::ManualClock;
+use crate::platform::http_kit::Precondition;
 use crate::rules::model::{NAME_CHARS_MAX, RULES_PER_TENANT_MAX};
 use crate::rules::service::{RuleBoard, RuleDraft, RuleError, RuleService};
 use crate::testing::registry;
@@ -33,23 +34,32 @@ async fn rules_are_written_changed_and_deleted_within_their_tenant() {
     assert!(service.create(&me(), &other, draft("hot")).await.is_ok());
     clock.advance_us(SECOND);
     let before = service.board().generation();
-    let changed = service.update(&me(), &acme(), &made.id, Some(1), draft("hotter")).await.unwrap();
+    let changed = service
+        .update(&me(), &acme(), &made.id, (Some(1), Precondition::None), draft("hotter"))
+        .await
+        .unwrap();
     assert_eq!(
         (changed.version, changed.name.as_str(), changed.updated_at_us),
         (2, "hotter", START + SECOND)
     );
     assert!(service.board().generation() > before);
     assert!(matches!(
-        service.update(&me(), &acme(), &made.id, Some(1), draft("x")).await,
+        service.update(&me(), &acme(), &made.id, (Some(1), Precondition::None), draft("x")).await,
         Err(RuleError::Conflict)
     ));
     assert!(matches!(
-        service.update(&me(), &other, &made.id, None, draft("x")).await,
+        service.update(&me(), &other, &made.id, (None, Precondition::None), draft("x")).await,
         Err(RuleError::NotFound)
     ));
-    assert!(matches!(service.delete(&me(), &other, &made.id).await, Err(RuleError::NotFound)));
-    service.delete(&me(), &acme(), &made.id).await.unwrap();
-    assert!(matches!(service.delete(&me(), &acme(), &made.id).await, Err(RuleError::NotFound)));
+    assert!(matches!(
+        service.delete(&me(), &other, &made.id, Precondition::None).await,
+        Err(RuleError::NotFound)
+    ));
+    service.delete(&me(), &acme(), &made.id, Precondition::None).await.unwrap();
+    assert!(matches!(
+        service.delete(&me(), &acme(), &made.id, Precondition::None).await,
+        Err(RuleError::NotFound)
+    ));
     assert!(service.list(&acme(), "", 10).await.unwrap().is_empty());
 }
 

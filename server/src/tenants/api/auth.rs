@@ -2,8 +2,8 @@
 
 use crate::platform::http_kit::{ApiError, ApiJson};
 use crate::tenants::extract::{AuthState, COOKIE, Caller, origin_allowed, session_secret};
-use crate::tenants::model::{Permission, Principal, Role};
-use crate::tenants::service::{Tenants, TenantsError};
+use crate::tenants::model::{Membership, Permission, Principal};
+use crate::tenants::service::{Client, Tenants, TenantsError};
 use axum::Json;
 use axum::extract::{ConnectInfo, Extension, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -15,7 +15,9 @@ use std::net::SocketAddr;
 #[derive(serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoginBody {
+    /// The account's address.
     email: String,
+    /// Its password.
     #[schema(format = Password)]
     password: String,
 }
@@ -27,7 +29,7 @@ pub struct PasswordBody {
     #[schema(format = Password)]
     old_password: String,
     /// 12 characters or more.
-    #[schema(format = Password, min_length = 12)]
+    #[schema(format = Password, min_length = 12, max_length = 254)]
     new_password: String,
 }
 
@@ -50,18 +52,25 @@ pub struct MeView {
     scopes: Vec<Permission>,
 }
 
-/// A role in a tenant.
+/// What somebody may in a tenant.
 #[derive(serde::Serialize, utoipa::ToSchema)]
 pub struct MembershipView {
     tenant: String,
-    role: Role,
+    /// `viewer`, `operator`, `admin`, `owner`, or the id of one of the tenant's own roles.
+    role: String,
+    /// What the role allows.
+    permissions: Vec<Permission>,
+    /// The places whose devices it reaches, `site:<id>` and `group:<id>`; null: the whole tenant.
+    scope: Option<Vec<String>>,
 }
 
 impl From<Principal> for MeView {
     fn from(principal: Principal) -> Self {
-        let view = |(tenant, role): (muster_wire::TenantId, Role)| MembershipView {
-            tenant: tenant.to_string(),
-            role,
+        let view = |membership: Membership| MembershipView {
+            tenant: membership.tenant.to_string(),
+            role: membership.role.text().to_owned(),
+            permissions: membership.role.permissions(),
+            scope: membership.reach.places(),
         };
         match principal {
             Principal::User { user_id, email, memberships, system_admin, password_pending } => Self {
@@ -73,23 +82,39 @@ impl From<Principal> for MeView {
                 memberships: memberships.into_iter().map(view).collect(),
                 scopes: Vec::new(),
             },
-            Principal::Token { token_id, tenant, role, scopes } => Self {
+            Principal::Token { token_id, membership, scopes } => Self {
                 kind: "token",
                 id: token_id,
                 email: None,
                 password_pending: false,
                 system_admin: scopes.contains(&Permission::PlatformAdmin),
-                memberships: vec![view((tenant, role))],
+                memberships: vec![view(membership)],
                 scopes,
             },
         }
     }
 }
 
+/// How a handler learns the client's address.
+pub(super) type Connection = Option<Extension<ConnectInfo<SocketAddr>>>;
+
 /// The address that failures are counted by.
-fn peer(connection: Option<Extension<ConnectInfo<SocketAddr>>>) -> String {
+pub(super) fn peer(connection: Connection) -> String {
     connection
         .map_or_else(|| "unknown".to_owned(), |Extension(ConnectInfo(address))| address.ip().to_string())
+}
+
+fn client(connection: Connection, headers: &HeaderMap) -> Client {
+    let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or("");
+    Client::new(&peer(connection), agent)
+}
+
+/// A foreign site may not log a browser in to an account of its own choice.
+pub(super) fn own_origin(auth: &AuthState, headers: &HeaderMap) -> Result<(), ApiError> {
+    if headers.contains_key(header::ORIGIN) && !origin_allowed(headers, &auth.config.get().http.origins) {
+        return Err(ApiError::new(ErrorCode::PermissionDenied, "the request's Origin is not this server's"));
+    }
+    Ok(())
 }
 
 fn cookie(secret: &str, age_s: u64, secure: bool) -> String {
@@ -103,16 +128,14 @@ fn cookie(secret: &str, age_s: u64, secure: bool) -> String {
 pub async fn login(
     State(tenants): State<Tenants>,
     Extension(auth): Extension<AuthState>,
-    connection: Option<Extension<ConnectInfo<SocketAddr>>>,
+    connection: Connection,
     headers: HeaderMap,
     ApiJson(body): ApiJson<LoginBody>,
 ) -> Result<impl IntoResponse, ApiError> {
     let config = auth.config.get();
-    // A foreign site may not log a browser in to an account of its own choice.
-    if headers.contains_key(header::ORIGIN) && !origin_allowed(&headers, &config.http.origins) {
-        return Err(ApiError::new(ErrorCode::PermissionDenied, "the request's Origin is not this server's"));
-    }
-    let (secret, principal) = tenants.login(&body.email, &body.password, &peer(connection)).await?;
+    own_origin(&auth, &headers)?;
+    let (secret, principal) =
+        tenants.login(&body.email, &body.password, &client(connection, &headers)).await?;
     let age_s = u64::from(config.auth.session_hours) * 3600;
     let cookie = cookie(&secret, age_s, config.http.secure_cookies);
     Ok((AppendHeaders([(header::SET_COOKIE, cookie)]), Json(MeView::from(principal))))
@@ -123,11 +146,12 @@ pub async fn login(
     responses((status = 204, description = "The session is gone")))]
 pub async fn logout(
     State(tenants): State<Tenants>,
+    connection: Connection,
     headers: HeaderMap,
 ) -> Result<impl IntoResponse, ApiError> {
     // SameSite=Strict keeps other sites from sending the cookie, so nobody else can log a browser out.
     if let Some(secret) = session_secret(&headers) {
-        tenants.logout(&secret).await?;
+        tenants.logout(&secret, &peer(connection)).await?;
     }
     Ok((StatusCode::NO_CONTENT, AppendHeaders([(header::SET_COOKIE, cookie("", 0, false))])))
 }
@@ -144,7 +168,7 @@ pub async fn me(caller: Caller) -> Json<MeView> {
     responses((status = 204, description = "Changed")))]
 pub async fn change_password(
     State(tenants): State<Tenants>,
-    connection: Option<Extension<ConnectInfo<SocketAddr>>>,
+    connection: Connection,
     caller: Caller,
     ApiJson(body): ApiJson<PasswordBody>,
 ) -> Result<StatusCode, ApiError> {

@@ -2,8 +2,8 @@
 
 use crate::platform::http_kit::{ApiError, ApiJson, ApiPath, ApiQuery, Items, PageQuery};
 use crate::tenants::extract::Caller;
-use crate::tenants::model::{Permission, Role};
-use crate::tenants::service::{MemberChange, Tenants, TenantsError};
+use crate::tenants::model::Permission;
+use crate::tenants::service::{GrantRequest, MemberChange, Tenants, TenantsError};
 use crate::tenants::store::MemberRow;
 use axum::Json;
 use axum::extract::State;
@@ -15,17 +15,24 @@ use muster_wire::TenantId;
 pub struct UserView {
     id: String,
     email: String,
-    role: Role,
+    /// `viewer`, `operator`, `admin`, `owner`, or the id of one of the tenant's own roles.
+    role: String,
+    /// The places whose devices they reach, `site:<id>` and `group:<id>`; null: the whole tenant.
+    scope: Option<Vec<String>>,
     /// The one-time password was not changed yet.
     password_pending: bool,
-    /// Microseconds since 1970 (UTC).
+    /// The end of the lock after too many failed logins, where there is one; microseconds since 1970 (UTC).
+    locked_until_us: Option<i64>,
+    /// When they became a member; microseconds since 1970 (UTC).
     created_at_us: i64,
 }
 
-impl From<MemberRow> for UserView {
-    fn from(row: MemberRow) -> Self {
-        let MemberRow { user_id: id, email, role, password_pending, created_at_us } = row;
-        Self { id, email, role, password_pending, created_at_us }
+impl UserView {
+    fn of(tenants: &Tenants, row: MemberRow) -> Self {
+        let locked_until_us = tenants.locked_until_us(&row.email);
+        let MemberRow { user_id: id, email, role, reach, password_pending, created_at_us } = row;
+        let (role, scope) = (role.text().to_owned(), reach.places());
+        Self { id, email, role, scope, password_pending, locked_until_us, created_at_us }
     }
 }
 
@@ -33,8 +40,14 @@ impl From<MemberRow> for UserView {
 #[derive(serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUserBody {
+    /// The account's address; made where there is none.
+    #[schema(max_length = 254, pattern = "^\\s*[^@\\s]+@[^@\\s.][^@\\s]*\\s*$")]
     email: String,
-    role: Role,
+    /// `viewer`, `operator`, `admin`, `owner`, or the id of one of the tenant's own roles.
+    role: String,
+    /// The places whose devices they reach, `site:<id>` and `group:<id>`, at most 32; absent: the whole tenant.
+    #[schema(min_items = 1, max_items = 32)]
+    scope: Option<Vec<String>>,
 }
 
 /// A new member, with a one-time password when the account is new.
@@ -49,7 +62,20 @@ pub struct NewUserView {
 #[derive(serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeUserBody {
-    role: Role,
+    /// `viewer`, `operator`, `admin`, `owner`, or the id of one of the tenant's own roles; absent: it stays.
+    role: Option<String>,
+    /// The places whose devices they reach, `site:<id>` and `group:<id>`, at most 32; null: the whole tenant; absent: it
+    /// stays.
+    #[serde(default, deserialize_with = "given")]
+    #[schema(value_type = Option<Vec<String>>, min_items = 1, max_items = 32)]
+    scope: Option<Option<Vec<String>>>,
+}
+
+/// A field that is there, null or not.
+fn given<'de, D: serde::Deserializer<'de>, T: serde::Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    serde::Deserialize::deserialize(deserializer).map(Some)
 }
 
 /// The tenant's members.
@@ -65,7 +91,7 @@ pub async fn list_users(
     caller.require(Permission::UsersRead, &tenant)?;
     let page = query.page()?;
     let rows = tenants.members(&tenant, &page).await?;
-    Ok(Json(page.items(rows, |row| row.user_id.clone(), UserView::from)))
+    Ok(Json(page.items(rows, |row| row.user_id.clone(), |row| UserView::of(&tenants, row))))
 }
 
 /// Adds a member; a new address gets an account with a one-time password.
@@ -78,11 +104,13 @@ pub async fn add_user(
     ApiJson(body): ApiJson<NewUserBody>,
 ) -> Result<(StatusCode, Json<NewUserView>), ApiError> {
     let who = caller.require(Permission::UsersWrite, &tenant)?;
-    let new = tenants.add_member(who, &tenant, &body.email, body.role).await?;
-    Ok((StatusCode::CREATED, Json(NewUserView { user: new.row.into(), one_time_password: new.password })))
+    let NewUserBody { email, role, scope: places } = body;
+    let new = tenants.add_member(who, &tenant, &email, GrantRequest { role, places }).await?;
+    let user = UserView::of(&tenants, new.row);
+    Ok((StatusCode::CREATED, Json(NewUserView { user, one_time_password: new.password })))
 }
 
-/// Gives a member another role.
+/// Gives a member another role or scope.
 #[utoipa::path(patch, path = "/api/v1/tenants/{tenant}/users/{user}", tag = "users",
     params(("tenant" = String, Path), ("user" = String, Path)),
     request_body = ChangeUserBody, responses((status = 200, description = "The member", body = UserView)))]
@@ -93,8 +121,9 @@ pub async fn change_user(
     ApiJson(body): ApiJson<ChangeUserBody>,
 ) -> Result<Json<UserView>, ApiError> {
     let who = caller.require(Permission::UsersWrite, &tenant)?;
-    let row = tenants.change_member(who, &tenant, user, MemberChange::Role(body.role)).await?;
-    Ok(Json(row.ok_or(TenantsError::NotFound("user"))?.into()))
+    let change = MemberChange::Grant { role: body.role, places: body.scope };
+    let row = tenants.change_member(who, &tenant, user, change).await?;
+    Ok(Json(UserView::of(&tenants, row.ok_or(TenantsError::NotFound("user"))?)))
 }
 
 /// Takes a membership away; the account stays.
@@ -107,6 +136,7 @@ pub async fn remove_user(
     ApiPath((tenant, user)): ApiPath<(TenantId, String)>,
 ) -> Result<StatusCode, ApiError> {
     let who = caller.require(Permission::UsersWrite, &tenant)?;
+    caller.require_other(&user)?;
     tenants.change_member(who, &tenant, user, MemberChange::Remove).await?;
     Ok(StatusCode::NO_CONTENT)
 }

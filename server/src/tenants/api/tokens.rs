@@ -15,7 +15,10 @@ use muster_wire::TenantId;
 pub struct TokenView {
     id: String,
     name: String,
+    /// What it may do.
     scopes: Vec<Permission>,
+    /// The places whose devices it reaches, `site:<id>` and `group:<id>`; null: the whole tenant.
+    scope: Option<Vec<String>>,
     /// Who made it.
     created_by: String,
     /// Microseconds since 1970 (UTC).
@@ -26,8 +29,9 @@ pub struct TokenView {
 
 impl From<TokenRow> for TokenView {
     fn from(row: TokenRow) -> Self {
+        let scope = row.reach.places();
         let TokenRow { token_id: id, name, scopes, created_by, created_at_us, expires_at_us, .. } = row;
-        Self { id, name, scopes, created_by, created_at_us, expires_at_us }
+        Self { id, name, scopes, scope, created_by, created_at_us, expires_at_us }
     }
 }
 
@@ -35,11 +39,20 @@ impl From<TokenRow> for TokenView {
 #[derive(serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewTokenBody {
+    /// For people: 1 to 128 bytes, not blank, without control characters.
+    #[schema(min_length = 1, max_length = 128, pattern = "^[^\\u0000-\\u001f\\u007f-\\u009f]+$")]
     name: String,
     /// What it may do; at most what the caller may.
+    #[serde(default)]
     scopes: Vec<Permission>,
-    /// Its life in days; 90 unless given.
+    /// In place of `scopes`: a role, or the id of one of the tenant's own; the token may what that allows now.
+    role: Option<String>,
+    /// The places whose devices it reaches, `site:<id>` and `group:<id>`, at most 32; absent: the whole tenant.
+    #[schema(min_items = 1, max_items = 32)]
+    scope: Option<Vec<String>>,
+    /// Its life in days, at most `auth.token_days_max` of the configuration.
     #[serde(default = "days_default")]
+    #[schema(minimum = 1, maximum = 3660, default = 90)]
     days: u32,
 }
 
@@ -82,8 +95,9 @@ pub async fn create_token(
     ApiJson(body): ApiJson<NewTokenBody>,
 ) -> Result<(StatusCode, Json<NewTokenView>), ApiError> {
     let who = caller.require(Permission::TokensWrite, &tenant)?;
-    let NewTokenBody { name, scopes, days } = body;
-    let new = tenants.create_token(who, &tenant, TokenRequest { name, scopes, days }).await?;
+    let NewTokenBody { name, scopes, role, scope: places, days } = body;
+    let request = TokenRequest { name, scopes, role, places, days };
+    let new = tenants.create_token(who, &tenant, request).await?;
     Ok((StatusCode::CREATED, Json(NewTokenView { api_token: new.row.into(), secret: new.secret })))
 }
 
@@ -97,6 +111,7 @@ pub async fn delete_token(
     ApiPath((tenant, token)): ApiPath<(TenantId, String)>,
 ) -> Result<StatusCode, ApiError> {
     let who = caller.require(Permission::TokensWrite, &tenant)?;
+    caller.require_other(&token)?;
     tenants.delete_token(who, &tenant, token).await?;
     Ok(StatusCode::NO_CONTENT)
 }

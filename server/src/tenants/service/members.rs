@@ -1,23 +1,29 @@
 //! Members of a tenant.
 
+use super::roles::{GrantRequest, resolve};
 use super::{ACCOUNTS, NewMember, Tenants, TenantsError, one_time_password};
 use crate::platform::db::{Scope, Tx};
 use crate::platform::http_kit::Page;
 use crate::tenants::audit::{self, AuditEntry};
-use crate::tenants::model::{self, Principal, Role};
+use crate::tenants::model::{self, GivenRole, Principal, Role};
 use crate::tenants::store::{self, MemberRow};
 use muster_wire::TenantId;
 
 /// What to do with a member.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// Give another role.
-    Role(Role),
+    /// Give another role or reach; what is absent stays.
+    Grant {
+        /// A role's name or id.
+        role: Option<String>,
+        /// The places, or none for the whole tenant.
+        places: Option<Option<Vec<String>>>,
+    },
     /// Take the membership away; the account stays.
     Remove,
 }
 
-const ABOVE: TenantsError = TenantsError::Denied("nobody may give or take a role above their own");
+pub(super) const ABOVE: TenantsError = TenantsError::Denied("nobody may give or take a role above their own");
 
 impl Tenants {
     /// Adds a member; a new address gets an account with a one-time password.
@@ -29,18 +35,17 @@ impl Tenants {
         who: &Principal,
         tenant: &TenantId,
         email: &str,
-        role: Role,
+        grant: impl Into<GrantRequest>,
     ) -> Result<NewMember, TenantsError> {
-        let actor_role = who.role_in(tenant).ok_or(TenantsError::NotFound("tenant"))?;
-        if !model::may_change_role(actor_role, None, Some(role)) {
-            return Err(ABOVE);
-        }
+        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?.clone();
+        let grant = grant.into();
         let (email, password) = (model::parse_email(email)?, one_time_password());
         // Hashed even for a known address, so that the time tells nothing.
         let fresh = self.new_user(email.clone(), &password, false).await?;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let users_max = self.inner.config.get().quota.users_max;
         let write = move |tx: &mut Tx<'_>| {
+            let (role, reach) = resolve(tx, &scope, &own, None, &grant)?;
             if store::member_count(tx, &scope)? >= i64::from(users_max) {
                 return Err(TenantsError::Quota { noun: "members", max: users_max });
             }
@@ -53,8 +58,8 @@ impl Tenants {
             } else if store::member_get(tx, &scope, &user_id)?.is_some() {
                 return Err(TenantsError::Conflict("the account is a member already"));
             }
-            store::member_put(tx, &scope, &user_id, role, now_us)?;
-            let detail = serde_json::json!({ "email": email, "role": role });
+            store::member_put(tx, &scope, &user_id, (role.text(), &reach), now_us)?;
+            let detail = serde_json::json!({ "email": email, "role": role.text(), "scope": reach.places() });
             let entry =
                 AuditEntry { at_us: now_us, actor: &actor, action: "user.add", object: &user_id, detail };
             audit::append(tx, &scope, &entry)?;
@@ -85,26 +90,39 @@ impl Tenants {
         user_id: String,
         change: MemberChange,
     ) -> Result<Option<MemberRow>, TenantsError> {
-        let actor_role = who.role_in(tenant).ok_or(TenantsError::NotFound("tenant"))?;
+        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?.clone();
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
             let member = store::member_get(tx, &scope, &user_id)?.ok_or(TenantsError::NotFound("user"))?;
             let to = match change {
-                MemberChange::Role(role) => Some(role),
+                MemberChange::Grant { role, places } => {
+                    let role = role.unwrap_or_else(|| member.role.text().to_owned());
+                    let places = places.unwrap_or_else(|| member.reach.places());
+                    let grant = GrantRequest { role, places };
+                    Some(resolve(tx, &scope, &own, Some(&member.role), &grant)?)
+                }
+                MemberChange::Remove if !model::may_change_role(&own, Some(&member.role), None) => {
+                    return Err(ABOVE);
+                }
                 MemberChange::Remove => None,
             };
-            if !model::may_change_role(actor_role, Some(member.role), to) {
-                return Err(ABOVE);
-            }
-            let leaves = member.role == Role::Owner && to != Some(Role::Owner);
-            if leaves && store::owner_count(tx, &scope)? == 1 {
+            let is_owner = |role: &GivenRole| *role == GivenRole::from(Role::Owner);
+            let stays = to.as_ref().is_some_and(|(role, _)| is_owner(role));
+            if is_owner(&member.role) && !stays && store::owner_count(tx, &scope)? == 1 {
                 return Err(TenantsError::Conflict("the tenant's last owner must stay"));
             }
-            match to {
-                Some(role) => store::member_put(tx, &scope, &user_id, role, now_us)?,
+            match &to {
+                Some((role, reach)) => {
+                    store::member_put(tx, &scope, &user_id, (role.text(), reach), now_us)?;
+                }
                 None => drop(store::member_delete(tx, &scope, &user_id)?),
             }
-            let (action, detail) = ("user.role", serde_json::json!({ "from": member.role, "to": to }));
+            let (role, reach) = to.map_or((None, None), |(role, reach)| (Some(role), reach.places()));
+            let detail = serde_json::json!({
+                "from": member.role.text(), "to": role.as_ref().map(GivenRole::text),
+                "scope_from": member.reach.places(), "scope_to": reach,
+            });
+            let action = "user.role";
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: &user_id, detail };
             audit::append(tx, &scope, &entry)?;
             Ok(store::member_get(tx, &scope, &user_id)?)

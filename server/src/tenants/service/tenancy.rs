@@ -2,9 +2,11 @@
 
 use super::{ACCOUNTS, Tenants, TenantsError, taken};
 use crate::platform::db::{Scope, Tx};
-use crate::platform::http_kit::Page;
+use crate::platform::http_kit::{Page, Precondition};
 use crate::tenants::audit::{self, AuditEntry, AuditRow};
+use crate::tenants::audit_search::{self, AuditFilter};
 use crate::tenants::model::{self, Principal, Role, TextError};
+use crate::tenants::reach::Reach;
 use crate::tenants::store::{self, TenantRow};
 use muster_wire::TenantId;
 
@@ -40,7 +42,8 @@ impl Tenants {
                 why: "is not the address of an account".into(),
             })?;
             store::tenant_insert(tx, &ACCOUNTS, &row).map_err(taken("the tenant id is taken"))?;
-            store::member_put(tx, &scope, &user.user_id, Role::Owner, now_us)?;
+            let given = (Role::Owner.as_str(), &Reach::Everything);
+            store::member_put(tx, &scope, &user.user_id, given, now_us)?;
             let detail = serde_json::json!({ "owner": owner });
             let (object, action) = (row.tenant.as_str(), "tenant.create");
             audit::append(tx, &scope, &AuditEntry { at_us: now_us, actor: &actor, action, object, detail })?;
@@ -61,8 +64,10 @@ impl Tenants {
                 let read = move |tx: &mut Tx<'_>| store::tenant_list(tx, &ACCOUNTS, &user_id, &after, limit);
                 Ok(self.inner.db.read(read).await?)
             }
-            Principal::Token { tenant, .. } if tenant.as_str() <= after.as_str() => Ok(Vec::new()),
-            Principal::Token { tenant, .. } => Ok(vec![self.tenant(tenant).await?]),
+            Principal::Token { membership, .. } if membership.tenant.as_str() <= after.as_str() => {
+                Ok(Vec::new())
+            }
+            Principal::Token { membership, .. } => Ok(vec![self.tenant(&membership.tenant).await?]),
         }
     }
 
@@ -89,16 +94,19 @@ impl Tenants {
     /// Renames a tenant.
     ///
     /// # Errors
-    /// No such tenant; a bad name.
+    /// No such tenant; a bad name; it is another one than the caller expects.
     pub async fn rename_tenant(
         &self,
         who: &Principal,
         tenant: &TenantId,
         name: String,
+        expected: Precondition,
     ) -> Result<TenantRow, TenantsError> {
         model::check_name(&name)?;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
+            let none = TenantsError::NotFound("tenant");
+            expected.check(&store::tenant_get(tx, &scope)?.ok_or(none)?.etag())?;
             if !store::tenant_rename(tx, &scope, &name)? {
                 return Err(TenantsError::NotFound("tenant"));
             }
@@ -110,17 +118,19 @@ impl Tenants {
         self.inner.db.write(write).await
     }
 
-    /// Rows of the tenant's audit chain.
+    /// Rows of the tenant's audit chain by who, what and when, from after a position on.
     ///
     /// # Errors
     /// The database's.
-    pub async fn audit(
+    pub async fn audit_search(
         &self,
         tenant: &TenantId,
-        after: i64,
+        filter: AuditFilter,
+        after: Option<i64>,
         limit: i64,
     ) -> Result<Vec<AuditRow>, TenantsError> {
         let scope = Scope::Tenant(tenant.clone());
-        Ok(self.inner.db.read(move |tx| audit::list(tx, &scope, after, limit)).await?)
+        let read = move |tx: &mut Tx<'_>| audit_search::audit_search(tx, &scope, &filter, after, limit);
+        Ok(self.inner.db.read(read).await?)
     }
 }

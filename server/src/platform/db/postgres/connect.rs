@@ -1,16 +1,17 @@
 //! Where the server is, what it must be, and its schema.
 
 use super::session::{CONNECT_TIME_MAX, SCHEMA, runtime};
-use super::{DbError, lease};
+use super::{DbError, lease, wake};
 use crate::platform::db::sqlite::newest_version;
+use futures_util::StreamExt as _;
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio_postgres::Client;
 use tokio_postgres::config::{Host, SslMode};
+use tokio_postgres::{AsyncMessage, Client, Notification};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// `server_version_num` of the oldest server that this is tried on.
@@ -149,6 +150,14 @@ impl Options {
 
     /// A connection, driven by the runtime that this is awaited on.
     pub(super) async fn connect(&self) -> Result<Client, DbError> {
+        self.connect_and(|_| {}).await
+    }
+
+    /// As [`Self::connect`]; `notified` is given what comes in, and dropped when the connection has ended.
+    pub(super) async fn connect_and(
+        &self,
+        notified: impl Fn(Notification) + Send + 'static,
+    ) -> Result<Client, DbError> {
         let unreachable = |why: String| DbError::Unreachable(format!("{}: {why}", self.url));
         // Once: reading the system's authorities takes longer than a refused connection.
         let tls = match self.tls.get() {
@@ -171,46 +180,29 @@ impl Options {
         }
         let connecting = config.connect(tls);
         let connected = tokio::time::timeout(CONNECT_TIME_MAX * 2, connecting).await;
-        let (client, connection) = connected
+        let (client, mut connection) = connected
             .map_err(|_| unreachable("no answer".to_owned()))?
             .map_err(|error| unreachable(chain(&error)))?;
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(error = chain(&error), "a connection to PostgreSQL ended");
+            let mut messages = futures_util::stream::poll_fn(move |cx| connection.poll_message(cx));
+            while let Some(message) = messages.next().await {
+                match message {
+                    Ok(AsyncMessage::Notification(notification)) => notified(notification),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(error = chain(&error), "a connection to PostgreSQL ended");
+                        return;
+                    }
+                }
             }
         });
         Ok(client)
     }
 
     fn load_tls(&self) -> Result<MakeRustlsConnect, DbError> {
-        use rustls::pki_types::pem::PemObject as _;
-        let mut roots = rustls::RootCertStore::empty();
-        match &self.ca_file {
-            Some(path) => {
-                let unusable = |why: String| {
-                    DbError::unusable(&self.url, format!("registry.ca_file {}: {why}", path.display()))
-                };
-                let all = rustls::pki_types::CertificateDer::pem_file_iter(path)
-                    .map_err(|error| unusable(error.to_string()))?;
-                for certificate in all {
-                    let certificate = certificate.map_err(|error| unusable(error.to_string()))?;
-                    roots.add(certificate).map_err(|error| unusable(error.to_string()))?;
-                }
-                if roots.is_empty() {
-                    return Err(unusable("it holds no certificate".to_owned()));
-                }
-            }
-            None => {
-                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(|error| DbError::unusable(&self.url, error.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        Ok(MakeRustlsConnect::new(config))
+        let tls = crate::platform::authorities::client_tls(self.ca_file.as_deref());
+        let tls = tls.map_err(|why| DbError::unusable(&self.url, format!("registry.ca_file {why}")))?;
+        Ok(MakeRustlsConnect::new(tls))
     }
 }
 
@@ -292,6 +284,9 @@ async fn migrate(
         && !lease::lock(client, name).await?
     {
         return Err(DbError::LeaseHeld { database: options.url.to_string(), name });
+    }
+    if lease.is_some() && !wake::lock_schema(client).await? {
+        return Err(DbError::SchemaInUse { database: options.url.to_string() });
     }
     let done = migrations.set_abort_missing(true).run_async(client).await;
     done.map_err(|error| fail(chain(&error)))?;

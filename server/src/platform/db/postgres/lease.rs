@@ -54,6 +54,28 @@ impl Fence {
             tx.query_opt(&SCOPE, &format!("{OWNER} FOR SHARE"), &[&held.name], |row| row.get::<String>(0));
         if owner?.as_ref() == Some(&held.owner) { Ok(()) } else { Err(DbError::Fenced(held.name)) }
     }
+
+    /// Notes what other processes have to know of the holder; on SQLite there is none that could read it.
+    ///
+    /// # Errors
+    /// Another process holds the lease, or the database failed.
+    pub fn note(&self, tx: &mut Tx<'_>, facts: &str) -> Result<(), DbError> {
+        let Some(held) = &self.0 else { return Ok(()) };
+        let sql = "UPDATE leases SET facts = $3 WHERE name = $1 AND owner = $2";
+        match tx.execute(&SCOPE, sql, &[&held.name, &held.owner, &facts])? {
+            1 => Ok(()),
+            _ => Err(DbError::Fenced(held.name)),
+        }
+    }
+
+    /// What the newest holder noted, whether it still runs or not. On PostgreSQL only.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn noted(tx: &mut Tx<'_>, name: &str) -> Result<Option<String>, DbError> {
+        let sql = "SELECT facts FROM leases WHERE name = $1";
+        Ok(tx.query_opt(&SCOPE, sql, &[&name], |row| row.get::<Option<String>>(0))?.flatten())
+    }
 }
 
 /// Held while this lives.

@@ -14,18 +14,21 @@ mod connect;
 mod lease;
 mod session;
 mod value;
+mod wake;
 
 pub use connect::{Options, PostgresUrl};
 pub use lease::{Fence, GATEWAY_AND_WORKER, Lease};
 pub(super) use session::Mode;
 pub use session::Session;
 pub(super) use value::column;
+pub use wake::{RESCAN_INTERVAL, WakeCounts, Wakes, Woken};
 
-use super::sqlite::{Awaited, QUEUE_MAX};
+use super::sqlite::{Awaited, QUEUE_MAX, newest_version};
 use super::{DbError, Tx};
 use crate::platform::priority;
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 struct Job {
@@ -37,6 +40,8 @@ struct Job {
 #[derive(Clone)]
 pub(super) struct Db {
     options: Arc<Options>,
+    /// The schema's version.
+    schema: i32,
     writes: mpsc::Sender<Job>,
     reads: mpsc::Sender<Job>,
 }
@@ -44,15 +49,21 @@ pub(super) struct Db {
 impl Db {
     /// Checks the server and its roles, migrates, and starts the threads. Blocks.
     pub(super) fn connect(options: &Options, migrations: refinery::Runner) -> Result<Self, DbError> {
+        let schema = newest_version(&migrations);
         connect::prepare(options, migrations)?;
         let writes = lane(options, Mode::Write, options.writers)?;
         let reads = lane(options, Mode::Read, options.readers)?;
-        Ok(Self { options: Arc::new(options.clone()), writes, reads })
+        Ok(Self { options: Arc::new(options.clone()), schema, writes, reads })
     }
 
     /// Takes a lease that one process may hold. Blocks.
     pub(super) fn lease(&self, name: &'static str) -> Result<Lease, DbError> {
         Lease::take(&self.options, name)
+    }
+
+    /// Listens to what is changed.
+    pub(super) fn wakes(&self, rescan: Duration) -> Wakes {
+        Wakes::listen(self.options.clone(), self.schema, rescan)
     }
 
     fn lane(&self, mode: Mode) -> &mpsc::Sender<Job> {

@@ -43,7 +43,7 @@ fn a_list_gives_no_more_than_its_bound_whatever_is_asked_for() {
     let tables = ["event", "dead_letter", "rejected", "lost_range"];
     assert_eq!(tables.map(|table| bench.count(table)), [count as i64; 4]);
     let all = EventQuery { limit: usize::MAX, ..EventQuery::default() };
-    assert_eq!(bench.read(move |tx, scope| events(tx, scope, &all)).len(), LIST_MAX);
+    assert_eq!(bench.events(&all).len(), LIST_MAX);
     assert_eq!(bench.read(|tx, scope| dead_letters(tx, scope, None, usize::MAX)).len(), LIST_MAX);
     assert_eq!(bench.read(|tx, scope| rejected(tx, scope, usize::MAX)).len(), LIST_MAX);
     let lost = |after_id| {
@@ -66,7 +66,7 @@ fn a_query_gives_no_more_points_than_its_bound_and_says_so() {
     let ask = |bench: &Bench, step| {
         let (device, metric) = ("cam".to_owned(), "t".to_owned());
         let query = ReadingsQuery { device, metric, from_us: 0, to_us: i64::MAX, step, limit: usize::MAX };
-        let found = bench.read(move |tx, scope| readings(tx, scope, &query));
+        let found = bench.readings(&query);
         (found.points.len(), found.truncated)
     };
     let each = Some((1, Aggregate::Count));

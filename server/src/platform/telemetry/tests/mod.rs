@@ -1,4 +1,5 @@
-//! The store against batches made by hand.
+//! The store against batches made by hand: one suite for every engine. `MUSTER_TEST_TELEMETRY=clickhouse` runs it with
+//! readings and events in a ClickHouse server of the test's own; `cargo xtask test` runs both.
 
 use super::*;
 
@@ -8,23 +9,38 @@ use muster_wire::{
     TenantId, UpClass,
 };
 
+mod bench;
 mod bounds;
 mod memtable;
 mod queries;
 mod retention;
 
-const EPOCH: u64 = 0xabc;
-const NOON: i64 = 20_000 * DAY_US + DAY_US / 2;
+pub(super) const EPOCH: u64 = 0xabc;
+pub(super) const NOON: i64 = 20_000 * DAY_US + DAY_US / 2;
 
-pub(super) struct Bench {
-    _dir: tempfile::TempDir,
-    pub(super) store: TelemetryStore,
-    next: u64,
-    now: i64,
+pub(super) use bench::{Bench, DATABASE};
+
+pub(super) fn of(device: &'static str, seq: u64) -> Message {
+    Message { device, ..one(seq) }
+}
+
+pub(super) fn event(seq: u64) -> Message {
+    let event = Event {
+        pipeline: "door".into(),
+        model: "m".into(),
+        model_version: "1".into(),
+        kind: EventKind::Anomaly,
+        label: "anomaly".into(),
+        score: 0.5,
+        subject: None,
+        latency_us: 3,
+        boxes: Vec::new(),
+    };
+    Message { class: UpClass::Event, body: event.encode(), ..one(seq) }
 }
 
 #[derive(Clone)]
-struct Message {
+pub(super) struct Message {
     device: &'static str,
     class: UpClass,
     origin: Origin,
@@ -36,7 +52,7 @@ fn queue(seq: u64) -> Origin {
     Origin::Queue { queue_id: 0xfeed, seq }
 }
 
-fn telemetry(seq: u64, readings: &[(&str, Value)]) -> Message {
+pub(super) fn telemetry(seq: u64, readings: &[(&str, Value)]) -> Message {
     let readings = readings
         .iter()
         .map(|(metric, value)| Reading { metric: (*metric).into(), value: value.clone(), offset_us: None })
@@ -45,11 +61,11 @@ fn telemetry(seq: u64, readings: &[(&str, Value)]) -> Message {
     Message { device: "cam", class: UpClass::Telemetry, origin: queue(seq), measured_at: NOON, body }
 }
 
-fn one(seq: u64) -> Message {
+pub(super) fn one(seq: u64) -> Message {
     telemetry(seq, &[("t", Value::Number(seq as f64))])
 }
 
-fn at(message: Message, measured_at: i64) -> Message {
+pub(super) fn at(message: Message, measured_at: i64) -> Message {
     Message { measured_at, ..message }
 }
 
@@ -79,88 +95,16 @@ fn state(queues: &[(u64, u64, u64, u64, bool)], drops: &[(u64, u64, DropReason)]
     Message { device: "cam", class: UpClass::State, origin: Origin::Direct, measured_at: NOON, body }
 }
 
-impl Bench {
-    pub(super) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let options = Options { sync: sqlite::Sync::OffForTrials, ..Options::default() };
-        let store = TelemetryStore::open(&dir.path().join("telemetry.db"), options).unwrap();
-        store.begin(LogSpan { epoch: EPOCH, first: 1, next: 1 }, NOON).unwrap();
-        Self { _dir: dir, store, next: 1, now: NOON }
-    }
-
-    fn batch(&self, messages: &[Message]) -> RawBatch {
-        let mut batch = RawBatch::new(EPOCH, self.next);
-        for message in messages {
-            batch.push(&LogRecord {
-                position: batch.next,
-                received_at_us: self.now,
-                kind: Kind::Message,
-                tenant: "acme",
-                device: message.device,
-                class: message.class.number(),
-                qos: 1,
-                origin: message.origin,
-                measured_at_us: message.measured_at,
-                body: &message.body,
-            });
-            batch.next += 1;
-        }
-        batch
-    }
-
-    fn write(&mut self, messages: &[Message]) -> StoredBatch {
-        let batch = self.batch(messages);
-        self.next = batch.next;
-        self.store.apply(batch, true).unwrap()
-    }
-
-    /// Asks before and after the memtable is flushed: nobody is to see the difference.
-    fn read<T: Send + PartialEq + std::fmt::Debug + 'static>(
-        &self,
-        query: impl Fn(&mut View<'_, '_>, &Scope) -> Result<T, DbError> + Clone + Send + 'static,
-    ) -> T {
-        let ask = || {
-            let query = query.clone();
-            self.store.read_blocking(move |view| query(view, &acme())).unwrap()
-        };
-        let before = ask();
-        self.store.flush_all().unwrap();
-        assert_eq!(before, ask(), "before the flush, and after");
-        before
-    }
-
-    fn totals(&self) -> Totals {
-        self.read(totals)
-    }
-
-    fn values(&self, device: &str, metric: &str) -> Vec<Option<Value>> {
-        let query = ReadingsQuery {
-            device: device.into(),
-            metric: metric.into(),
-            from_us: i64::MIN,
-            to_us: i64::MAX,
-            step: None,
-            limit: 100,
-        };
-        self.read(move |tx, scope| readings(tx, scope, &query))
-            .points
-            .into_iter()
-            .map(|point| point.value)
-            .collect()
-    }
-
-    fn count(&self, table: &'static str) -> i64 {
-        self.store.flush_all().unwrap();
-        let sql = format!("SELECT count(*) FROM {table}");
-        self.store.db().read_blocking(move |tx| tx.query_one(&sql, &[], |row| row.get::<i64>(0))).unwrap()
-    }
+pub(super) fn query_of(device: &str, metric: &str) -> ReadingsQuery {
+    let (device, metric) = (device.into(), metric.into());
+    ReadingsQuery { device, metric, from_us: i64::MIN, to_us: i64::MAX, step: None, limit: 100 }
 }
 
-fn acme() -> Scope {
+pub(super) fn acme() -> Scope {
     Scope::Tenant(TenantId::parse("acme").unwrap())
 }
 
-fn number(value: f64) -> Option<Value> {
+pub(super) fn number(value: f64) -> Option<Value> {
     Some(Value::Number(value))
 }
 
@@ -194,7 +138,7 @@ fn a_clock_that_restarts_in_1970_overwrites_nothing_and_is_flagged() {
         step: None,
         limit: 10,
     };
-    let points = bench.read(move |tx, scope| readings(tx, scope, &query)).points;
+    let points = bench.readings(&query).points;
     let flags: Vec<(i64, bool)> = points.iter().map(|point| (point.ts_us, point.clock_suspect)).collect();
     assert_eq!(flags, [(5, true), (5, true), (NOON, false)]);
 }
@@ -337,20 +281,16 @@ fn another_tenant_sees_nothing() {
     let mut bench = Bench::new();
     bench.write(&[one(1), Message { body: vec![], ..one(2) }]);
     let other = || Scope::Tenant(TenantId::parse("other").unwrap());
+    bench.store.flush_all().unwrap();
+    bench.send();
+    let readings = bench.wait(bench.store.readings(&other(), &query_of("cam", "t"))).unwrap().points.len();
+    let events = bench.wait(bench.store.events(&other(), &EventQuery { limit: 9, ..EventQuery::default() }));
+    assert_eq!((readings, events.unwrap()), (0, vec![]));
     let seen = bench.store.read_blocking(move |tx| {
-        let query = ReadingsQuery {
-            device: "cam".into(),
-            metric: "t".into(),
-            from_us: 0,
-            to_us: i64::MAX,
-            step: None,
-            limit: 9,
-        };
-        let readings = readings(tx, &other(), &query)?.points.len();
         let last = last_values(tx, &other(), "cam")?.len();
         let queues = device_ledger(tx, &other(), "cam")?.queues.len();
         let letters = dead_letters(tx, &other(), None, 9)?.len();
-        Ok::<_, DbError>((readings + last + queues + letters, totals(tx, &other())?))
+        Ok::<_, DbError>((last + queues + letters, totals(tx, &other())?))
     });
     assert_eq!(seen.unwrap(), (0, Totals::default()));
 }

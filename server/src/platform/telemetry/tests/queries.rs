@@ -22,7 +22,7 @@ fn steps_aggregate_over_days() {
             step: Some((minute, aggregate)),
             limit: 10,
         };
-        let points = bench.read(move |tx, scope| readings(tx, scope, &query)).points;
+        let points = bench.readings(&query).points;
         let counts: Vec<_> =
             points.iter().map(|point| (point.ts_us, point.count, point.value.clone())).collect();
         let [first, second] = expect;
@@ -55,7 +55,7 @@ fn a_range_over_many_days_begins_with_its_oldest_reading() {
     let ask = |from_us, limit, step| {
         let (device, metric) = ("cam".to_owned(), "t".to_owned());
         let query = ReadingsQuery { device, metric, from_us, to_us: i64::MAX, step, limit };
-        let found = bench.read(move |tx, scope| readings(tx, scope, &query));
+        let found = bench.readings(&query);
         let day = |point: &Point| (point.ts_us - NOON).div_euclid(DAY_US);
         (found.points.iter().map(day).collect::<Vec<_>>(), found.truncated)
     };
@@ -81,7 +81,7 @@ fn steps_that_several_visits_share_are_merged() {
         let (device, metric) = ("cam".to_owned(), "t".to_owned());
         let step = Some((10_000 * DAY_US, aggregate));
         let query = ReadingsQuery { device, metric, from_us: i64::MIN, to_us: i64::MAX, step, limit: 10 };
-        let points = bench.read(move |tx, scope| readings(tx, scope, &query)).points;
+        let points = bench.readings(&query).points;
         let newest = points.last().unwrap();
         assert_eq!((newest.count, newest.value.clone()), (450, number(expect)), "{aggregate:?}");
     };
@@ -100,7 +100,7 @@ fn steps_from_the_beginning_of_time_do_not_overflow() {
     let (device, metric) = ("cam".to_owned(), "t".to_owned());
     let step = Some((10_000_000, Aggregate::Count));
     let query = ReadingsQuery { device, metric, from_us: i64::MIN, to_us: i64::MAX, step, limit: 10 };
-    let points = bench.read(move |tx, scope| readings(tx, scope, &query)).points;
+    let points = bench.readings(&query).points;
     assert_eq!(points.len(), 1);
     assert_eq!(points[0].ts_us, NOON.div_euclid(10_000_000) * 10_000_000);
 }
@@ -143,7 +143,7 @@ fn events_are_listed_newest_first_by_kind_and_label() {
     bench.write(&[event(3, "anomaly", anomaly)]);
     let list = |query: EventQuery| {
         let query = EventQuery { limit: 10, ..query };
-        bench.read(move |tx, scope| events(tx, scope, &query))
+        bench.events(&query)
     };
     let labels = |rows: &[EventRow]| rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>();
     let all = list(EventQuery::default());

@@ -4,7 +4,7 @@ use super::*;
 
 #[test]
 fn retention_keeps_each_tenants_days() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::embedded();
     bench.write(&[one(1)]);
     bench.now += 3 * DAY_US;
     bench.write(&[one(2)]);
@@ -26,7 +26,7 @@ fn retention_keeps_each_tenants_days() {
 
 #[test]
 fn readings_that_come_after_their_day_was_emptied_are_found() {
-    let mut bench = Bench::new();
+    let mut bench = Bench::embedded();
     bench.write(&[one(1)]);
     let keep = |days| Policy { default_days: days, ..Policy::default() };
     bench.store.flush_all().unwrap();

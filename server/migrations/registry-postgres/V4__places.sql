@@ -1,0 +1,72 @@
+-- Roles of a tenant's own: permissions with spaces between. Where a role stands, its id does.
+CREATE TABLE custom_roles (
+    tenant TEXT COLLATE "C" NOT NULL REFERENCES tenants (tenant),
+    role_id TEXT COLLATE "C" NOT NULL,
+    name TEXT COLLATE "C" NOT NULL,
+    permissions TEXT NOT NULL,
+    created_at_us BIGINT NOT NULL,
+    PRIMARY KEY (tenant, role_id),
+    UNIQUE (tenant, name)
+);
+
+-- How far it reaches: places (site:<id>, group:<id>) with spaces between; empty is the whole tenant.
+ALTER TABLE memberships ADD COLUMN reach TEXT NOT NULL DEFAULT '';
+ALTER TABLE api_tokens ADD COLUMN reach TEXT NOT NULL DEFAULT '';
+ALTER TABLE invitations ADD COLUMN reach TEXT NOT NULL DEFAULT '';
+
+CREATE TABLE sites (
+    tenant TEXT COLLATE "C" NOT NULL REFERENCES tenants (tenant),
+    site TEXT COLLATE "C" NOT NULL,
+    name TEXT NOT NULL,
+    address TEXT NOT NULL,
+    time_zone TEXT NOT NULL,
+    created_at_us BIGINT NOT NULL,
+    PRIMARY KEY (tenant, site)
+);
+
+-- A device is at one site at most.
+CREATE TABLE device_sites (
+    tenant TEXT COLLATE "C" NOT NULL,
+    device TEXT COLLATE "C" NOT NULL,
+    site TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (tenant, device),
+    FOREIGN KEY (tenant, device) REFERENCES devices (tenant, device) ON DELETE CASCADE,
+    FOREIGN KEY (tenant, site) REFERENCES sites (tenant, site)
+);
+CREATE INDEX device_sites_by_site ON device_sites (tenant, site, device);
+
+-- condition: CEL over a device's facts; NULL where people name the members.
+CREATE TABLE device_groups (
+    tenant TEXT COLLATE "C" NOT NULL REFERENCES tenants (tenant),
+    group_id TEXT COLLATE "C" NOT NULL,
+    name TEXT NOT NULL,
+    condition TEXT,
+    created_at_us BIGINT NOT NULL,
+    PRIMARY KEY (tenant, group_id)
+);
+
+-- Of a group with a condition: what it answered when the device or the group was last written.
+CREATE TABLE group_members (
+    tenant TEXT COLLATE "C" NOT NULL,
+    group_id TEXT COLLATE "C" NOT NULL,
+    device TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (tenant, group_id, device),
+    FOREIGN KEY (tenant, group_id) REFERENCES device_groups (tenant, group_id) ON DELETE CASCADE,
+    FOREIGN KEY (tenant, device) REFERENCES devices (tenant, device) ON DELETE CASCADE
+);
+CREATE INDEX group_members_by_device ON group_members (tenant, device);
+
+DO $$
+DECLARE
+    name TEXT;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['custom_roles', 'sites', 'device_sites', 'device_groups', 'group_members'] LOOP
+        EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
+        EXECUTE format('CREATE POLICY worker ON %I TO muster_worker USING (true)', name);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO muster_worker', name);
+        EXECUTE format('CREATE POLICY tenant ON %I TO muster_app
+                        USING (tenant = current_setting(''muster.tenant'', true))', name);
+        EXECUTE format('GRANT SELECT, INSERT, UPDATE, DELETE ON %I TO muster_app', name);
+    END LOOP;
+END $$;

@@ -1,0 +1,35 @@
+//! What a device may send: from the configuration to the gateway, also after a reload.
+
+use crate::gateway;
+use crate::platform::config::{Config, Live};
+use crate::usage::{Board, Quotas};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What the configuration lets a device send.
+pub(super) fn rate(config: &Config) -> gateway::RateLimit {
+    let limits = &config.limits;
+    gateway::RateLimit { per_s: limits.device_messages_per_s, burst: limits.device_messages_burst }
+}
+
+/// Hands reloaded limits to the gateway until the server stops.
+pub(super) async fn follow_limits(
+    set: gateway::RateSetter,
+    quotas: Arc<Board>,
+    config: Live,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut changes = config.subscribe();
+    loop {
+        tokio::select! {
+            changed = changes.changed() => match changed {
+                Ok(()) => {
+                    set.set(rate(&config.get()));
+                    quotas.set_defaults(Quotas::of_config(&config.get().quota));
+                }
+                Err(_) => return,
+            },
+            _ = stop.changed() => return,
+        }
+    }
+}

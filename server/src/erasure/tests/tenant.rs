@@ -1,0 +1,114 @@
+//! A whole tenant, but for its audit chain and its id.
+
+use super::rig::{ROWS_OF_ONE_OF_EACH, Rig, tenant};
+use super::*;
+use crate::tenants::audit;
+use crate::tenants::{Permission, Role};
+use crate::testing::{As, owner};
+
+async fn count(rig: &Rig, table: &'static str) -> i64 {
+    let read = move |tx: &mut Tx<'_>| {
+        let sql = format!("SELECT count(*) FROM {table} WHERE tenant = 'acme'");
+        tx.query_one(&Scope::Tenant(tenant("acme")), &sql, &[], |row| row.get::<i64>(0))
+    };
+    rig.app.parts.slices.erasures.db.read::<_, DbError>(read).await.unwrap()
+}
+
+async fn the_chain_and_the_id_stay(rig: &Rig) {
+    let tenants = &rig.app.parts.slices.tenants;
+    let again = tenants
+        .create_tenant(&owner(&tenant("other")), tenant("acme"), "New".into(), Some("owner@localhost".into()))
+        .await;
+    assert!(again.is_err(), "the id is never given away again");
+    let verified = tenants.verify_audit(&tenant("acme"), None).await.unwrap();
+    assert_eq!((verified.is_complete, verified.fault), (true, None));
+    let read = |tx: &mut Tx<'_>| audit::list(tx, &Scope::Tenant(tenant("acme")), 0, 1_000);
+    let chain = rig.app.parts.slices.erasures.db.read(read).await.unwrap();
+    assert_eq!(chain.iter().filter(|row| row.action == "device.erase").count(), 2);
+}
+
+#[tokio::test]
+async fn a_tenant_goes_but_for_its_audit_chain_and_its_id() {
+    let mut rig = Rig::start().await;
+    let other = rig.app.tenant("other").await;
+    let other_token = rig.app.token(&other, Permission::ALL).await;
+    let viewer = rig.app.member(&tenant("acme"), "viewer@acme", Role::Viewer).await;
+    let boss = rig.app.member(&tenant("acme"), "boss@acme", Role::Owner).await;
+    for device in ["pump", "valve"] {
+        rig.create("acme", device).await;
+        rig.one_of_each("acme", device);
+    }
+    let theirs = rig.app.call(
+        As::Token(&other_token),
+        "POST",
+        "/api/v1/tenants/other/devices",
+        Some(json!({ "id": "theirs" })),
+    );
+    theirs.await.expect(201);
+    rig.one_of_each("other", "theirs");
+    let rule =
+        json!({ "name": "hot", "on": { "telemetry": {} }, "condition": "value > 30", "severity": "info" });
+    rig.call("POST", "/api/v1/tenants/acme/rules", Some(rule)).await.expect(201);
+    rig.call("POST", "/api/v1/tenants/acme/claims", Some(json!({}))).await.expect(201);
+    rig.read_log();
+
+    let erase = "/api/v1/tenants/acme/erase";
+    let ask = |caller, confirm| rig.app.call(caller, "POST", erase, Some(json!({ "confirm": confirm })));
+    ask(As::Session(&viewer), "acme").await.refused("permission_denied", None);
+    ask(As::Session(&boss), "other").await.refused("invalid_argument", Some("confirm"));
+    let begun = ask(As::Session(&boss), "acme").await.expect(202);
+    let id = begun["id"].as_str().unwrap().to_owned();
+    // Shut out at once, but for who asked, who sees the erasure and nothing else.
+    let path = format!("/api/v1/tenants/acme/erasures/{id}");
+    rig.app.call(As::Session(&viewer), "GET", &path, None).await.refused("not_found", None);
+    rig.app.call(As::Session(&boss), "GET", &path, None).await.expect(200);
+    rig.app
+        .call(As::Session(&boss), "GET", "/api/v1/tenants/acme/devices", None)
+        .await
+        .refused("not_found", None);
+    rig.step().await;
+    rig.call("GET", "/api/v1/tenants/acme", None).await.refused("unauthenticated", None);
+
+    let job = rig.finish("acme", &id).await;
+    assert!(job.members.is_empty(), "{job:?}");
+    let boss = As::Session(&boss);
+    assert_eq!(rig.lines(boss.clone(), "acme", &id, "readings").await.len(), 6);
+    assert_eq!(rig.lines(boss.clone(), "acme", &id, "devices").await.len(), 2);
+    assert_eq!(rig.lines(boss.clone(), "acme", &id, "rules").await.len(), 1);
+    let members = rig.lines(boss, "acme", &id, "members").await;
+    assert!(members.iter().any(|member| member["email"] == "viewer@acme"), "{members:?}");
+
+    for table in tables::OF_TENANT {
+        assert_eq!(count(&rig, table).await, 0, "{table}");
+    }
+    rig.begin_reading();
+    rig.read_log();
+    assert_eq!((rig.stored_rows("pump"), rig.stored_rows("valve"), rig.orphans()), (0, 0, 0));
+    assert_eq!(rig.stored_rows("theirs"), ROWS_OF_ONE_OF_EACH);
+    let theirs = rig.app.call(As::Token(&other_token), "GET", "/api/v1/tenants/other/devices/theirs", None);
+    theirs.await.expect(200);
+    // The account that belonged nowhere else is gone, its session with it.
+    rig.app.call(As::Session(&viewer), "GET", "/api/v1/auth/me", None).await.refused("unauthenticated", None);
+
+    the_chain_and_the_id_stay(&rig).await;
+}
+
+#[tokio::test]
+async fn a_system_administrator_erases_a_tenant_without_being_a_member() {
+    let mut rig = Rig::start().await;
+    let other = rig.app.tenant("other").await;
+    let platform = rig.app.token(&other, &[Permission::PlatformAdmin]).await;
+    let erase = async |of: &str| {
+        let body = json!({ "tenant": of, "confirm": of, "export": false });
+        rig.app.call(As::Token(&platform), "POST", "/api/v1/erasures", Some(body)).await
+    };
+    erase("none").await.refused("not_found", None);
+    let begun = erase("acme").await.expect(202);
+    erase("acme").await.refused("conflict", None);
+    let id = begun["id"].as_str().unwrap().to_owned();
+    rig.finish("acme", &id).await;
+    assert!(rig.files("acme", &id).await.is_empty());
+    let path = format!("/api/v1/tenants/acme/erasures/{id}");
+    let shown = rig.app.call(As::Token(&platform), "GET", &path, None).await.expect(200);
+    assert_eq!((&shown["state"], &shown["export_until_us"]), (&json!("done"), &json!(null)));
+}

@@ -1,0 +1,252 @@
+//! The noisy tenant, by a clock that the test moves: what is admitted equals the quota to the message, whatever MQTT
+//! version and quality of service its devices send with, and nobody else notices.
+
+use super::Core;
+use super::codec::Version;
+use super::connection::{Connection, Opened};
+use super::identity::{Credential, Identity};
+use super::link::Link;
+use super::reason::{CloseReason, ConnectRefusal, Refusal};
+use super::stream::Stream;
+use super::tests::{core, sockets};
+use crate::devices::directory::{DeviceAuth, token_hash};
+use crate::platform::config::{LimitSection, QuotaRateSection};
+use crate::platform::event_log::{Kind, Pin};
+use crate::usage::Refused;
+use crate::usage::model::QuotaSpec;
+use bytes::BytesMut;
+use muster_wire::{DeviceId, Envelope, QueueId, TenantId, UpClass};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+
+/// Turns of the runtime in which everything that can move has moved.
+const TURNS: usize = 300;
+/// What an MQTT 5 client may have unacknowledged.
+const WINDOW: usize = 32;
+
+/// A device's connection that runs, and the client's end of it.
+struct Device {
+    name: String,
+    version: Version,
+    qos: u8,
+    link: Arc<Link>,
+    socket: TcpStream,
+    sent: usize,
+    /// PUBACKs by code.
+    answers: HashMap<u8, usize>,
+    unread: Vec<u8>,
+}
+
+fn identity(core: &Core, tenant: &str, device: &str) -> Identity {
+    let (tenant, device) = (TenantId::parse(tenant).expect("an id"), DeviceId::parse(device).expect("an id"));
+    let auth = DeviceAuth { enabled: true, token_sha256: Some(token_hash("secret")) };
+    core.directory.set_device(&tenant, &device, auth);
+    Identity::Device { tenant, device, credential: Credential::DeviceToken(Box::new(token_hash("secret"))) }
+}
+
+impl Device {
+    async fn connect(core: &Arc<Core>, tenant: &str, device: &str, version: Version, qos: u8) -> Self {
+        let (server, socket) = sockets().await;
+        let name = format!("{tenant}/{device}");
+        let link = Arc::new(Link::new(name.as_str().into(), identity(core, tenant, device), None, 0, 0));
+        core.live.admit(core, &link).expect("welcome");
+        let opened = Opened {
+            link: link.clone(),
+            stream: Stream::Plain(server),
+            version,
+            receive_maximum: u16::MAX,
+            packet_bytes_max: None,
+            tail: BytesMut::new(),
+            out: Vec::new(),
+        };
+        tokio::spawn(Connection::new(core.clone(), opened));
+        Self { name, version, qos, link, socket, sent: 0, answers: HashMap::new(), unread: Vec::new() }
+    }
+
+    fn publish(&self) -> Vec<u8> {
+        let seq = 1 + self.sent as u64;
+        let (queue_id, body) = (QueueId(7), [7; 20]);
+        let envelope =
+            Envelope { class: UpClass::Telemetry, queue_id, seq, measured_at_us: 5, body: &body }.encode();
+        let topic = format!("muster/{}/up/telemetry", self.name);
+        let mut rest = u16::try_from(topic.len()).expect("short").to_be_bytes().to_vec();
+        rest.extend_from_slice(topic.as_bytes());
+        if self.qos > 0 {
+            let packet_id = u16::try_from(self.sent % 60_000 + 1).expect("a packet id");
+            rest.extend_from_slice(&packet_id.to_be_bytes());
+        }
+        if self.version == Version::Five {
+            rest.push(0);
+        }
+        rest.extend_from_slice(&envelope);
+        [&[0x30 | self.qos << 1, u8::try_from(rest.len()).expect("under 128")], &rest[..]].concat()
+    }
+
+    fn answered(&self) -> usize {
+        self.answers.values().sum()
+    }
+
+    /// Sends up to so many in all, within the window where the protocol has one.
+    async fn send(&mut self, upto: usize) {
+        let window = if self.version == Version::Five && self.qos > 0 { WINDOW } else { usize::MAX };
+        let mut bytes = Vec::new();
+        while self.sent < upto && (window == usize::MAX || self.sent - self.answered() < window) {
+            bytes.extend(self.publish());
+            self.sent += 1;
+        }
+        self.socket.write_all(&bytes).await.expect("sent");
+    }
+
+    /// Takes what was answered.
+    fn receive(&mut self) {
+        let mut buffer = [0; 4_096];
+        while let Ok(count @ 1..) = self.socket.try_read(&mut buffer) {
+            self.unread.extend_from_slice(&buffer[..count]);
+        }
+        let mut rest = &self.unread[..];
+        while rest.len() >= 2 && rest.len() >= 2 + usize::from(rest[1]) {
+            let (packet, after) = rest.split_at(2 + usize::from(rest[1]));
+            assert_eq!(packet[0], 0x40, "PUBACK");
+            *self.answers.entry(packet.get(4).copied().unwrap_or(0)).or_default() += 1;
+            rest = after;
+        }
+        self.unread = rest.to_vec();
+    }
+}
+
+async fn settle() {
+    for _ in 0..TURNS {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Messages in the log by tenant.
+fn logged(core: &Core) -> HashMap<String, usize> {
+    core.log.commit().expect("durable");
+    let mut by_tenant = HashMap::new();
+    let mut reader = core.log.reader("test", 1, Pin::Follows).expect("a reader");
+    while {
+        let count = |record: crate::platform::event_log::LogRecord<'_>| {
+            if record.kind == Kind::Message {
+                *by_tenant.entry(record.tenant.to_owned()).or_default() += 1;
+            }
+        };
+        let batch = reader.next_batch(1 << 20, count).expect("readable");
+        batch.next != batch.from
+    } {}
+    by_tenant
+}
+
+#[tokio::test]
+async fn a_tenant_at_ten_times_its_quota_is_admitted_its_quota_and_the_other_is_refused_nothing() {
+    const TICKS: u32 = 20;
+    /// The burst, and two seconds of the rate.
+    const QUOTA: usize = 45 + 2 * 100;
+    const QUIET: usize = 400;
+    let (core, _dir) = core();
+    core.acks.tell(u64::MAX);
+    let rate = QuotaRateSection { soft: None, hard: Some(100), burst: Some(45) };
+    core.quotas.set_own("noisy", Some(QuotaSpec { messages_per_s: Some(rate), ..QuotaSpec::default() }));
+    let mut noisy = Vec::new();
+    for at in 0..10 {
+        let (version, qos) = [(Version::Five, 1), (Version::Three, 1), (Version::Five, 0)][at % 3];
+        noisy.push(Device::connect(&core, "noisy", &format!("d{at}"), version, qos).await);
+    }
+    let mut quiet = Device::connect(&core, "quiet", "d0", Version::Five, 1).await;
+    for tick in 0..=TICKS {
+        core.tick.store(tick, Ordering::Relaxed);
+        for device in &mut noisy {
+            device.link.waker.wake();
+            // Ten devices that send a quota each.
+            device.send(QUOTA).await;
+        }
+        quiet.send(QUIET * (tick as usize + 1) / (TICKS as usize + 1)).await;
+        settle().await;
+        noisy.iter_mut().chain([&mut quiet]).for_each(Device::receive);
+    }
+    while quiet.sent < QUIET {
+        quiet.send(QUIET).await;
+        settle().await;
+        quiet.receive();
+    }
+    let logged = logged(&core);
+    assert_eq!((logged["noisy"], logged["quiet"]), (QUOTA, QUIET));
+    assert_eq!(quiet.answers, HashMap::from([(0, QUIET)]), "0 refused");
+    assert_eq!(core.quotas.of("quiet").take_refused_for_test(), [0; 13]);
+    // QoS 0 cannot be told, but it is counted; MQTT 3.1.1 waits; MQTT 5 is told to keep its record.
+    let refused = core.quotas.of("noisy").take_refused_for_test();
+    let told: usize = noisy.iter().map(|device| device.answers.get(&0x97).copied().unwrap_or(0)).sum();
+    let of_zero = noisy.iter().filter(|device| device.qos == 0).map(|device| device.sent).sum::<usize>();
+    assert!(
+        told > 0 && refused[Refused::MessagesPerS as usize] > told as u64,
+        "{refused:?} {told} {of_zero}"
+    );
+    assert_eq!(refused.iter().sum::<u64>(), refused[Refused::MessagesPerS as usize], "for nothing else");
+    assert!(noisy.iter().all(|device| device.link.close_asked().is_none()), "nobody is disconnected");
+    let three = noisy.iter().filter(|device| device.version == Version::Three);
+    assert!(
+        three.clone().all(|device| device.answers.keys().all(|code| *code == 0)),
+        "3.1.1 knows no refusal"
+    );
+}
+
+#[tokio::test]
+async fn what_waited_for_a_quota_is_taken_when_there_is_room_again() {
+    let (core, _dir) = core();
+    core.acks.tell(u64::MAX);
+    let limit = |hard| QuotaSpec {
+        messages_per_day: Some(LimitSection { soft: None, hard: Some(hard) }),
+        ..QuotaSpec::default()
+    };
+    core.quotas.set_own("noisy", Some(limit(5)));
+    let mut three = Device::connect(&core, "noisy", "d0", Version::Three, 1).await;
+    let mut five = Device::connect(&core, "noisy", "d1", Version::Five, 1).await;
+    three.send(8).await;
+    settle().await;
+    five.send(2).await;
+    settle().await;
+    three.receive();
+    five.receive();
+    assert_eq!((&three.answers, &five.answers), (&HashMap::from([(0, 5)]), &HashMap::from([(0x97, 2)])));
+    assert_eq!(core.metrics.refused_for_test(Refusal::Quota(Refused::MessagesPerDay)), 2);
+    core.quotas.set_own("noisy", Some(limit(100)));
+    core.tick.store(1, Ordering::Relaxed);
+    three.link.waker.wake();
+    five.link.waker.wake();
+    five.send(4).await;
+    settle().await;
+    three.receive();
+    five.receive();
+    assert_eq!(
+        (&three.answers, &five.answers),
+        (&HashMap::from([(0, 8)]), &HashMap::from([(0x97, 2), (0, 2)]))
+    );
+    assert_eq!((logged(&core)["noisy"], core.quotas.of("noisy").used().0), (10, 10));
+}
+
+#[tokio::test]
+async fn a_tenants_connections_are_bounded_and_a_takeover_needs_no_place() {
+    let (core, _dir) = core();
+    let limit = Some(LimitSection { soft: None, hard: Some(2) });
+    core.quotas.set_own("noisy", Some(QuotaSpec { connections: limit, ..QuotaSpec::default() }));
+    let new = |device: &str| {
+        let name = format!("noisy/{device}");
+        Arc::new(Link::new(name.as_str().into(), identity(&core, "noisy", device), None, 0, 0))
+    };
+    let (one, two, three) = (new("d1"), new("d2"), new("d3"));
+    assert_eq!((core.live.admit(&core, &one), core.live.admit(&core, &two)), (Ok(()), Ok(())));
+    assert_eq!(core.live.admit(&core, &three), Err(ConnectRefusal::Quota));
+    assert_eq!((ConnectRefusal::Quota.code(), ConnectRefusal::Quota.code_v3()), (0x97, 3));
+    let again = new("d1");
+    assert_eq!(core.live.admit(&core, &again), Ok(()), "a takeover needs no place");
+    assert_eq!(core.quotas.of("noisy").connections(), 2);
+    core.live.remove(&core, &one, CloseReason::Lost);
+    assert_eq!(core.quotas.of("noisy").connections(), 2, "its end was counted at the takeover");
+    core.live.remove(&core, &two, CloseReason::Lost);
+    assert_eq!(core.live.admit(&core, &three), Ok(()));
+    let other = Link::new("quiet/d1".into(), identity(&core, "quiet", "d1"), None, 0, 0);
+    assert_eq!(core.live.admit(&core, &Arc::new(other)), Ok(()), "another tenant has its own places");
+}
