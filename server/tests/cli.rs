@@ -227,6 +227,6 @@ fn a_changed_server_certificate_is_taken_up_by_a_hangup_and_a_broken_one_is_not(
     let hosts = Config::default().pki.hosts;
     Pki::open(&files, &hosts, 365, SystemClock.now_us()).unwrap().renew_server(SystemClock.now_us()).unwrap();
     signal(&child.0, "-HUP");
-    until("the new certificate", || log().contains("server certificate replaced").then_some(()));
+    until("the new certificate", || log().contains("authorities that are trusted, replaced").then_some(()));
     end(child);
 }

@@ -16,6 +16,12 @@ fn sql(registry: &Path, statement: &str) {
     assert_eq!(Connection::open(registry).unwrap().execute(statement, []).unwrap(), 1);
 }
 
+/// The version of the registry that a server of this build made.
+fn schema_version(registry: &Path) -> i64 {
+    let newest = "SELECT max(version) FROM refinery_schema_history";
+    Connection::open(registry).unwrap().query_row(newest, [], |row| row.get(0)).unwrap()
+}
+
 #[test]
 fn a_registry_that_cannot_be_used_ends_the_start_with_the_reason() {
     let root = tempfile::tempdir().unwrap();
@@ -27,14 +33,14 @@ fn a_registry_that_cannot_be_used_ends_the_start_with_the_reason() {
     assert!(!data.exists(), "none is made");
     Server::full(&of_full).end();
 
-    let (newest, registry) = (12, data.join("registry.db"));
+    let registry = data.join("registry.db");
+    let newest = schema_version(&registry);
     sql(&registry, &format!("UPDATE refinery_schema_history SET version = 99 WHERE version = {newest}"));
-    says(
-        &attempt(&data),
-        &["registry.dir", "its schema is version 99, this build reads 12: use the build of"],
-    );
+    let newer = format!("its schema is version 99, this build reads {newest}: use the build of");
+    says(&attempt(&data), &["registry.dir", &newer]);
     sql(&registry, "DELETE FROM refinery_schema_history WHERE version = 99");
-    says(&attempt(&data), &["its schema is version 11, this build reads 12: start the server that owns it"]);
+    let (older, own) = (newest - 1, "start the server that owns it");
+    says(&attempt(&data), &[&format!("its schema is version {older}, this build reads {newest}: {own}")]);
     std::fs::write(&registry, "x".repeat(10_000)).unwrap();
     says(&attempt(&data), &["registry.dir", "registry.db", "not a database"]);
 }

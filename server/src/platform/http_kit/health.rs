@@ -109,7 +109,9 @@ pub async fn readyz(State(health): State<Health>) -> (StatusCode, Json<ReadyView
 #[utoipa::path(get, path = "/metrics", tag = "health", security(()),
     responses((status = 200, description = "Text", body = String, content_type = "text/plain; version=0.0.4")))]
 pub async fn metrics(State(health): State<Health>) -> Result<impl IntoResponse, ApiError> {
-    let text = metrics_text(&health.registry).map_err(ApiError::internal)?;
+    // Some are read from a database.
+    let gathered = tokio::task::spawn_blocking(move || metrics_text(&health.registry)).await;
+    let text = gathered.map_err(ApiError::internal)?.map_err(ApiError::internal)?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text))
 }
 
