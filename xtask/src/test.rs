@@ -157,20 +157,39 @@ impl Runner {
 
     /// The server's tests that have a registry, but for those of SQLite's own file.
     fn on_postgres(self) -> Command {
-        let mut rest = ["-p", "muster-server", "--lib", "--"].map(str::to_owned).to_vec();
-        rest.extend(ON_REGISTRY.map(str::to_owned));
-        rest.extend(ON_ONE_ENGINE.iter().flat_map(|test| ["--skip".to_owned(), (*test).to_owned()]));
-        let mut command = self.command(&rest);
+        let mut command = self.command(&self.of_server(&ON_REGISTRY, &ON_ONE_ENGINE));
         command.env("MUSTER_TEST_REGISTRY", "postgres");
         command
     }
 
     /// The store's suite; its tests that are about one engine say so themselves.
     fn on_clickhouse(self) -> Command {
-        let rest = ["-p", "muster-server", "--lib", "--", "platform::telemetry::tests::"].map(str::to_owned);
-        let mut command = self.command(&rest);
+        let mut command = self.command(&self.of_server(&["platform::telemetry::tests::"], &[]));
         command.env("MUSTER_TEST_TELEMETRY", "clickhouse");
         command
+    }
+
+    /// Chooses the server's own tests by parts of their names, in a build of the whole workspace: with the package
+    /// alone cargo chooses other features, and compiles most of it again. Cargo's runner takes other crates' tests of
+    /// such names along.
+    fn of_server(self, with: &[&str], without: &[&str]) -> Vec<String> {
+        let mut rest = vec!["--lib".to_owned()];
+        match self {
+            Self::Nextest => {
+                let any = |names: &[&str]| {
+                    names.iter().map(|name| format!("test({name})")).collect::<Vec<_>>().join(" | ")
+                };
+                let left_out = if without.is_empty() { "none()".to_owned() } else { any(without) };
+                rest.push("-E".to_owned());
+                rest.push(format!("package(muster-server) & ({}) - ({left_out})", any(with)));
+            }
+            Self::Cargo => {
+                rest.push("--".to_owned());
+                rest.extend(with.iter().map(|name| (*name).to_owned()));
+                rest.extend(without.iter().flat_map(|name| ["--skip", name].map(str::to_owned)));
+            }
+        }
+        rest
     }
 
     /// Whether a line of the runner's output belongs to its own summary.

@@ -28,6 +28,8 @@ pub const LINE_BYTES_MAX: usize = 16 * 1024;
 pub const HEADERS_MAX: usize = 100;
 /// How much of a refusal's body an error shows.
 const SHOWN_BYTES_MAX: usize = 400;
+/// What calls take: the API's JSON and the metrics' text.
+const ACCEPT: &str = "application/json, text/plain";
 
 /// Why a call gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -250,7 +252,7 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Answer, HttpError> {
-        let request = Request { method, path, body: body.map(Value::to_string), accept: "application/json" };
+        let request = Request { method, path, body: body.map(Value::to_string), accept: ACCEPT };
         let deadline = Instant::now() + self.time_max;
         let host = host_of(&self.server)?;
         if let Some(mut kept) = self.kept.take().filter(|kept| kept.host == host) {
