@@ -131,6 +131,9 @@ enum Runner {
     Cargo,
 }
 
+/// Words by which somebody says which targets to build.
+const TARGETS: [&str; 6] = ["--lib", "--bins", "--bin", "--test", "--tests", "--doc"];
+
 impl Runner {
     fn installed() -> Self {
         let answers = cargo::cargo()
@@ -150,6 +153,10 @@ impl Runner {
         };
         if !rest.iter().any(|argument| argument == "-p" || argument.starts_with("--package")) {
             command.arg("--workspace");
+        }
+        // What was built already: by default a runner builds the examples too.
+        if !rest.iter().any(|argument| TARGETS.contains(&argument.as_str())) {
+            command.arg("--tests");
         }
         command.args(rest);
         command
