@@ -268,8 +268,9 @@ async fn a_renewal_takes_a_new_key_and_after_a_lost_reply_the_same() {
     let first = server.enroll(dir.path()).await.unwrap();
     let listener = server.listener();
     let (dir_path, listener) = (dir.path(), &listener);
-    let renew =
-        |from| async move { identity::renew(dir_path, from, listener, Arc::new(AgentClock::default())).await };
+    let renew = |from| async move {
+        identity::renew(dir_path, from, listener, Arc::new(AgentClock::default())).await
+    };
     server.mood(Mood::LoseReply);
     assert!(renew(&first).await.unwrap_err().is_passing());
     assert_eq!(identity::load(dir.path()).unwrap().unwrap(), first, "the old one stays in force");

@@ -34,6 +34,8 @@ pub(super) async fn follow_limits(
 
 async fn follow(config: Live, take: impl Fn(&Config), mut stop: watch::Receiver<bool>) {
     let mut changes = config.subscribe();
+    // It may have been reloaded before this task ran first.
+    take(&config.get());
     loop {
         tokio::select! {
             changed = changes.changed() => match changed {

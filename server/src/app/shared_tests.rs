@@ -2,10 +2,10 @@
 
 use super::tests::{DEADLINE, config, hello_with, plain, publish, tenant, wait_until};
 use super::{ApiAlone, App, AppError, follow};
+use crate::devices::service::Retire;
 use crate::http::tests::{Needs, filled, table};
 use crate::http::{admin_router, enroll_router};
 use crate::platform::clock::ManualClock;
-use crate::devices::service::Retire;
 use crate::platform::config::{Config, Live, Role, Roles, Sources};
 use crate::platform::live::{Filter, LiveKind};
 use crate::tenants::Permission;
@@ -301,7 +301,9 @@ async fn claims_made_elsewhere_name_the_authority_that_follows() {
 
 #[tokio::test]
 async fn nothing_is_erased_elsewhere_that_the_worker_cannot_erase() {
-    let pair = Pair::with(|of_alone| of_alone.telemetry.url = Some("http://127.0.0.1:1/muster".parse().unwrap())).await;
+    let pair =
+        Pair::with(|of_alone| of_alone.telemetry.url = Some("http://127.0.0.1:1/muster".parse().unwrap()))
+            .await;
     device(&pair, "pump").await;
     pair.alone("POST", &format!("{DEVICES}/pump/erase"), json!({}), 409).await;
     pair.stop().await;
@@ -318,7 +320,11 @@ async fn a_reloaded_configuration_gives_its_quotas_and_nobody_counts_connections
     wait_until("the quota is in force", async || devices() == Some(7)).await;
     let used = async |alone: bool| {
         let path = "/api/v1/tenants/default/quota";
-        let shown = if alone { pair.alone("GET", path, Value::Null, 200).await } else { pair.full("GET", path, Value::Null, 200).await };
+        let shown = if alone {
+            pair.alone("GET", path, Value::Null, 200).await
+        } else {
+            pair.full("GET", path, Value::Null, 200).await
+        };
         let quotas = shown["quotas"].as_array().unwrap().clone();
         quotas.into_iter().find(|quota| quota["quota"] == "connections").unwrap()["used"].clone()
     };

@@ -24,13 +24,16 @@ pub use enrollments::{
     enrollment_insert, enrollment_list, enrollment_names, enrollment_of_key, enrollments_forget,
 };
 pub use forgotten::{
-    PRUNED_MAX, certificates_prune, claims_delete_all_of, claims_delete_open_of, deleted_prune, deleted_put, was_deleted,
+    PRUNED_MAX, certificates_prune, claims_delete_all_of, claims_delete_open_of, deleted_prune, deleted_put,
+    was_deleted,
 };
 pub use listing::{DeviceFilter, DeviceSort, device_list};
 pub use profiles::{
     ProfileRow, profile_count, profile_delete, profile_get, profile_is_used, profile_list, profile_put,
 };
-pub use renewals::{RenewalRow, certificates_forget, renewal_get, renewal_insert, renewals_delete, renewals_lead};
+pub use renewals::{
+    RenewalRow, certificates_forget, renewal_get, renewal_insert, renewals_delete, renewals_lead,
+};
 pub use revoked::{serials_revoked, serials_revoked_of};
 
 /// A device's row.
@@ -388,12 +391,7 @@ pub fn claim_count_open(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<i
 }
 
 /// Forgets claims that ended before a time, but those with which a device still waits; their uses go with them.
-pub fn claims_forget(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    before_us: i64,
-    now_us: i64,
-) -> Result<usize, DbError> {
+pub fn claims_forget(tx: &mut Tx<'_>, scope: &Scope, before_us: i64, now_us: i64) -> Result<usize, DbError> {
     let sql = "DELETE FROM claims WHERE tenant = $1 AND expires_at_us <= $2 AND NOT EXISTS
                  (SELECT 1 FROM enrollments e
                   WHERE e.tenant = claims.tenant AND e.claim_id = claims.claim_id AND e.expires_at_us > $3)";

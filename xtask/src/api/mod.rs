@@ -130,8 +130,23 @@ impl Pass<'_> {
     /// A device's key and signing request beside the hooks, which enrol it; without openssl nobody is enrolled.
     fn make_device(&self) {
         let mut command = Command::new("openssl");
-        command.current_dir(&self.dir).args(["req", "-new", "-newkey", "ec", "-nodes", "-subj", "/CN=device"]);
-        command.args(["-pkeyopt", "ec_paramgen_curve:prime256v1", "-keyout", "device.key", "-out", "device.csr"]);
+        command.current_dir(&self.dir).args([
+            "req",
+            "-new",
+            "-newkey",
+            "ec",
+            "-nodes",
+            "-subj",
+            "/CN=device",
+        ]);
+        command.args([
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-keyout",
+            "device.key",
+            "-out",
+            "device.csr",
+        ]);
         command.stdout(Stdio::null()).stderr(Stdio::null());
         if !command.status().is_ok_and(|status| status.success()) {
             let _ = std::fs::remove_file(self.dir.join("device.csr"));

@@ -123,10 +123,12 @@ async fn the_end_of_an_authority_is_seen_by_the_next_look() {
     let mut pair = Pair::start().await;
     let claim = pair.fleet.claim(json!({ "device": "pump" })).await;
     pair.fleet.enroll(&claim, &csr(), None).await.expect(201);
-    let listed = pair.fleet.call("GET", &format!("{DEVICES}/pump/certificates"), Value::Null).await.expect(200);
+    let listed =
+        pair.fleet.call("GET", &format!("{DEVICES}/pump/certificates"), Value::Null).await.expect(200);
     let serial = hex::decode(listed["items"][0]["serial"].as_str().unwrap()).unwrap();
     pair.look();
-    let (devices, me) = (&pair.fleet.app.parts.slices.devices, crate::testing::owner(&TenantId::parse("acme").unwrap()));
+    let (devices, me) =
+        (&pair.fleet.app.parts.slices.devices, crate::testing::owner(&TenantId::parse("acme").unwrap()));
     devices.rotate_authority(&me).await.unwrap();
     pair.fleet.app.clock.advance_us(61_000_000);
     devices.retire_authority(&me, Retire::Anyway).await.unwrap();

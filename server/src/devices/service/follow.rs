@@ -84,7 +84,10 @@ impl Devices {
         let now_us = self.now_us();
         let read = move |tx: &mut Tx<'_>| {
             let scope = Scope::System("device directory");
-            Ok::<_, DbError>((store::devices_readable(tx, &scope)?, store::serials_revoked(tx, &scope, now_us)?))
+            Ok::<_, DbError>((
+                store::devices_readable(tx, &scope)?,
+                store::serials_revoked(tx, &scope, now_us)?,
+            ))
         };
         let (rows, revoked) = self.inner.db.read(read).await?;
         let (directory, labels) = (&self.inner.directory, &self.inner.labels);
