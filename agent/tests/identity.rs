@@ -267,11 +267,14 @@ async fn a_renewal_takes_a_new_key_and_after_a_lost_reply_the_same() {
     let dir = tempfile::tempdir().unwrap();
     let first = server.enroll(dir.path()).await.unwrap();
     let listener = server.listener();
-    let renew = || identity::renew(dir.path(), &first, &listener, Arc::new(AgentClock::default()));
+    let (dir_path, listener) = (dir.path(), &listener);
+    let renew = |from| async move {
+        identity::renew(dir_path, from, listener, Arc::new(AgentClock::default())).await
+    };
     server.mood(Mood::LoseReply);
-    assert!(renew().await.unwrap_err().is_passing());
+    assert!(renew(&first).await.unwrap_err().is_passing());
     assert_eq!(identity::load(dir.path()).unwrap().unwrap(), first, "the old one stays in force");
-    let next = renew().await.unwrap();
+    let next = renew(&first).await.unwrap();
     let keys = keys(&server);
     assert_eq!(keys.len(), 3);
     assert!(keys[0] != keys[1] && keys[1] == keys[2], "a new key, and the same again");
@@ -281,8 +284,9 @@ async fn a_renewal_takes_a_new_key_and_after_a_lost_reply_the_same() {
         std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().file_name()).collect();
     assert_eq!(files.len(), 2, "the old key is gone: {files:?}");
     server.mood(Mood::OtherKey);
-    let error = renew().await.unwrap_err();
+    let error = renew(&next).await.unwrap_err();
     assert!(error.to_string().contains("another key"), "{error}");
+    assert_eq!(identity::load(dir.path()).unwrap().unwrap(), next);
 }
 
 #[tokio::test]
@@ -310,9 +314,10 @@ async fn a_refused_certificate_is_renewed_at_once_and_failures_are_tried_again()
     assert_ne!(identity::load(dir.path()).unwrap().unwrap(), first);
     // A server that goes on refusing does not make it renew again within the gap.
     shared.refused.notify_one();
-    for _ in 0..1_000 {
-        tokio::task::yield_now().await;
-    }
+    let again = tokio::time::timeout(Duration::from_millis(500), shown.changed()).await;
+    assert!(again.is_err(), "renewed again within the gap");
+    let taken = tokio::time::timeout(Duration::ZERO, shared.refused.notified()).await;
+    assert!(taken.is_err(), "the keeper heard of it");
     assert_eq!(keys(&server).len(), 5);
     keeper.abort();
 }

@@ -208,6 +208,7 @@ async fn share(
     let (Some(chains), Some(lease)) = (parts.chains.take(), &parts.lease) else { return Ok(None) };
     let slices = &parts.slices;
     slices.devices.tell_door(lease.fence()).await?;
+    tasks.spawn(slices.devices.clone().keep_door_told(stopped.clone()));
     let at_log = AtLog {
         devices: slices.devices.clone(),
         rules: parts.rules.board.clone(),

@@ -104,8 +104,7 @@ pub async fn enroll(
         return Err(EnrollError::Answer("its CA is not the one that the claim names".into()));
     }
     let identity = identity_of(answer, &listener, &key_pem, store::KEY_FILE)?;
-    store::save(dir, &identity)?;
-    Ok(identity)
+    Ok(store::put_in_force(dir, identity)?)
 }
 
 /// Checks that an answer is usable with a key. Where it says nothing of the listener, that stays what it was.
@@ -131,6 +130,7 @@ pub(super) fn identity_of(
         enroll_host: Some(listener.host.clone()),
         enroll_port: Some(answer.enroll_port.unwrap_or(listener.port)),
         key_file: key_file.to_owned(),
+        spent_key_sha256: None,
         certificate_pem: answer.certificate_pem,
         ca_pem: answer.ca_pem,
     })

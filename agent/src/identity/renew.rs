@@ -5,7 +5,7 @@
 //! delays nothing. Also due is what the server refused as past its time. The next key is on the disk before it is asked
 //! with, so a lost reply is repeated for the same key; the new identity replaces the old one by one rename.
 //! Bounds: failures wait from 10 s to an hour with jitter; between two renewals lies at least a tenth of a life, and a
-//! minute.
+//! minute; the minute alone where the server's answer was due already.
 
 use super::enroll::{EnrollError, identity_of};
 use super::exchange::{Listener, ask};
@@ -58,9 +58,10 @@ impl Schedule {
         by_date.min(self.due_in.saturating_sub(held))
     }
 
-    /// After a renewal, whatever the date says.
-    fn gap(&self) -> Duration {
-        (self.life / 10).max(GAP_MIN)
+    /// Until the next renewal, whatever this device's date says. Where the server gave what is due by its own time, it
+    /// repeated an old answer: then the next may come as soon as it allows one.
+    fn gap(&self, told_us: i64) -> Duration {
+        if told_us >= self.due_us { GAP_MIN } else { (self.life / 10).max(GAP_MIN) }
     }
 }
 
@@ -98,8 +99,7 @@ pub async fn renew(
     }
     tls::certificates(&answer.ca_pem, "the CAs in the answer")?;
     let next = identity_of(answer, listener, &next_pem, next_file)?;
-    store::replace(dir, identity, &next)?;
-    Ok(next)
+    Ok(store::put_in_force(dir, next)?)
 }
 
 /// What the keeper shares with the uplink.
@@ -146,6 +146,7 @@ impl Keeper {
         let mut delay = Backoff::new(min, max, random_u64());
         let mut held = Instant::now();
         let mut not_before = Duration::ZERO;
+        let mut is_refused = false;
         let now_us = || crate::clock::Clock::now_us(&*self.clock);
         let Some(mut due) = schedule(&self.identity, now_us()) else {
             tracing::error!("the device's certificate cannot be read, it will not be renewed");
@@ -153,15 +154,13 @@ impl Keeper {
         };
         loop {
             let wait = due.wait(now_us(), held.elapsed()).max(not_before.saturating_sub(held.elapsed()));
-            if !wait.is_zero() {
+            if !wait.is_zero() && !is_refused {
                 tokio::select! {
-                    () = tokio::time::sleep(wait.min(LOOK_INTERVAL)) => continue,
-                    () = self.shared.refused.notified() => {
-                        if held.elapsed() < not_before {
-                            continue;
-                        }
-                    }
+                    () = tokio::time::sleep(wait.min(LOOK_INTERVAL)) => {}
+                    // Within the gap it is no reason: the uplink is refused again behind it.
+                    () = self.shared.refused.notified() => is_refused = held.elapsed() >= not_before,
                 }
+                continue;
             }
             let clock: SharedClock = self.clock.clone();
             match renew(&self.dir, &self.identity, &self.listener, clock.clone()).await {
@@ -169,7 +168,8 @@ impl Keeper {
                     self.clock.learn(next.server_time_us);
                     held = Instant::now();
                     due = schedule(&next, now_us()).unwrap_or(due);
-                    not_before = due.gap();
+                    not_before = due.gap(next.server_time_us);
+                    is_refused = false;
                     delay.reset();
                     tracing::info!(device = %next.device, life_s = due.life.as_secs(), "certificate renewed");
                     show(&self.dir, &next, clock, &self.shared);
@@ -239,7 +239,16 @@ mod tests {
         // The date jumped ahead.
         let due = Schedule::new(issued, issued + 90 * DAY_US, issued);
         assert_eq!(due.wait(issued + 61 * DAY_US, Duration::ZERO), Duration::ZERO);
-        assert_eq!(due.gap(), days(9));
-        assert_eq!(Schedule::new(issued, issued + 60_000_000, issued).gap(), GAP_MIN);
+    }
+
+    #[test]
+    fn renewals_lie_apart_but_what_came_overdue_is_renewed_soon() {
+        let issued = 1_000 * DAY_US;
+        let due = Schedule::new(issued, issued + 90 * DAY_US, issued);
+        assert_eq!(due.gap(issued), days(9));
+        assert_eq!(due.gap(issued + 60 * DAY_US - 1), days(9));
+        assert_eq!(due.gap(issued + 60 * DAY_US), GAP_MIN);
+        assert_eq!(due.gap(issued + 500 * DAY_US), GAP_MIN);
+        assert_eq!(Schedule::new(issued, issued + 60_000_000, issued).gap(issued), GAP_MIN);
     }
 }

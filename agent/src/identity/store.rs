@@ -4,6 +4,7 @@
 use super::keys::{self, KeyError};
 use muster_wire::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -40,6 +41,9 @@ pub struct Identity {
     /// The file of the certificate's key.
     #[serde(default = "first_key_file")]
     pub key_file: String,
+    /// SHA-256 of the key file that this identity made useless, as hex: one that a crash left is no next key.
+    #[serde(default)]
+    pub spent_key_sha256: Option<String>,
 }
 
 fn first_key_file() -> String {
@@ -100,16 +104,45 @@ fn own_file(identity: &Identity) -> &'static str {
     if identity.key_file == KEY_FILE_2 { KEY_FILE_2 } else { KEY_FILE }
 }
 
-/// The key to renew with, as file and PEM; the same until [`replace`].
+fn other_file(identity: &Identity) -> &'static str {
+    if own_file(identity) == KEY_FILE { KEY_FILE_2 } else { KEY_FILE }
+}
+
+fn key_sha256(pem: &str) -> String {
+    hex::encode(Sha256::digest(pem))
+}
+
+/// The key to renew with, as file and PEM; the same until [`put_in_force`].
 pub(super) fn next_key(dir: &Path, identity: &Identity) -> Result<(&'static str, String), StoreError> {
-    let file = if own_file(identity) == KEY_FILE { KEY_FILE_2 } else { KEY_FILE };
+    let file = other_file(identity);
+    if let Some(pem) = read(dir, file)?
+        && identity.spent_key_sha256.as_ref() == Some(&key_sha256(&pem))
+    {
+        remove(dir, file)?;
+    }
     Ok((file, load_or_create(dir, file)?))
 }
 
-/// Puts the renewed identity in force, and forgets the old key.
-pub(super) fn replace(dir: &Path, old: &Identity, next: &Identity) -> Result<(), StoreError> {
-    save(dir, next)?;
-    let path = dir.join(own_file(old));
+/// Puts an identity in force, and forgets the key that is not its own.
+pub(super) fn put_in_force(dir: &Path, mut next: Identity) -> Result<Identity, StoreError> {
+    let file = other_file(&next);
+    next.spent_key_sha256 = read(dir, file)?.as_deref().map(key_sha256);
+    save(dir, &next)?;
+    remove(dir, file)?;
+    Ok(next)
+}
+
+fn read(dir: &Path, file: &'static str) -> Result<Option<String>, StoreError> {
+    let path = dir.join(file);
+    match std::fs::read_to_string(&path) {
+        Ok(pem) => Ok(Some(pem)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io("read", &path)(error)),
+    }
+}
+
+fn remove(dir: &Path, file: &'static str) -> Result<(), StoreError> {
+    let path = dir.join(file);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(io("remove", &path)(error)),
         _ => Ok(()),
@@ -117,11 +150,8 @@ pub(super) fn replace(dir: &Path, old: &Identity, next: &Identity) -> Result<(),
 }
 
 fn load_or_create(dir: &Path, file: &'static str) -> Result<String, StoreError> {
-    let path = dir.join(file);
-    match std::fs::read_to_string(&path) {
-        Ok(pem) => return Ok(pem),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(io("read", &path)(error)),
+    if let Some(pem) = read(dir, file)? {
+        return Ok(pem);
     }
     let pem = keys::generate()?;
     write_secret(dir, file, pem.as_bytes())?;
@@ -142,7 +172,7 @@ pub fn load(dir: &Path) -> Result<Option<Identity>, StoreError> {
     serde_json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Malformed { path, source })
 }
 
-pub(super) fn save(dir: &Path, identity: &Identity) -> Result<(), StoreError> {
+fn save(dir: &Path, identity: &Identity) -> Result<(), StoreError> {
     let bytes = serde_json::to_vec_pretty(identity)
         .map_err(|source| StoreError::Malformed { path: dir.join(IDENTITY_FILE), source })?;
     write_secret(dir, IDENTITY_FILE, &bytes)
@@ -177,6 +207,7 @@ mod tests {
             enroll_host: None,
             enroll_port: None,
             key_file: key_file.into(),
+            spent_key_sha256: None,
         }
     }
 
@@ -189,14 +220,32 @@ mod tests {
         let (file, key) = next_key(dir.path(), &first).unwrap();
         assert_eq!(next_key(dir.path(), &first).unwrap(), (file, key.clone()), "after a crash, too");
         assert_ne!(key, first_key);
-        let second = identity(file);
-        replace(dir.path(), &first, &second).unwrap();
+        let second = put_in_force(dir.path(), identity(file)).unwrap();
         assert_eq!(load(dir.path()).unwrap().unwrap(), second);
         assert_eq!(load_key(dir.path(), &second).unwrap(), key);
         assert!(!dir.path().join(KEY_FILE).exists());
         let (file, third) = next_key(dir.path(), &second).unwrap();
         assert_eq!(file, KEY_FILE);
         assert!(third != first_key && third != key);
+    }
+
+    #[test]
+    fn a_key_that_a_crash_or_an_older_identity_left_is_no_next_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let first_key = load_or_create_key(dir.path()).unwrap();
+        let (file, _) = next_key(dir.path(), &identity(KEY_FILE)).unwrap();
+        let second = put_in_force(dir.path(), identity(file)).unwrap();
+        // The crash comes before the old key is removed.
+        write_secret(dir.path(), KEY_FILE, first_key.as_bytes()).unwrap();
+        let (_, third_key) = next_key(dir.path(), &second).unwrap();
+        assert_ne!(third_key, first_key);
+        assert_eq!(next_key(dir.path(), &second).unwrap().1, third_key, "and that stays");
+        // Enrolled anew: neither key of before is the next one.
+        let second_key = load_key(dir.path(), &second).unwrap();
+        let again = put_in_force(dir.path(), identity(KEY_FILE)).unwrap();
+        assert!(!dir.path().join(KEY_FILE_2).exists());
+        write_secret(dir.path(), KEY_FILE_2, second_key.as_bytes()).unwrap();
+        assert_ne!(next_key(dir.path(), &again).unwrap().1, second_key);
     }
 
     #[test]

@@ -56,11 +56,19 @@ CREATE TABLE group_members (
 );
 CREATE INDEX group_members_by_device ON group_members (tenant, device);
 
+-- Ids of deleted devices of which something may still be stored: who reaches a part of the tenant may not take them.
+CREATE TABLE deleted_devices (
+    tenant TEXT COLLATE "C" NOT NULL,
+    device TEXT COLLATE "C" NOT NULL,
+    deleted_at_us BIGINT NOT NULL,
+    PRIMARY KEY (tenant, device)
+);
+
 DO $$
 DECLARE
     name TEXT;
 BEGIN
-    FOREACH name IN ARRAY ARRAY['custom_roles', 'sites', 'device_sites', 'device_groups', 'group_members'] LOOP
+    FOREACH name IN ARRAY ARRAY['custom_roles', 'sites', 'device_sites', 'device_groups', 'group_members', 'deleted_devices'] LOOP
         EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE %I FORCE ROW LEVEL SECURITY', name);
         EXECUTE format('CREATE POLICY worker ON %I TO muster_worker USING (true)', name);

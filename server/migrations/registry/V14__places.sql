@@ -55,3 +55,11 @@ CREATE TABLE group_members (
     FOREIGN KEY (tenant, device) REFERENCES devices (tenant, device) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX group_members_by_device ON group_members (tenant, device);
+
+-- Ids of deleted devices of which something may still be stored: who reaches a part of the tenant may not take them.
+CREATE TABLE deleted_devices (
+    tenant TEXT NOT NULL,
+    device TEXT NOT NULL,
+    deleted_at_us INTEGER NOT NULL,
+    PRIMARY KEY (tenant, device)
+) STRICT, WITHOUT ROWID;

@@ -8,6 +8,7 @@
 //! account: the process that lets devices in does. See docs/adr/0019.
 
 use super::follow::{self, Follower, Following};
+use super::limits::follow_quotas;
 use super::{Addresses, AppError, listen, parts};
 use crate::alerts::service::AlertService;
 use crate::devices::Devices;
@@ -65,18 +66,22 @@ impl ApiAlone {
             Some(BlobUrl::S3 { .. }) => Some(parts::open_blobs(&now).await?),
             _ => None,
         };
+        if let Some(blobs) = &blobs {
+            parts::blob_check(&health, blobs);
+        }
         let slices = Slices {
             queries: Queries::new(None, devices.clone(), clock.clone()).with_reader(reader),
             rules: RuleService::new(registry.clone(), clock.clone(), Arc::new(RuleBoard::default())),
             // Nobody can subscribe to this bus.
             alerts: AlertService::new(registry.clone(), clock.clone(), LiveBus::new()),
-            erasures: Erasures::new(registry.clone(), clock.clone(), blobs, devices.clone()),
+            erasures: Erasures::new(registry.clone(), clock.clone(), blobs, devices.clone())
+                .reaching(now.telemetry.url.is_none()),
             page: None,
-            usage: usage.clone(),
+            usage: usage.clone().without_gateway(),
             registry: registry.clone(),
             rate: RateLimiter::new(clock.clone(), config.clone(), credential),
             clock,
-            config,
+            config: config.clone(),
             tenants: tenants.clone(),
             devices,
             metrics: HttpMetrics::register(&metrics)?,
@@ -86,6 +91,7 @@ impl ApiAlone {
         let addresses = Addresses { http, enroll: None, mqtt_tls: None, mqtt_plain: None };
         let (stop, stopped) = watch::channel(false);
         let mut tasks = JoinSet::new();
+        tasks.spawn(follow_quotas(usage.board().clone(), config, stopped.clone()));
         let follower = Follower { registry, chains, tenants, usage, at_log: None };
         let following = follow::start(follower, &health, &metrics, &mut tasks, stopped.clone())?;
         tasks.spawn(serve::serve(listener, None, http::admin_router(&slices), stopped));

@@ -104,6 +104,11 @@ impl LookError {
         };
         matches!(error, DbError::Column { .. })
     }
+
+    /// Gives back what is no row's fault.
+    fn of_a_row(self) -> Result<(), Self> {
+        if self.is_of_a_row() { Ok(()) } else { Err(self) }
+    }
 }
 
 /// Where a started follower can be asked.
@@ -238,8 +243,18 @@ impl Follower {
     }
 
     async fn compare(&self) -> Result<(), LookError> {
-        self.tenants.refresh_all_tokens().await?;
-        self.usage.refresh_all().await?;
+        if let Err(error) = self.tenants.refresh_all_tokens().await.map_err(LookError::from) {
+            error.of_a_row()?;
+            for tenant in self.tenants.ids().await? {
+                pass_over(self.tenants.refresh_tokens(&tenant).await, tenant.as_str())?;
+            }
+        }
+        if let Err(error) = self.usage.refresh_all().await.map_err(LookError::from) {
+            error.of_a_row()?;
+            for tenant in self.tenants.ids().await? {
+                pass_over(self.usage.refresh(&tenant).await, tenant.as_str())?;
+            }
+        }
         let Some(at_log) = &self.at_log else { return Ok(()) };
         let devices = at_log.devices.refresh_all().await?;
         tracing::info!(devices, "too many changes to follow one by one: everything was compared");

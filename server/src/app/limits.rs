@@ -12,21 +12,34 @@ pub(super) fn rate(config: &Config) -> gateway::RateLimit {
     gateway::RateLimit { per_s: limits.device_messages_per_s, burst: limits.device_messages_burst }
 }
 
+/// Puts reloaded quotas in force until the server stops.
+pub(super) async fn follow_quotas(quotas: Arc<Board>, config: Live, stop: watch::Receiver<bool>) {
+    let take = |config: &Config| quotas.set_defaults(Quotas::of_config(&config.quota));
+    follow(config, take, stop).await;
+}
+
 /// Hands reloaded limits to the gateway until the server stops.
 pub(super) async fn follow_limits(
     set: gateway::RateSetter,
     quotas: Arc<Board>,
     config: Live,
-    mut stop: watch::Receiver<bool>,
+    stop: watch::Receiver<bool>,
 ) {
+    let take = |config: &Config| {
+        set.set(rate(config));
+        quotas.set_defaults(Quotas::of_config(&config.quota));
+    };
+    follow(config, take, stop).await;
+}
+
+async fn follow(config: Live, take: impl Fn(&Config), mut stop: watch::Receiver<bool>) {
     let mut changes = config.subscribe();
+    // It may have been reloaded before this task ran first.
+    take(&config.get());
     loop {
         tokio::select! {
             changed = changes.changed() => match changed {
-                Ok(()) => {
-                    set.set(rate(&config.get()));
-                    quotas.set_defaults(Quotas::of_config(&config.get().quota));
-                }
+                Ok(()) => take(&config.get()),
                 Err(_) => return,
             },
             _ = stop.changed() => return,

@@ -257,7 +257,7 @@ pub(super) async fn open_blobs(config: &Config) -> Result<Blobs, BlobError> {
     opened.map_err(|_| BlobError::Failed("its opening panicked".to_owned()))?
 }
 
-fn blob_check(health: &Health, blobs: &Blobs) {
+pub(super) fn blob_check(health: &Health, blobs: &Blobs) {
     let blobs = blobs.clone();
     health.add("blob", move || {
         let blobs = blobs.clone();

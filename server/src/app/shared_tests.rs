@@ -2,20 +2,24 @@
 
 use super::tests::{DEADLINE, config, hello_with, plain, publish, tenant, wait_until};
 use super::{ApiAlone, App, AppError, follow};
+use crate::devices::service::Retire;
 use crate::http::tests::{Needs, filled, table};
 use crate::http::{admin_router, enroll_router};
 use crate::platform::clock::ManualClock;
-use crate::platform::config::{Live, Role, Roles};
+use crate::platform::config::{Config, Live, Role, Roles, Sources};
 use crate::platform::live::{Filter, LiveKind};
 use crate::tenants::Permission;
 use crate::tenants::audit::{self, AuditEntry};
 use crate::tenants::service::TokenRequest;
 use crate::testing::{As, START_US, owner, raw, send};
+use crate::usage::Quota;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, header};
 use muster_services::Postgres;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tokio::io::AsyncReadExt as _;
 
@@ -32,11 +36,17 @@ struct Pair {
     at_alone: Router,
     admin: String,
     server: Postgres,
+    clock: Arc<ManualClock>,
     dir: tempfile::TempDir,
 }
 
 impl Pair {
     async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With another configuration of the one with the API alone.
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let server = Postgres::start().unwrap();
         let url = server.database("registry").unwrap().url;
         let dir = tempfile::tempdir().unwrap();
@@ -45,13 +55,14 @@ impl Pair {
         let mut of_alone = config(&dir.path().join("alone"));
         of_alone.registry.url.clone_from(&of_full.registry.url);
         of_alone.roles = Roles::of([Role::Api]);
+        change(&mut of_alone);
         let clock = ManualClock::at(START_US);
         let full = App::start(Live::new(of_full), clock.clone()).await.unwrap();
         full.slices.tenants.first_start().await.unwrap().unwrap();
         let admin = token(&full).await;
-        let alone = ApiAlone::start(Live::new(of_alone), clock).await.unwrap();
+        let alone = ApiAlone::start(Live::new(of_alone), clock.clone()).await.unwrap();
         let (at_full, at_alone) = (admin_router(&full.slices), admin_router(&alone.slices));
-        Self { full, alone, at_full, at_alone, admin, server, dir }
+        Self { full, alone, at_full, at_alone, admin, server, clock, dir }
     }
 
     async fn alone(&self, method: &str, path: &str, body: Value, status: u16) -> Value {
@@ -267,6 +278,57 @@ async fn a_token_made_or_revoked_in_one_process_is_so_in_the_other() {
     me().await.expect(200);
     tenants.logout(&session, "").await.unwrap();
     me().await.expect(401);
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn claims_made_elsewhere_name_the_authority_that_follows() {
+    let pair = Pair::start().await;
+    let me = owner(&tenant());
+    let pin = async || {
+        let made = pair.alone("POST", "/api/v1/tenants/default/claims", json!({}), 201).await;
+        made["claim"].as_str().unwrap().rsplit(':').next().unwrap().to_owned()
+    };
+    let first = pin().await;
+    let devices = &pair.full.slices.devices;
+    let listed = devices.rotate_authority(&me).await.unwrap();
+    pair.clock.advance_us(61_000_000);
+    assert_eq!(pin().await, first, "the server's certificate still comes from it");
+    devices.retire_authority(&me, Retire::Anyway).await.unwrap();
+    assert_eq!(pin().await, hex::encode(listed[1].anchor.key_sha256));
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_erased_elsewhere_that_the_worker_cannot_erase() {
+    let pair =
+        Pair::with(|of_alone| of_alone.telemetry.url = Some("http://127.0.0.1:1/muster".parse().unwrap()))
+            .await;
+    device(&pair, "pump").await;
+    pair.alone("POST", &format!("{DEVICES}/pump/erase"), json!({}), 409).await;
+    pair.stop().await;
+}
+
+#[tokio::test]
+async fn a_reloaded_configuration_gives_its_quotas_and_nobody_counts_connections_there() {
+    let pair = Pair::start().await;
+    let devices = || pair.alone.slices.usage.board().quotas("default").limit(Quota::Devices).hard;
+    let dir = pair.dir.path().display().to_string();
+    let flags = [("data_dir", dir.as_str()), ("quota.devices_max", "7")];
+    let flags = flags.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
+    pair.alone.slices.config.reload(&Sources { file: None, env: BTreeMap::new(), flags }).unwrap();
+    wait_until("the quota is in force", async || devices() == Some(7)).await;
+    let used = async |alone: bool| {
+        let path = "/api/v1/tenants/default/quota";
+        let shown = if alone {
+            pair.alone("GET", path, Value::Null, 200).await
+        } else {
+            pair.full("GET", path, Value::Null, 200).await
+        };
+        let quotas = shown["quotas"].as_array().unwrap().clone();
+        quotas.into_iter().find(|quota| quota["quota"] == "connections").unwrap()["used"].clone()
+    };
+    assert_eq!((used(true).await, used(false).await), (Value::Null, json!(0)));
     pair.stop().await;
 }
 

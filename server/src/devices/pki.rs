@@ -2,7 +2,7 @@
 //!
 //! The service and `app.rs` call it. Files in `<data>/pki`: `ca.key` and `server.key` (mode 0600), `ca.pem`,
 //! `server.pem` (leaf, then CA), and those of further authorities with [`authorities`]' state. Written to a temporary name, synced and renamed: a crash leaves the old file or the
-//! new. A running server loads `server.pem` and `server.key` again when they change, and has a due one renewed.
+//! new; changes within a process come one after the other. A running server loads `server.pem` and `server.key` again when they change, and has a due one renewed.
 //! Architecture invariant: a CA that cannot be read is an error, never a reason to make another, because every
 //! device trusts this one. P-256 everywhere.
 
@@ -31,7 +31,7 @@ use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 const CA_DAYS: i64 = 20 * 365;
@@ -121,6 +121,8 @@ pub struct Pki {
     files: ServerFiles,
     hosts: Vec<String>,
     server_days: u32,
+    /// Held over whatever reads and then writes the files.
+    changing: Mutex<()>,
 }
 
 /// The authorities with the keys that sign.
@@ -162,7 +164,8 @@ impl Pki {
         }
         let files = ServerFiles::with_hosts(dir, Some(hosts))?;
         let authorities = RwLock::new(Arc::new(Authorities::open(authorities::held(dir)?)?));
-        let pki = Self { dir: dir.to_owned(), authorities, files, hosts: hosts.to_vec(), server_days };
+        let (dir, hosts, changing) = (dir.to_owned(), hosts.to_vec(), Mutex::default());
+        let pki = Self { dir, authorities, files, hosts, server_days, changing };
         match pki.server(now_us) {
             Ok(server) if now_us < server.due_us => {}
             Ok(_) => drop(pki.renew_server(now_us)?),
@@ -203,6 +206,15 @@ impl Pki {
     /// # Errors
     /// A file cannot be read; what was in force stays.
     pub fn refresh(&self) -> Result<(), PkiError> {
+        let _changing = self.lock();
+        self.read_again()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_again(&self) -> Result<(), PkiError> {
         let held = authorities::held(&self.dir)?;
         if held != self.now().held {
             let next = Arc::new(Authorities::open(held)?);
@@ -216,8 +228,9 @@ impl Pki {
     /// # Errors
     /// Two are there already; a file cannot be written.
     pub fn rotate(&self, now_us: i64) -> Result<Held, PkiError> {
+        let _changing = self.lock();
         let held = rotate(&self.dir, now_us)?;
-        self.refresh()?;
+        self.read_again()?;
         Ok(held)
     }
 
@@ -227,15 +240,16 @@ impl Pki {
     /// # Errors
     /// A file cannot be written.
     pub fn retire(&self, now_us: i64) -> Result<(), PkiError> {
+        let _changing = self.lock();
         let held = authorities::held(&self.dir)?;
         let Some(old) = held.retiring().cloned() else { return Ok(()) };
         let serving = held.signing.clone();
         let both = Held { serving: serving.clone(), trusted: vec![serving.clone(), old.clone()], ..held };
         authorities::save(&self.dir, &both)?;
-        self.refresh()?;
-        self.renew_server(now_us)?;
+        self.read_again()?;
+        self.make_server(now_us)?;
         authorities::save(&self.dir, &Held { trusted: vec![serving], ..both })?;
-        self.refresh()?;
+        self.read_again()?;
         std::fs::remove_file(&old.key_path).map_err(file(&old.key_path))
     }
 
@@ -258,6 +272,11 @@ impl Pki {
     /// # Errors
     /// A file cannot be written, or the signature fails.
     pub fn renew_server(&self, now_us: i64) -> Result<ServerPem, PkiError> {
+        let _changing = self.lock();
+        self.make_server(now_us)
+    }
+
+    fn make_server(&self, now_us: i64) -> Result<ServerPem, PkiError> {
         let key = KeyPair::generate()?;
         let (mut params, _) = params(now_us, i64::from(self.server_days) * DAY_S);
         params.distinguished_name = name("muster-server");

@@ -116,8 +116,11 @@ impl Pass<'_> {
             return self.compare(tx, None);
         };
         let named = changed.len();
+        // One row stands for every certificate of the authority.
+        let is_authority = changed.iter().any(|(_, row)| noun(&row.action) == "authority");
         self.apply(tx, changed)?;
         match look {
+            Look::Changes if is_authority => self.compare(tx, Some(named)),
             Look::Changes => Ok((Seen { named: Some(named), compared: None }, chains)),
             Look::Everything => self.compare(tx, Some(named)),
         }
@@ -127,7 +130,7 @@ impl Pass<'_> {
     fn apply(&self, tx: &mut Tx<'_>, changed: Vec<(TenantId, audit::Changed)>) -> Result<(), DbError> {
         let (mut done, mut revoked, mut are_tokens) = (HashSet::new(), Vec::new(), false);
         for (tenant, audit::Changed { action, object, .. }) in changed {
-            match action.split_once('.').map_or("", |(noun, _)| noun) {
+            match noun(&action) {
                 "device" if done.insert((tenant.clone(), object.clone())) => {
                     revoked.extend(self.device(tx, tenant, &object)?);
                 }
@@ -194,6 +197,10 @@ impl Pass<'_> {
         }
         Ok(gone)
     }
+}
+
+fn noun(action: &str) -> &str {
+    action.split_once('.').map_or("", |(noun, _)| noun)
 }
 
 fn revoked_serial(tx: &mut Tx<'_>, tenant: TenantId, serial: String) -> Result<Option<String>, DbError> {

@@ -1,6 +1,5 @@
 //! SQL of devices, claims and certificates. Only the service calls it.
 
-use super::directory::DeviceAuth;
 use super::model::{ClaimState, Labels};
 use super::pki::DeviceCertificate;
 use crate::platform::db::{DbError, Row, Scope, ToSql, Tx};
@@ -9,23 +8,32 @@ use crate::tenants::reach::{self, Args, Reach};
 use muster_wire::{DeviceId, TenantId};
 
 mod authorities;
+mod directory;
 mod enrollments;
+mod forgotten;
 mod listing;
 pub mod places;
 mod profiles;
 mod renewals;
 mod revoked;
 
-pub use authorities::{AuthorityUse, authority_revoke, authority_use, tenants_all};
+pub use authorities::{AuthorityUse, authority_revoke, authority_use};
+pub use directory::{auth_get, auths_each, devices_all, devices_readable};
 pub use enrollments::{
     EnrollmentRow, enrollment_counts, enrollment_decide, enrollment_delete, enrollment_get,
     enrollment_insert, enrollment_list, enrollment_names, enrollment_of_key, enrollments_forget,
+};
+pub use forgotten::{
+    PRUNED_MAX, certificates_prune, claims_delete_all_of, claims_delete_open_of, deleted_prune, deleted_put,
+    was_deleted,
 };
 pub use listing::{DeviceFilter, DeviceSort, device_list};
 pub use profiles::{
     ProfileRow, profile_count, profile_delete, profile_get, profile_is_used, profile_list, profile_put,
 };
-pub use renewals::{RenewalRow, certificates_forget, renewal_get, renewal_insert, renewals_delete};
+pub use renewals::{
+    RenewalRow, certificates_forget, renewal_get, renewal_insert, renewals_delete, renewals_lead,
+};
 pub use revoked::{serials_revoked, serials_revoked_of};
 
 /// A device's row.
@@ -213,36 +221,6 @@ pub fn is_in_erasure(tx: &mut Tx<'_>, scope: &Scope, device: &DeviceId) -> Resul
     Ok(tx.query_one(scope, sql, &[&scope.tenant()?, &device.as_str()], |row| row.get::<i64>(0))? > 0)
 }
 
-/// Every device of every tenant, for the directory.
-pub fn devices_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<(TenantId, DeviceRow)>, DbError> {
-    debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query(scope, &format!("SELECT tenant, {DEVICE_COLUMNS} FROM devices"), &[], |row| {
-        Ok((tenant_id(&row.get::<String>(0)?)?, device_row_at(row, 1)?))
-    })
-}
-
-/// What the directory holds of each device of every tenant, one after the other: nothing is collected.
-pub fn auths_each(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    mut each: impl FnMut(TenantId, DeviceId, DeviceAuth),
-) -> Result<(), DbError> {
-    debug_assert!(matches!(scope, Scope::System(_)));
-    tx.for_each(scope, "SELECT tenant, device, enabled, token_sha256 FROM devices", &[], |row| {
-        let auth = DeviceAuth { enabled: row.get(2)?, token_sha256: row.get(3)? };
-        each(tenant_id(&row.get::<String>(0)?)?, device_id(&row.get::<String>(1)?)?, auth);
-        Ok(())
-    })
-}
-
-/// What the directory holds of one device.
-pub fn auth_get(tx: &mut Tx<'_>, scope: &Scope, device: &str) -> Result<Option<DeviceAuth>, DbError> {
-    let sql = "SELECT enabled, token_sha256 FROM devices WHERE tenant = $1 AND device = $2";
-    tx.query_opt(scope, sql, &[&scope.tenant()?, &device], |row| {
-        Ok(DeviceAuth { enabled: row.get(0)?, token_sha256: row.get(1)? })
-    })
-}
-
 pub fn certificate_insert(tx: &mut Tx<'_>, scope: &Scope, row: &CertificateRow) -> Result<(), DbError> {
     tx.execute(
         scope,
@@ -412,13 +390,12 @@ pub fn claim_count_open(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<i
     Ok(tx.query_opt(scope, sql, &[&scope.tenant()?, &now_us], |row| row.get(0))?.unwrap_or(0))
 }
 
-/// Forgets claims that ended before a time; their uses go with them.
-pub fn claims_forget(tx: &mut Tx<'_>, scope: &Scope, before_us: i64) -> Result<usize, DbError> {
-    tx.execute(
-        scope,
-        "DELETE FROM claims WHERE tenant = $1 AND expires_at_us <= $2",
-        &[&scope.tenant()?, &before_us],
-    )
+/// Forgets claims that ended before a time, but those with which a device still waits; their uses go with them.
+pub fn claims_forget(tx: &mut Tx<'_>, scope: &Scope, before_us: i64, now_us: i64) -> Result<usize, DbError> {
+    let sql = "DELETE FROM claims WHERE tenant = $1 AND expires_at_us <= $2 AND NOT EXISTS
+                 (SELECT 1 FROM enrollments e
+                  WHERE e.tenant = claims.tenant AND e.claim_id = claims.claim_id AND e.expires_at_us > $3)";
+    tx.execute(scope, sql, &[&scope.tenant()?, &before_us, &now_us])
 }
 
 pub fn claim_delete(tx: &mut Tx<'_>, scope: &Scope, claim_id: &str) -> Result<bool, DbError> {

@@ -180,7 +180,7 @@ pub(super) const EXPORTED: [Table; 10] = [
 ];
 
 /// Erased with their device.
-pub(super) const OF_DEVICE: [&str; 9] = [
+pub(super) const OF_DEVICE: [&str; 10] = [
     "alerts",
     "rule_state",
     "rule_last",
@@ -190,6 +190,7 @@ pub(super) const OF_DEVICE: [&str; 9] = [
     "enrollments",
     "claim_uses",
     "claims",
+    "deleted_devices",
 ];
 
 /// Have a device and are not in [`OF_DEVICE`]: its own row goes last, by its slice; certificates stay, revoked, or an old
@@ -198,7 +199,7 @@ pub(super) const OF_DEVICE: [&str; 9] = [
 pub(super) const KEPT_OF_DEVICE: [&str; 3] = ["devices", "certificates", "erasures"];
 
 /// Erased with their tenant, those that refer to others first.
-pub(super) const OF_TENANT: [&str; 23] = [
+pub(super) const OF_TENANT: [&str; 24] = [
     "alerts",
     "rule_state",
     "rule_last",
@@ -215,6 +216,7 @@ pub(super) const OF_TENANT: [&str; 23] = [
     "certificates",
     "devices",
     "device_counts",
+    "deleted_devices",
     "profiles",
     "api_tokens",
     "memberships",

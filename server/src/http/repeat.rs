@@ -6,7 +6,7 @@
 use crate::platform::clock::SharedClock;
 use crate::platform::config::Live;
 use crate::platform::db::{Db, Scope};
-use crate::platform::http_kit::idempotency::{self, Answer, Found, HEADER, Once, parse_key};
+use crate::platform::http_kit::idempotency::{self, Answer, Ended, Found, HEADER, Once, parse_key};
 use crate::platform::http_kit::{ApiError, Gate, chain};
 use crate::tenants::extract::credential;
 use crate::tenants::{Caller, Principal};
@@ -116,7 +116,7 @@ fn refusal(found: &Found) -> ApiError {
         }
         Found::Sealed => conflict("the request was done in another session: look at the list"),
         Found::Running | Found::Nothing | Found::Answer(_) => conflict(
-            "a request with this key is running, or the server stopped while it was: look at the list",
+            "a request with this key is running, or ended without an answer that is kept: look at the list",
         ),
     }
 }
@@ -135,7 +135,8 @@ fn again(answer: Answer) -> Response {
     response
 }
 
-/// Keeps a good answer and passes it on. One that cannot be kept leaves the key taken: better refused than done twice.
+/// Keeps a good answer and passes it on. One that cannot be kept, and a fault of the server's, leave the key taken: better
+/// refused than done twice.
 async fn kept(db: &Db, once: Once, response: Response) -> Response {
     let (parts, body) = response.into_parts();
     let Ok(bytes) = to_bytes(body, usize::MAX).await else {
@@ -145,13 +146,54 @@ async fn kept(db: &Db, once: Once, response: Response) -> Response {
         let value = parts.headers.get(name)?.to_str().ok()?;
         Some((name.to_string(), value.to_owned()))
     };
-    let answer = parts.status.is_success().then(|| Answer {
+    let answer = || Answer {
         status: parts.status.as_u16(),
         headers: KEPT.iter().filter_map(text).collect(),
         body: String::from_utf8_lossy(&bytes).into_owned(),
-    });
-    if let Err(error) = idempotency::end(db, once, answer.as_ref()).await {
+    };
+    let good = parts.status.is_success().then(answer);
+    let is_before_work = parts.extensions.get::<ApiError>().is_some_and(ApiError::is_before_work);
+    let ended = match &good {
+        Some(answer) => Ended::Good(answer),
+        None if parts.status.is_client_error() || is_before_work => Ended::Refused,
+        // The commit may have come before the fault.
+        None => Ended::Unknown,
+    };
+    if let Err(error) = idempotency::end(db, once, ended).await {
         tracing::warn!(error = %chain(&error), "an answer was not kept for its idempotency key");
     }
     Response::from_parts(parts, Body::from(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::http_kit::NotHere;
+    use crate::testing::registry;
+
+    #[tokio::test]
+    async fn a_fault_leaves_the_key_taken_unless_nothing_was_done_for_certain() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = registry(dir.path());
+        let busy = ApiError::new(ErrorCode::Unavailable, "the database is busy");
+        for (at, (response, is_free)) in [
+            (ApiError::internal("after the commit").into_response(), false),
+            (busy.clone().into_response(), false),
+            (StatusCode::BAD_GATEWAY.into_response(), false),
+            (busy.before_work().into_response(), true),
+            (ApiError::from(NotHere).into_response(), true),
+            (ApiError::invalid("id", "is taken").into_response(), true),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let scope = Scope::System("idempotency");
+            let once = Once::new(scope, "user:u".into(), b"secret", &format!("k{at}"), &[b"POST"]);
+            assert_eq!(idempotency::begin(&db, &once, 0).await.unwrap(), Found::Nothing);
+            let status = response.status();
+            assert_eq!(kept(&db, once.clone(), response).await.status(), status);
+            let expect = if is_free { Found::Nothing } else { Found::Running };
+            assert_eq!(idempotency::begin(&db, &once, 0).await.unwrap(), expect, "{at}: {status}");
+        }
+    }
 }

@@ -6,7 +6,7 @@
 //!
 //! Processes that share a registry follow the chains (`devices::replica`, `app::follow`). So whatever changes what a process
 //! keeps in memory is an action `device.*`, `certificate.*`, `token.*`, `rule.*` or `alert.*` on the id of that device,
-//! certificate, API token, rule or alert, in its tenant's chain.
+//! certificate, API token, rule or alert, in its tenant's chain; or `authority.*`, after which everything is compared.
 
 pub mod export;
 pub mod verify;

@@ -46,6 +46,7 @@ pub enum UsageError {
 #[derive(Clone)]
 pub struct UsageService {
     inner: Arc<Inner>,
+    has_gateway: bool,
 }
 
 struct Inner {
@@ -70,8 +71,8 @@ pub struct Standing {
     pub today: DayRow,
     /// Messages and bytes that the gateway admitted on it.
     pub admitted: (u64, u64),
-    /// Open connections.
-    pub connections: u64,
+    /// Open connections; none in a process without the gateway.
+    pub connections: Option<u64>,
     /// Limits reached on it.
     pub notices: Vec<Notice>,
 }
@@ -100,7 +101,13 @@ impl UsageService {
         let own = db.read(|tx| store::quotas_all(tx, &every_tenant())).await?;
         board.set_all_own(own);
         let inner = Inner { db, clock, tenants, board, changing: Mutex::new(()) };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { inner: Arc::new(inner), has_gateway: true })
+    }
+
+    /// In a process without the gateway: nobody's connections are counted there.
+    #[must_use]
+    pub fn without_gateway(self) -> Self {
+        Self { has_gateway: false, ..self }
     }
 
     /// Puts in force what another process made of a tenant's quotas.
@@ -159,7 +166,7 @@ impl UsageService {
             day,
             today: days.into_iter().next().unwrap_or_default(),
             admitted: allowance.used(),
-            connections: allowance.connections(),
+            connections: self.has_gateway.then(|| allowance.connections()),
             notices,
         })
     }

@@ -10,7 +10,7 @@ use crate::cargo;
 use crate::process::catch_interrupts;
 use crate::server::Server;
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
@@ -22,8 +22,8 @@ const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_co
      response_schema_conformance,negative_data_rejection,ignored_auth";
 /// How requests are made: boundary values of every field, random ones, and chains where one answer feeds the next.
 const PHASES: &str = "examples,coverage,fuzzing,stateful";
-/// The operation that another listener serves.
-const ENROLMENT: &str = "/api/v1/enroll";
+/// The operations that another listener serves.
+const ENROLMENT: [&str; 2] = ["/api/v1/enroll", "/api/v1/renew"];
 /// Ids that exist go into the paths.
 const HOOKS: &str = include_str!("hooks.py");
 
@@ -71,12 +71,14 @@ fn check(arguments: &Arguments) -> Result<bool> {
     let document = server.api().get("/api/v1/openapi.json")?;
     std::fs::write(dir.join("openapi.json"), document.to_string()).context("cannot write the document")?;
     std::fs::write(dir.join("hooks.py"), HOOKS).context("cannot write the hooks")?;
-    let pass = Pass { program, dir, arguments, token, server: &server };
+    let claim = server.api().post(&server.path("claims"), &json!({}))?;
+    let claim = claim["claim"].as_str().with_context(|| format!("no claim in {claim}"))?.to_owned();
+    let pass = Pass { program, dir, arguments, token, claim, server: &server };
+    pass.make_device();
     let api = pass.schemathesis(&format!("http://{}", server.http), &pass.without_streams(&document))?;
-    let enrolment = pass.schemathesis(
-        &format!("https://{}", server.address("enroll")?),
-        &["--include-path", ENROLMENT, "--tls-verify", "false"].map(str::to_owned),
-    )?;
+    let paths = ENROLMENT.iter().flat_map(|path| ["--include-path", *path]);
+    let more: Vec<String> = paths.chain(["--tls-verify", "false"]).map(str::to_owned).collect();
+    let enrolment = pass.schemathesis(&format!("https://{}", server.address("enroll")?), &more)?;
     println!("api: seed {}, {} s", arguments.seed, began.elapsed().as_secs());
     if !(api && enrolment) {
         eprintln!("the API does not do what its document says: see above");
@@ -119,10 +121,39 @@ struct Pass<'a> {
     dir: PathBuf,
     arguments: &'a Arguments,
     token: String,
+    /// For the device that is renewed.
+    claim: String,
     server: &'a Server,
 }
 
 impl Pass<'_> {
+    /// A device's key and signing request beside the hooks, which enrol it; without openssl nobody is enrolled.
+    fn make_device(&self) {
+        let mut command = Command::new("openssl");
+        command.current_dir(&self.dir).args([
+            "req",
+            "-new",
+            "-newkey",
+            "ec",
+            "-nodes",
+            "-subj",
+            "/CN=device",
+        ]);
+        command.args([
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-keyout",
+            "device.key",
+            "-out",
+            "device.csr",
+        ]);
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        if !command.status().is_ok_and(|status| status.success()) {
+            let _ = std::fs::remove_file(self.dir.join("device.csr"));
+            eprintln!("openssl is missing or failed: enrolment and renewal are not seen to succeed");
+        }
+    }
+
     /// Leaves out what never ends, and what another listener serves.
     fn without_streams(&self, document: &Value) -> Vec<String> {
         let empty = serde_json::Map::new();
@@ -131,7 +162,7 @@ impl Pass<'_> {
             let content = &item["get"]["responses"]["200"]["content"];
             content.as_object().is_some_and(|content| content.contains_key("text/event-stream"))
         });
-        let left_out = streams.map(|(path, _)| path.as_str()).chain([ENROLMENT]);
+        let left_out = streams.map(|(path, _)| path.as_str()).chain(ENROLMENT);
         left_out.flat_map(|path| ["--exclude-path".to_owned(), path.to_owned()]).collect()
     }
 
@@ -147,6 +178,8 @@ impl Pass<'_> {
         command.env("SCHEMATHESIS_HOOKS", "hooks").env("PYTHONPATH", &self.dir);
         command.env("MUSTER_API_URL", format!("http://{}", self.server.http));
         command.env("MUSTER_API_TENANT", seed::TENANT).env("MUSTER_API_TOKEN", &self.token);
+        command.env("MUSTER_API_ENROLL", format!("https://{}", self.server.address("enroll")?));
+        command.env("MUSTER_API_CLAIM", &self.claim);
         command.env("MUSTER_API_SEED", self.arguments.seed.to_string());
         Ok(command.stdin(Stdio::null()).status().context("cannot start schemathesis")?.success())
     }

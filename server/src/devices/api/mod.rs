@@ -62,7 +62,8 @@ impl From<DevicesError> for ApiError {
             DevicesError::Disabled => Self::new(ErrorCode::PermissionDenied, text),
             DevicesError::TooMany { retry_after_s } => Self::locked(text, retry_after_s),
             DevicesError::Changed(why) => why.into(),
-            DevicesError::Starting | DevicesError::NoGateway => Self::new(ErrorCode::Unavailable, text),
+            DevicesError::Starting => Self::new(ErrorCode::Unavailable, text),
+            DevicesError::NoGateway => Self::new(ErrorCode::Unavailable, text).before_work(),
             DevicesError::NotHere(not_here) => not_here.into(),
             DevicesError::Access(cause) => cause.into(),
             DevicesError::Pki(PkiError::UnderWay) => {

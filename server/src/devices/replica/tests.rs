@@ -1,4 +1,5 @@
 use super::*;
+use crate::devices::service::Retire;
 use crate::devices::tests::{CLAIMS, DEVICES, Fleet, csr};
 use crate::platform::db::Db;
 use crate::tenants::Permission;
@@ -115,6 +116,27 @@ async fn each_change_that_shuts_out_or_lets_in_is_seen_by_the_next_look() {
     pair.by_hand("UPDATE tenants SET name = 'x' WHERE tenant = 'new'").await;
     assert_eq!(pair.look(), 0, "a commit that concerns nobody");
     assert_eq!(pair.replica.look(Look::Everything).unwrap(), Seen { named: Some(0), compared: Some(0) });
+}
+
+#[tokio::test]
+async fn the_end_of_an_authority_is_seen_by_the_next_look() {
+    let mut pair = Pair::start().await;
+    let claim = pair.fleet.claim(json!({ "device": "pump" })).await;
+    pair.fleet.enroll(&claim, &csr(), None).await.expect(201);
+    let listed =
+        pair.fleet.call("GET", &format!("{DEVICES}/pump/certificates"), Value::Null).await.expect(200);
+    let serial = hex::decode(listed["items"][0]["serial"].as_str().unwrap()).unwrap();
+    pair.look();
+    let (devices, me) =
+        (&pair.fleet.app.parts.slices.devices, crate::testing::owner(&TenantId::parse("acme").unwrap()));
+    devices.rotate_authority(&me).await.unwrap();
+    pair.fleet.app.clock.advance_us(61_000_000);
+    devices.retire_authority(&me, Retire::Anyway).await.unwrap();
+    assert!(!pair.replica.directory.is_cert_revoked(&serial));
+    let seen = pair.replica.look(Look::Changes).unwrap();
+    assert_eq!(seen, Seen { named: Some(1), compared: Some(1) });
+    assert!(pair.replica.directory.is_cert_revoked(&serial));
+    pair.assert_equal("a retired authority");
 }
 
 /// One change out of many, at random.

@@ -6,9 +6,10 @@
 //! stay up through both, but those of certificates that a forced retirement revokes.
 
 use super::{Devices, DevicesError};
-use crate::devices::pki::{Anchor, Held};
+use crate::devices::pki::{Anchor, Held, PkiError};
 use crate::devices::store::{self, AuthorityUse};
 use crate::platform::db::{Scope, Tx};
+use crate::platform::http_kit::chain;
 use crate::tenants::Principal;
 use crate::tenants::audit::{self, AuditEntry};
 use muster_wire::TenantId;
@@ -69,16 +70,17 @@ impl Devices {
     /// # Errors
     /// There are two already; a file cannot be written.
     pub async fn rotate_authority(&self, who: &Principal) -> Result<Vec<AuthorityView>, DevicesError> {
-        let (pki, now_us) = (self.pki()?, self.now_us());
-        let held = blocking(move || pki.rotate(now_us)).await?;
-        let (next, actor) = (hex::encode(held.signing.key_sha256), who.audit_name());
+        let (pki, now_us, actor) = (self.pki()?, self.now_us(), who.audit_name());
+        let held = pki.held();
+        if held.retiring().is_some() {
+            return Err(PkiError::UnderWay.into());
+        }
+        let followed = hex::encode(held.signing.key_sha256);
         let write = move |tx: &mut Tx<'_>| {
-            for tenant in store::tenants_all(tx, &AUTHORITIES)? {
-                tell(tx, &tenant, &actor, "authority.rotate", &next, now_us, serde_json::json!({}))?;
-            }
-            Ok::<_, DevicesError>(())
+            tell(tx, &AUTHORITIES, &actor, ("authority.rotate", &followed), now_us, serde_json::json!({}))
         };
         self.inner.db.write(write).await?;
+        let held = blocking(move || pki.rotate(now_us)).await?;
         tracing::info!(authority = hex::encode(held.signing.key_sha256), "another authority is trusted");
         self.authorities().await
     }
@@ -111,14 +113,16 @@ impl Devices {
                 Retire::Unused => Vec::new(),
                 Retire::Anyway => store::authority_revoke(tx, &AUTHORITIES, &names(&old), now_us)?,
             };
-            let mut of_tenants: BTreeMap<TenantId, usize> =
-                store::tenants_all(tx, &AUTHORITIES)?.into_iter().map(|tenant| (tenant, 0)).collect();
+            let about = ("authority.retire", key.as_str());
+            let detail = |revoked: usize| serde_json::json!({ "revoked": revoked });
+            tell(tx, &AUTHORITIES, &actor, about, now_us, detail(revoked.len()))?;
+            // And whose certificates it takes away: who follows the chains finds them by it.
+            let mut of_tenants = BTreeMap::<TenantId, usize>::new();
             for (tenant, _) in &revoked {
                 *of_tenants.entry(tenant.clone()).or_default() += 1;
             }
             for (tenant, revoked) in of_tenants {
-                let detail = serde_json::json!({ "revoked": revoked });
-                tell(tx, &tenant, &actor, "authority.retire", &key, now_us, detail)?;
+                tell(tx, &Scope::Tenant(tenant), &actor, about, now_us, detail(revoked))?;
             }
             Ok(revoked)
         };
@@ -128,6 +132,9 @@ impl Devices {
         self.revoke_in_directory(&serials);
         let pki = self.pki()?;
         blocking(move || pki.retire(now_us)).await?;
+        if let Err(error) = self.tell_door_again().await {
+            tracing::warn!(error = %chain(&error), "other processes are not told of the new authority yet, will retry");
+        }
         tracing::info!(revoked = serials.len(), "an authority was retired");
         self.authorities().await
     }
@@ -141,20 +148,19 @@ fn view(held: &Held, anchor: &Anchor, used: AuthorityUse) -> AuthorityView {
 
 fn tell(
     tx: &mut Tx<'_>,
-    tenant: &TenantId,
+    scope: &Scope,
     actor: &str,
-    action: &'static str,
-    object: &str,
+    (action, object): (&'static str, &str),
     at_us: i64,
     detail: serde_json::Value,
 ) -> Result<(), DevicesError> {
     let entry = AuditEntry { at_us, actor, action, object, detail };
-    Ok(audit::append(tx, &Scope::Tenant(tenant.clone()), &entry)?)
+    Ok(audit::append(tx, scope, &entry)?)
 }
 
 /// Files are written and synced off the runtime's threads.
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, crate::devices::pki::PkiError> + Send + 'static,
+    work: impl FnOnce() -> Result<T, PkiError> + Send + 'static,
 ) -> Result<T, DevicesError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => Ok(done?),

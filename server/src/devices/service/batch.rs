@@ -1,6 +1,6 @@
 //! Many devices in one request: all of them or none, with a claim each where asked.
 
-use super::{Devices, DevicesError};
+use super::{Devices, DevicesError, claims};
 use crate::devices::model::batch::{BatchRow, ERRORS_MAX, LineError};
 use crate::devices::model::{self, ClaimState, Labels, ProfileSpec};
 use crate::devices::store::{self, ClaimRow, DeviceRow};
@@ -95,16 +95,21 @@ impl Devices {
             devices_max: self.devices_max()(tenant.as_str()),
             claims_max: self.inner.config.get().quota.claims_max,
         };
-        let _held = self.lock_all().await;
         let scope = Scope::Tenant(tenant.clone());
         let made = self.inner.db.write(move |tx| create_in(tx, &scope, &batch)).await?;
+        if self.has_gateway() {
+            // Others may have changed them since the commit: each is told of as it stands now, under its lock.
+            for (row, _) in &made {
+                self.refresh(tenant, &row.device).await?;
+            }
+        }
         let claim = |token: String| {
             let (endpoints, pin) = (&door.as_ref()?.endpoints, pin.as_ref()?);
             Some(model::claim_string(&endpoints.host, endpoints.enroll_port, &token, pin))
         };
         let made = made.into_iter().map(|(row, token)| {
-            self.publish(tenant, &row);
-            BatchDevice { row, claim: token.and_then(claim) }
+            let claim = token.and_then(claim);
+            BatchDevice { row, claim }
         });
         Ok(made.collect())
     }
@@ -157,6 +162,7 @@ fn create_in(
     batch: &Batch,
 ) -> Result<Vec<(DeviceRow, Option<String>)>, DevicesError> {
     let profiles = plan(tx, scope, &batch.rows, batch.devices_max)?;
+    claims::claims_forget(tx, scope, batch.now_us)?;
     let open = store::claim_count_open(tx, scope, batch.now_us)?;
     if open.saturating_add(i64::try_from(batch.tokens.len()).unwrap_or(i64::MAX))
         > i64::from(batch.claims_max)

@@ -103,7 +103,7 @@ impl Devices {
             let profile = profiles::named(tx, &scope, request.profile.as_deref())?;
             let terms = request.settle(&profile.claim)?;
             let row = claim_row(request, terms, &actor, now_us);
-            store::claims_forget(tx, &scope, now_us.saturating_sub(KEEP_US))?;
+            claims_forget(tx, &scope, now_us)?;
             if store::claim_count_open(tx, &scope, now_us)? >= i64::from(max) {
                 return Err(DevicesError::Quota { noun: "open claims", max });
             }
@@ -305,6 +305,11 @@ fn repeat(
     let expires_at_us = good.ok_or(DevicesError::ClaimSpent)?.expires_at_us;
     let certificate_pem = used.certificate_pem;
     Ok(Outcome { tenant, row, certificate_pem, expires_at_us, revoked: Vec::new() })
+}
+
+/// Forgets claims that ended long ago; call it before new ones are counted.
+pub(super) fn claims_forget(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<(), DevicesError> {
+    Ok(store::claims_forget(tx, scope, now_us.saturating_sub(KEEP_US), now_us).map(drop)?)
 }
 
 /// The row of a new claim.

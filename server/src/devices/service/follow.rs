@@ -8,9 +8,15 @@
 use super::{Devices, DevicesError, Endpoints, auth_of};
 use crate::devices::store;
 use crate::platform::db::{DbError, Fence, GATEWAY_AND_WORKER, Scope, Tx};
+use crate::platform::http_kit::chain;
 use muster_wire::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Between two looks whether what was told still holds.
+const DOOR_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Where devices are let in, and by whose key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +25,12 @@ pub(super) struct Door {
     pub(super) endpoints: Endpoints,
     /// Hex of the SHA-256 of the authority's public key, which a claim pins.
     ca_spki_sha256: String,
+}
+
+/// What was told, and by whose leave.
+pub(super) struct Told {
+    fence: Fence,
+    door: Door,
 }
 
 impl Door {
@@ -72,24 +84,39 @@ impl Devices {
         let now_us = self.now_us();
         let read = move |tx: &mut Tx<'_>| {
             let scope = Scope::System("device directory");
-            Ok::<_, DbError>((store::devices_all(tx, &scope)?, store::serials_revoked(tx, &scope, now_us)?))
+            Ok::<_, DbError>((
+                store::devices_readable(tx, &scope)?,
+                store::serials_revoked(tx, &scope, now_us)?,
+            ))
         };
         let (rows, revoked) = self.inner.db.read(read).await?;
         let (directory, labels) = (&self.inner.directory, &self.inner.labels);
         let mut gone: HashSet<_> = directory.device_names().into_iter().collect();
         let mut wrong = Vec::new();
-        for (tenant, row) in rows {
-            let is_same = directory.lookup(tenant.as_str(), row.device.as_str()) == Some(auth_of(&row))
-                && labels.labels(tenant.as_str(), row.device.as_str()) == row.labels;
-            let name = (tenant, row.device);
+        for (name, row) in rows {
             gone.remove(&name);
-            if !is_same {
-                wrong.push(name);
+            let (tenant, device) = (name.0.as_str(), name.1.as_str());
+            match row {
+                Ok(row) => {
+                    let is_same = directory.lookup(tenant, device) == Some(auth_of(&row))
+                        && labels.labels(tenant, device) == row.labels;
+                    if !is_same {
+                        wrong.push(name);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(tenant, device, error = %chain(&error), "a device cannot be read, what is known of it stays");
+                }
             }
         }
         wrong.extend(gone);
         for (tenant, device) in &wrong {
-            self.refresh(tenant, device).await?;
+            match self.refresh(tenant, device).await {
+                Err(DevicesError::Db(error @ DbError::Column { .. })) => {
+                    tracing::error!(%tenant, %device, error = %chain(&error), "a device cannot be read, what is known of it stays");
+                }
+                done => done?,
+            }
         }
         self.revoke_in_directory(&revoked);
         Ok(wrong.len())
@@ -100,9 +127,44 @@ impl Devices {
     /// # Errors
     /// The listeners are not up; another process holds the lease; the database's.
     pub async fn tell_door(&self, fence: Fence) -> Result<(), DevicesError> {
+        let mut told = self.inner.told.lock().await;
         let door = self.door().await?;
-        let facts = serde_json::to_string(&door).map_err(|_| DbError::Column { column: "facts".into() })?;
+        self.note(fence.clone(), &door).await?;
+        *told = Some(Told { fence, door });
+        Ok(())
+    }
+
+    /// Tells it again where it is another one since: the next authority has another key. Nothing where it was never told.
+    ///
+    /// # Errors
+    /// Another process holds the lease; the database's.
+    pub async fn tell_door_again(&self) -> Result<(), DevicesError> {
+        let mut told = self.inner.told.lock().await;
+        let Some(Told { fence, door }) = told.as_mut() else { return Ok(()) };
+        let now = self.door().await?;
+        if now != *door {
+            self.note(fence.clone(), &now).await?;
+            *door = now;
+        }
+        Ok(())
+    }
+
+    async fn note(&self, fence: Fence, door: &Door) -> Result<(), DevicesError> {
+        let facts = serde_json::to_string(door).map_err(|_| DbError::Column { column: "facts".into() })?;
         Ok(self.inner.db.write(move |tx| fence.note(tx, &facts)).await?)
+    }
+
+    /// Keeps what was told true until the server stops, whoever changed the authorities.
+    pub async fn keep_door_told(self, mut stop: watch::Receiver<bool>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(DOOR_INTERVAL) => {}
+                _ = stop.changed() => return,
+            }
+            if let Err(error) = self.tell_door_again().await {
+                tracing::warn!(error = %chain(&error), "other processes are not told of the new authority yet, will retry");
+            }
+        }
     }
 
     /// This process's door, or the gateway's as the registry has it.

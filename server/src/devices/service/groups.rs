@@ -4,7 +4,7 @@
 //! asks the condition of every device of the tenant in its transaction, a write of a device asks every condition.
 
 use super::places::{NAMED, taken};
-use super::{Devices, DevicesError, NO_DEVICE};
+use super::{Devices, DevicesError, NO_DEVICE, departure};
 use crate::devices::facts;
 use crate::devices::model;
 use crate::devices::store;
@@ -122,19 +122,20 @@ impl Devices {
         let action = if is_member { "group.add" } else { "group.remove" };
         let about = (action, group.as_str().to_owned());
         let detail = serde_json::json!({ "device": device });
+        let (actor, now_us) = (who.audit_name(), self.now_us());
         self.write_place(who, tenant, about, detail, move |tx, scope| {
             let found = places::group_get(tx, scope, &group)?.ok_or(NO_GROUP)?;
             if found.condition.is_some() {
                 return Err(DevicesError::Conflict("the group's condition says who is a member"));
             }
             store::device_get(tx, scope, &device)?.ok_or(NO_DEVICE)?;
-            let (group, device) = (group.as_str(), device.as_str());
             if is_member {
-                places::member_put(tx, scope, group, device)?;
-            } else {
-                places::member_delete(tx, scope, group, device)?;
+                places::member_put(tx, scope, group.as_str(), device.as_str())?;
+                return Ok(());
             }
-            Ok(())
+            let left = departure::places_of(tx, scope, &device)?;
+            places::member_delete(tx, scope, group.as_str(), device.as_str())?;
+            Ok(departure::end_claims(tx, scope, &device, &left, (&actor, now_us))?)
         })
         .await
     }

@@ -8,6 +8,7 @@ mod authorities;
 mod batch;
 mod certificates;
 mod claims;
+mod departure;
 mod erase;
 mod error;
 mod follow;
@@ -83,6 +84,7 @@ struct Inner {
     locks: [Mutex<()>; LOCKS],
     hasher: RandomState,
     guard: std::sync::Mutex<crate::tenants::login_guard::LoginGuard>,
+    told: Mutex<Option<follow::Told>>,
 }
 
 /// What may change of a device; `None` leaves a field as it is.
@@ -157,9 +159,21 @@ impl Devices {
         let (endpoints, devices_max) = (OnceLock::new(), OnceLock::new());
         let (hasher, guard) = (RandomState::new(), std::sync::Mutex::default());
         let locks = std::array::from_fn(|_| Mutex::new(()));
-        let labels = Arc::default();
-        let inner =
-            Inner { db, clock, config, pki, directory, labels, endpoints, devices_max, locks, hasher, guard };
+        let (labels, told) = (Arc::default(), Mutex::default());
+        let inner = Inner {
+            db,
+            clock,
+            config,
+            pki,
+            directory,
+            labels,
+            endpoints,
+            devices_max,
+            locks,
+            hasher,
+            guard,
+            told,
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -220,15 +234,6 @@ impl Devices {
         self.inner.locks[at].lock().await
     }
 
-    /// Every device's lock, for a change of many.
-    async fn lock_all(&self) -> Vec<MutexGuard<'_, ()>> {
-        let mut held = Vec::with_capacity(LOCKS);
-        for lock in &self.inner.locks {
-            held.push(lock.lock().await);
-        }
-        held
-    }
-
     fn revoke_in_directory(&self, serials: &[String]) {
         if !self.has_gateway() {
             return;
@@ -282,6 +287,9 @@ impl Devices {
             let profile = profiles::named(tx, &scope, row.profile.as_deref())?;
             row.labels = model::filled(&profile.labels_with(&row.labels), &row.device);
             model::check_labels(&row.labels)?;
+            if !reach.is_everything() && store::was_deleted(tx, &scope, &row.device)? {
+                return Err(DevicesError::Conflict(DELETED));
+            }
             insert_device(tx, &scope, &row, max)?;
             if site.is_some() {
                 places::place(tx, &scope, &row, site.as_ref())?;
@@ -409,6 +417,7 @@ impl Devices {
             let mut row = erase::row_to_change(tx, &scope, &device)?;
             let before = row.profile.clone();
             change(&mut row)?;
+            let left = departure::places_of(tx, &scope, &device)?;
             if row.profile != before {
                 profiles::named(tx, &scope, row.profile.as_deref())?;
             }
@@ -418,6 +427,7 @@ impl Devices {
             places::keep_within(tx, &scope, &reach, &device)?;
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: device.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
+            departure::end_claims(tx, &scope, &device, &left, (&actor, now_us))?;
             Ok(row)
         };
         let row = self.inner.db.write(write).await?;
@@ -425,7 +435,8 @@ impl Devices {
         Ok(row)
     }
 
-    /// Deletes a device and revokes its certificates. Its stored readings stay until their retention ends.
+    /// Deletes a device, revokes its certificates and deletes claims that name it. Its stored readings stay until their
+    /// retention ends.
     ///
     /// # Errors
     /// No such device, or it is another one than the caller expects.
@@ -447,7 +458,10 @@ impl Devices {
             }
             let serials = store::certificates_revoke(tx, &scope, &gone, now_us)?;
             store::renewals_delete(tx, &scope, &gone)?;
-            let (action, detail) = ("device.delete", serde_json::json!({ "revoked": serials }));
+            store::deleted_put(tx, &scope, &gone, now_us)?;
+            let claims = store::claims_delete_all_of(tx, &scope, &gone)?;
+            let detail = serde_json::json!({ "revoked": serials, "claims": claims });
+            let action = "device.delete";
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: gone.as_str(), detail };
             audit::append(tx, &scope, &entry)?;
             Ok(serials)
@@ -460,6 +474,8 @@ impl Devices {
 }
 
 const NO_DEVICE: DevicesError = DevicesError::NotFound("device");
+const DELETED: &str = "a deleted device had this id, and what is stored of it stays for a time: \
+     whoever reaches the whole tenant may give the id again";
 
 /// Inserts within the quota.
 fn insert_device(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow, max: u32) -> Result<(), DevicesError> {

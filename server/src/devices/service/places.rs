@@ -1,6 +1,6 @@
 //! Sites, which device is at which, and who reaches it.
 
-use super::{Devices, DevicesError, NO_DEVICE};
+use super::{Devices, DevicesError, NO_DEVICE, departure};
 use crate::devices::model::{self, FieldError};
 use crate::devices::store;
 use crate::devices::store::places::{self, PlacedDevice, SiteRow};
@@ -166,7 +166,7 @@ impl Devices {
         self.inner.db.read(read).await
     }
 
-    /// Moves a device to a site, or away from any.
+    /// Moves a device to a site, or away from any; claims that name it end where it leaves one.
     ///
     /// # Errors
     /// No such device or site; it would leave the caller's reach.
@@ -182,11 +182,13 @@ impl Devices {
         let (device, reach) = (device.clone(), who.reach_in(tenant));
         let write = move |tx: &mut Tx<'_>| {
             let row = store::device_get(tx, &scope, &device)?.ok_or(NO_DEVICE)?;
+            let left = departure::places_of(tx, &scope, &device)?;
             place(tx, &scope, &row, site.as_ref())?;
             keep_within(tx, &scope, &reach, &device)?;
             let (action, detail) = ("device.site", serde_json::json!({ "site": site }));
             let object = device.as_str();
             audit::append(tx, &scope, &AuditEntry { at_us: now_us, actor: &actor, action, object, detail })?;
+            departure::end_claims(tx, &scope, &device, &left, (&actor, now_us))?;
             Ok(PlacedDevice { row, site: site.map(|site| site.as_str().to_owned()) })
         };
         self.inner.db.write(write).await

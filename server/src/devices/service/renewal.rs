@@ -2,7 +2,8 @@
 //!
 //! The TLS listener has verified that the certificate is ours and that the device holds its key; here the registry says
 //! whether it still counts. Renewal is bound to the key of the request as a claim is: the same key gets the same
-//! certificate again (the reply may have been lost), another key is refused, since then somebody else has the old one.
+//! certificate again (the reply may have been lost), or where that has ended a new one; another key is refused, since then
+//! somebody else has the old one.
 //! The old certificate stays good until its own end, so the connection that stands on it goes on.
 //! Bounds: one renewal a certificate, not before it is [`RENEW_AGE_MIN_US`] old; what ended [`FORGET_US`] ago is deleted.
 
@@ -47,6 +48,31 @@ impl Devices {
     }
 }
 
+/// What a renewed certificate's key got before; `None` where it has to be signed again, since the device was away until
+/// its end.
+fn repeated(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    done: &RenewalRow,
+    renewal: &Renewal,
+) -> Result<Option<(String, i64)>, DevicesError> {
+    let refused = |why| Err(DevicesError::CertificateRefused(why));
+    if done.spki_sha256 != renewal.csr.spki_sha256 {
+        return refused("was renewed for another key");
+    }
+    let next = store::certificate_get(tx, scope, &done.next_serial)?;
+    let Some(next) = next.filter(|next| next.revoked_at_us.is_none()) else {
+        return refused("was renewed, and what followed was revoked");
+    };
+    if next.expires_at_us > renewal.now_us {
+        return Ok(Some((done.certificate_pem.clone(), next.expires_at_us)));
+    }
+    match store::renewal_get(tx, scope, &next.serial)? {
+        Some(_) => refused("was renewed, and so was what followed"),
+        None => Ok(None),
+    }
+}
+
 /// Gives the certificate in PEM and the end of its time.
 fn renew_in(tx: &mut Tx<'_>, pki: &Pki, renewal: &Renewal) -> Result<(String, i64), DevicesError> {
     let Renewal { name: DeviceName { tenant, device, serial }, csr, life_s, now_us } = renewal;
@@ -61,34 +87,36 @@ fn renew_in(tx: &mut Tx<'_>, pki: &Pki, renewal: &Renewal) -> Result<(String, i6
     if old.revoked_at_us.is_some() {
         return refused("was revoked");
     }
-    if let Some(done) = store::renewal_get(tx, &scope, serial)? {
-        let next = store::certificate_get(tx, &scope, &done.next_serial)?;
-        return match next.filter(|next| next.revoked_at_us.is_none()) {
-            _ if done.spki_sha256 != csr.spki_sha256 => refused("was renewed for another key"),
-            Some(next) => Ok((done.certificate_pem, next.expires_at_us)),
-            None => refused("was renewed, and what followed was revoked"),
-        };
+    let done = store::renewal_get(tx, &scope, serial)?;
+    if let Some(done) = &done
+        && let Some(answer) = repeated(tx, &scope, done, renewal)?
+    {
+        return Ok(answer);
     }
     let age_us = now_us.saturating_sub(old.issued_at_us);
     if age_us < RENEW_AGE_MIN_US {
         let retry_after_s = u64::try_from((RENEW_AGE_MIN_US - age_us) / 1_000_000 + 1).unwrap_or(1);
         return Err(DevicesError::TooYoung { retry_after_s });
     }
-    // Before this renewal is noted: its own reply may be lost, too.
-    store::certificates_forget(tx, &scope, device, now_us.saturating_sub(FORGET_US))?;
+    // Before this renewal is noted: its own reply may be lost, too. One that is signed again is still asked with.
+    if done.is_none() {
+        store::certificates_forget(tx, &scope, device, now_us.saturating_sub(FORGET_US))?;
+    }
     let profile = profiles::named(tx, &scope, row.profile.as_deref())?;
     let life_s = profiles::life_s(&profile, *life_s);
     let signed = pki.sign_device(csr, tenant, device, life_s, *now_us)?;
     let certificate = CertificateRow::of(&signed, device.clone(), csr.spki_sha256);
     store::certificate_insert(tx, &scope, &certificate)?;
-    let done = RenewalRow {
-        serial: serial.clone(),
+    let renewed = RenewalRow {
+        // Signed again, what followed first is renewed too: to the same, for the same key.
+        serial: done.as_ref().map_or(serial, |done| &done.next_serial).clone(),
         device: device.clone(),
         spki_sha256: csr.spki_sha256,
         next_serial: signed.serial.clone(),
         certificate_pem: signed.pem.clone(),
     };
-    store::renewal_insert(tx, &scope, &done, *now_us)?;
+    store::renewals_lead(tx, &scope, &renewed)?;
+    store::renewal_insert(tx, &scope, &renewed, *now_us)?;
     let (actor, action) = (format!("device:{device}"), "device.renew");
     let detail = serde_json::json!({ "serial": signed.serial, "renewed": serial });
     let entry = AuditEntry { at_us: *now_us, actor: &actor, action, object: device.as_str(), detail };

@@ -44,11 +44,3 @@ pub fn authority_revoke(
         Ok((tenant_id(&row.get::<String>(0)?)?, row.get(1)?))
     })
 }
-
-/// Every tenant, in order.
-pub fn tenants_all(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<TenantId>, DbError> {
-    debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query(scope, "SELECT tenant FROM tenants ORDER BY tenant", &[], |row| {
-        tenant_id(&row.get::<String>(0)?)
-    })
-}

@@ -269,6 +269,19 @@ pub fn member_put(tx: &mut Tx<'_>, scope: &Scope, group: &str, device: &str) -> 
     Ok(tx.execute(scope, sql, &[&scope.tenant()?, &group, &device])? == 1)
 }
 
+/// Adds members of a group that has none of them, in one statement.
+fn members_insert(tx: &mut Tx<'_>, scope: &Scope, group: &str, devices: &[&str]) -> Result<(), DbError> {
+    if devices.is_empty() {
+        return Ok(());
+    }
+    let tenant = scope.tenant()?;
+    let rows: Vec<String> = (3..devices.len() + 3).map(|at| format!("($1, $2, ${at})")).collect();
+    let sql = format!("INSERT INTO group_members (tenant, group_id, device) VALUES {}", rows.join(", "));
+    let mut args: Vec<&dyn ToSql> = vec![&tenant, &group];
+    args.extend(devices.iter().map(|device| device as &dyn ToSql));
+    tx.execute(scope, &sql, &args).map(drop)
+}
+
 /// Takes a member out; says whether it was one.
 pub fn member_delete(tx: &mut Tx<'_>, scope: &Scope, group: &str, device: &str) -> Result<bool, DbError> {
     let sql = "DELETE FROM group_members WHERE tenant = $1 AND group_id = $2 AND device = $3";
@@ -335,11 +348,10 @@ pub fn refill(
         let devices = tx.query(scope, &sql, &[&scope.tenant()?, &after, &FILL_ROWS], placed)?;
         let Some(last) = devices.last() else { return Ok(members) };
         last.row.device.as_str().clone_into(&mut after);
-        for PlacedDevice { row, site } in &devices {
-            if facts::matches(condition, &facts_of(row, site.as_deref())) {
-                member_put(tx, scope, group.as_str(), row.device.as_str())?;
-                members += 1;
-            }
-        }
+        let fits =
+            |found: &&PlacedDevice| facts::matches(condition, &facts_of(&found.row, found.site.as_deref()));
+        let fitting: Vec<&str> = devices.iter().filter(fits).map(|found| found.row.device.as_str()).collect();
+        members_insert(tx, scope, group.as_str(), &fitting)?;
+        members += fitting.len();
     }
 }

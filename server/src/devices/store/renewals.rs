@@ -1,7 +1,7 @@
 //! SQL of renewals: which certificate followed which.
 
 use super::{column, device_id};
-use crate::platform::db::{DbError, Scope, Tx};
+use crate::platform::db::{DbError, Scope, ToSql, Tx};
 use muster_wire::DeviceId;
 
 /// What a certificate was renewed to.
@@ -48,6 +48,15 @@ pub fn renewal_insert(tx: &mut Tx<'_>, scope: &Scope, row: &RenewalRow, now_us: 
         ],
     )?;
     if inserted == 1 { Ok(()) } else { Err(column("renewals")) }
+}
+
+/// Has every earlier renewal for the same key lead to the same certificate.
+pub fn renewals_lead(tx: &mut Tx<'_>, scope: &Scope, row: &RenewalRow) -> Result<(), DbError> {
+    let sql = "UPDATE renewals SET next_serial = $4, certificate_pem = $5
+               WHERE tenant = $1 AND device = $2 AND spki_sha256 = $3";
+    let args: [&dyn ToSql; 5] =
+        [&scope.tenant()?, &row.device.as_str(), &row.spki_sha256, &row.next_serial, &row.certificate_pem];
+    tx.execute(scope, sql, &args).map(drop)
 }
 
 /// Forgets a device's renewals.

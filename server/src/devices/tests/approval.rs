@@ -75,6 +75,23 @@ async fn the_queue_is_bounded_by_the_claims_uses_and_forgets_what_is_old() {
 }
 
 #[tokio::test]
+async fn who_was_let_in_late_still_finds_the_claim() {
+    let fleet = Fleet::start().await;
+    let claim = fleet.claim(json!({ "life_s": 3_600, "approval": true })).await;
+    let key = csr();
+    fleet.enroll(&claim, &key, Some("one")).await.expect(202);
+    fleet.app.clock.advance_us(6 * DAY_US);
+    fleet.decide(&fleet.queue("pending").await[0], "approve").await;
+    fleet.app.clock.advance_us(2 * DAY_US);
+    // Forgets claims that ended a week ago, but the one that somebody waits with.
+    fleet.claim(json!({})).await;
+    fleet.enroll(&claim, &key, Some("one")).await.expect(201);
+    fleet.app.clock.advance_us(DAY_US);
+    fleet.claim(json!({})).await;
+    fleet.enroll(&claim, &key, Some("one")).await.refused("unauthenticated", None);
+}
+
+#[tokio::test]
 async fn no_more_than_the_bound_wait_in_a_tenant() {
     let fleet = Fleet::start().await;
     let claim = fleet.claim(json!({ "uses_max": 5_000, "approval": true })).await;

@@ -1,9 +1,10 @@
 //! Sites, groups, and what somebody with a bounded reach sees and may, over HTTP.
 
-use super::{CLAIMS, DEVICES, Fleet};
+use super::{CLAIMS, DEVICES, Fleet, csr};
 use crate::alerts::model::{NewAlert, Severity};
 use crate::alerts::service::{AlertError, open};
 use crate::devices::service::{DYNAMIC_GROUPS_MAX, GROUPS_MAX, SITES_MAX};
+use crate::platform::clock::Clock as _;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::live::LiveKind;
 use crate::tenants::service::GrantRequest;
@@ -262,6 +263,63 @@ async fn who_has_a_scope_sees_full_pages_of_what_is_within_and_writes_nothing_ou
     ask("DELETE", &path, Value::Null).await.expect(204);
     // A place that a scope names stays.
     fleet.call("DELETE", &format!("{GROUPS}/keys"), Value::Null).await.refused("conflict", None);
+}
+
+#[tokio::test]
+async fn the_id_of_a_deleted_device_is_not_for_somebody_with_a_part_of_the_tenant() {
+    let fleet = Fleet::start().await;
+    for site in ["north", "south"] {
+        fleet.site(site).await;
+    }
+    fleet.device("pump", Some("south"), json!({})).await;
+    let near = fleet.scoped("admin", &["site:north"]).await;
+    let new = json!({ "id": "pump", "site": "north" });
+    fleet.call("DELETE", &format!("{DEVICES}/pump"), Value::Null).await.expect(204);
+    let refused = fleet.as_session(&near, "POST", DEVICES, Some(new.clone())).await;
+    refused.refused("conflict", None);
+    assert!(refused.text.contains("a deleted device had this id"), "{}", refused.text);
+    fleet.call("POST", DEVICES, new.clone()).await.expect(201);
+    // Forgotten once nothing is stored of it any more.
+    fleet.call("DELETE", &format!("{DEVICES}/pump"), Value::Null).await.expect(204);
+    let (devices, now_us) = (&fleet.app.parts.slices.devices, fleet.app.clock.now_us());
+    assert_eq!(devices.prune(&acme(), now_us - 1).await.unwrap(), 0);
+    assert_eq!(devices.prune(&acme(), now_us).await.unwrap(), 1);
+    fleet.as_session(&near, "POST", DEVICES, Some(new)).await.expect(201);
+}
+
+#[tokio::test]
+async fn claims_that_name_a_device_end_when_it_leaves_a_place_or_is_deleted() {
+    let fleet = Fleet::start().await;
+    for site in ["north", "south"] {
+        fleet.site(site).await;
+    }
+    fleet.call("POST", GROUPS, json!({ "id": "named" })).await.expect(201);
+    fleet.call("POST", GROUPS, json!({ "id": "keys", "condition": "'key' in labels" })).await.expect(201);
+    fleet.device("pump", None, json!({ "key": "1" })).await;
+    let (pump, member) = (format!("{DEVICES}/pump"), format!("{GROUPS}/named/members/pump"));
+    let site = format!("{pump}/site");
+    for (method, path, body, ends) in [
+        ("PUT", &site, json!({ "site": "north" }), false),
+        ("PUT", &site, json!({ "site": "north" }), false),
+        ("PUT", &member, Value::Null, false),
+        ("PATCH", &pump, json!({ "name": "Pump" }), false),
+        ("PUT", &site, json!({ "site": "south" }), true),
+        ("DELETE", &site, Value::Null, true),
+        ("DELETE", &member, Value::Null, true),
+        ("PATCH", &pump, json!({ "labels": {} }), true),
+        ("DELETE", &pump, Value::Null, true),
+    ] {
+        let claim = fleet.claim(json!({ "device": "pump" })).await;
+        assert!(fleet.call(method, path, body).await.status.is_success(), "{method} {path}");
+        let left = ids(fleet.get(CLAIMS).await, "id").len();
+        assert_eq!(left, usize::from(!ends), "{method} {path}");
+        let answer = fleet.enroll(&claim, &csr(), None).await;
+        assert_eq!(answer.status.as_u16(), if ends { 401 } else { 201 }, "{method} {path}");
+        // What was used up stays, for a lost reply.
+        for used in ids(fleet.get(CLAIMS).await, "id") {
+            fleet.call("DELETE", &format!("{CLAIMS}/{used}"), Value::Null).await.expect(204);
+        }
+    }
 }
 
 fn alert(id: &str, device: &str, opened_at_us: i64) -> NewAlert {

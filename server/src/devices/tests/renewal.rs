@@ -88,6 +88,31 @@ async fn months_past_its_end_a_certificate_renews_once_for_one_key() {
 }
 
 #[tokio::test]
+async fn a_reply_that_was_lost_for_months_is_signed_again() {
+    let mut fleet = Fleet::start().await;
+    let old = fleet.with_certificate("pump").await;
+    fleet.days(80).await;
+    let next_csr = csr();
+    let lost = fleet.renew(&old, &next_csr).await.expect(201);
+    for _ in 0..2 {
+        fleet.days(100).await;
+        let answer = fleet.renew(&old, &next_csr).await.expect(201);
+        assert_ne!(answer["certificate_pem"], lost["certificate_pem"]);
+        let life_us = answer["expires_at_us"].as_i64().unwrap() - answer["server_time_us"].as_i64().unwrap();
+        assert_eq!(life_us, 90 * DAY_US, "good from now on");
+        assert_eq!(fleet.renew(&old, &next_csr).await.expect(201), answer, "and repeated while it is good");
+        assert_eq!(fleet.renew(&certificate(&lost), &next_csr).await.expect(201), answer);
+        fleet.renew(&old, &csr()).await.refused("permission_denied", None);
+    }
+    // The device goes on from what followed: a copy of its old files gets nothing any more.
+    let now = certificate(&fleet.renew(&old, &next_csr).await.expect(201));
+    fleet.days(89).await;
+    fleet.renew(&now, &csr()).await.expect(201);
+    fleet.days(2).await;
+    fleet.renew(&old, &next_csr).await.refused("permission_denied", None);
+}
+
+#[tokio::test]
 async fn what_counts_no_longer_is_refused_and_says_why() {
     let mut fleet = Fleet::start().await;
     let names = ["off", "revoked", "deleted", "again", "taken"];
@@ -138,6 +163,22 @@ async fn renewal_needs_a_registered_certificate_and_a_good_request() {
     fleet.app.clock.advance_us(60_000_000);
     fleet.renew(&old, &csr()).await.expect(201);
     assert!(fleet.call("GET", CLAIMS, Value::Null).await.expect(200)["items"][0]["uses"] == 1);
+}
+
+#[tokio::test]
+async fn certificates_of_a_deleted_device_are_forgotten_after_their_end() {
+    let mut fleet = Fleet::start().await;
+    for id in ["gone", "stays"] {
+        fleet.with_certificate(id).await;
+    }
+    fleet.call("DELETE", &format!("{DEVICES}/gone"), Value::Null).await.expect(204);
+    let acme = TenantId::parse("acme").unwrap();
+    let devices = fleet.app.parts.slices.devices.clone();
+    fleet.days(119).await;
+    assert_eq!(devices.prune(&acme, 0).await.unwrap(), 0);
+    fleet.days(1).await;
+    assert_eq!(devices.prune(&acme, 0).await.unwrap(), 1);
+    assert_eq!(fleet.certificates("stays").await.len(), 1);
 }
 
 #[tokio::test]

@@ -209,6 +209,7 @@ async fn a_client_that_goes_away_finds_its_answer() {
     for _ in 0..1_000 {
         let again = ask(&app, &token, &line, &key, Some(new.clone())).await;
         if again.status != 409 {
+            assert_eq!(header(&again, "idempotency-replayed"), Some("true"));
             return assert_eq!(again.expect(201)["id"], "pump");
         }
         again.refused("conflict", Some("Idempotency-Key"));

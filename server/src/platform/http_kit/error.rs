@@ -20,6 +20,7 @@ pub struct ApiError {
     pub retry_after_s: Option<u64>,
     /// For the log only.
     pub(super) cause: Option<Arc<str>>,
+    pub(super) is_before_work: bool,
 }
 
 /// An error as it stands in a body.
@@ -61,7 +62,8 @@ impl ApiError {
     /// An error with a code and a sentence.
     #[must_use]
     pub fn new(code: ErrorCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, message: message.into(), field: None, retry_after_s: None, cause: None }
+        let message = message.into();
+        Self { code, message, field: None, retry_after_s: None, cause: None, is_before_work: false }
     }
 
     /// A field that is missing, malformed or out of range.
@@ -100,6 +102,18 @@ impl ApiError {
     pub fn at(mut self, field: impl Into<String>) -> Self {
         self.field = Some(field.into());
         self
+    }
+
+    /// Says of a fault of the server's that nothing was done before it.
+    #[must_use]
+    pub fn before_work(self) -> Self {
+        Self { is_before_work: true, ..self }
+    }
+
+    /// Whether nothing was done before it for certain, though it is a fault of the server's.
+    #[must_use]
+    pub fn is_before_work(&self) -> bool {
+        self.is_before_work
     }
 
     /// The status that carries the code.
@@ -155,7 +169,7 @@ pub struct NotHere;
 
 impl From<NotHere> for ApiError {
     fn from(why: NotHere) -> Self {
-        Self::new(ErrorCode::NotOnThisProcess, why.to_string())
+        Self::new(ErrorCode::NotOnThisProcess, why.to_string()).before_work()
     }
 }
 

@@ -2,14 +2,16 @@
 //! lost an answer may ask again.
 //!
 //! `http::repeat` calls it around every operation that creates. Promise: of one key, the request runs at most once
-//! while the row lives ([`LIFE_US`]); a good answer is given again as it was, a refused request leaves the key free.
+//! while the row lives ([`LIFE_US`]); a good answer is given again as it was, a refused request leaves the key free. Where
+//! nobody knows whether it was done (a fault of the server's), or the answer cannot be kept, the key stays taken.
 //! An answer may hold a secret that is shown once, so it is sealed under a key made from the caller's own credential
 //! and the idempotency key: the registry alone does not open it. Bound: [`KEYS_MAX`] keys a tenant,
-//! [`ANSWER_BYTES_MAX`] an answer; a larger one is not kept.
+//! [`ANSWER_BYTES_MAX`] an answer.
 
 use crate::platform::db::{Db, DbError, Scope, Tx};
 use crate::platform::secret::random_bytes;
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use muster_wire::TenantId;
 use sha2::{Digest as _, Sha256};
 
 /// The header.
@@ -22,6 +24,8 @@ const KEY_CHARS_MAX: usize = 64;
 pub const LIFE_US: i64 = 24 * 3_600_000_000;
 /// Keys of one tenant.
 pub const KEYS_MAX: i64 = 10_000;
+/// Keys that one call of [`prune`] forgets.
+pub const PRUNED_MAX: i64 = 1_000;
 /// The largest answer that is kept, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
@@ -56,7 +60,7 @@ pub enum Found {
     Nothing,
     /// It was used with another request.
     Other,
-    /// Its request still runs, or the server died while it ran.
+    /// Its request still runs, or ended without an answer that is kept.
     Running,
     /// Its answer.
     Answer(Answer),
@@ -100,10 +104,7 @@ impl Once {
     }
 
     fn tenant(&self) -> &str {
-        match &self.scope {
-            Scope::Tenant(tenant) => tenant.as_str(),
-            Scope::System(_) => "-",
-        }
+        of(&self.scope)
     }
 
     fn cipher(&self) -> LessSafeKey {
@@ -148,26 +149,49 @@ pub async fn begin(db: &Db, once: &Once, now_us: i64) -> Result<Found, DbError> 
     .await
 }
 
-/// Keeps a good answer; without one the key is free again.
-///
-/// # Errors
-/// The database's.
-pub async fn end(db: &Db, once: Once, answer: Option<&Answer>) -> Result<(), DbError> {
-    let sealed = answer.and_then(|answer| once.sealed(answer)).filter(|text| text.len() <= ANSWER_BYTES_MAX);
-    db.write(move |tx| match &sealed {
-        Some(sealed) => keep(tx, &once, sealed),
-        None => forget(tx, &once),
-    })
-    .await
+/// How a request with a key ended.
+#[derive(Debug)]
+pub enum Ended<'a> {
+    /// With a good answer, to be given again.
+    Good(&'a Answer),
+    /// Refused before anything was done: the key is free again.
+    Refused,
+    /// Nobody knows whether it was done: the key stays taken, without an answer.
+    Unknown,
 }
 
-/// Forgets the keys of every tenant that are past their life. Idempotent; `app` calls it hourly.
+/// Keeps what is known of a request's end. A good answer over [`ANSWER_BYTES_MAX`] leaves the key taken, without one.
 ///
 /// # Errors
 /// The database's.
-pub async fn prune(db: &Db, now_us: i64) -> Result<usize, DbError> {
-    let sql = "DELETE FROM idempotency_keys WHERE expires_at_us <= $1";
-    db.write(move |tx| tx.execute(&Scope::System("idempotency"), sql, &[&now_us])).await
+pub async fn end(db: &Db, once: Once, ended: Ended<'_>) -> Result<(), DbError> {
+    let sealed = match ended {
+        Ended::Refused => return db.write(move |tx| forget(tx, &once)).await,
+        Ended::Good(answer) => once.sealed(answer).filter(|text| text.len() <= ANSWER_BYTES_MAX),
+        Ended::Unknown => None,
+    };
+    let Some(sealed) = sealed else { return Ok(()) };
+    db.write(move |tx| keep(tx, &once, &sealed)).await
+}
+
+/// Forgets at most [`PRUNED_MAX`] keys of a tenant, or of the server, that are past their life; says how many. Idempotent;
+/// `app` calls it hourly.
+///
+/// # Errors
+/// The database's.
+pub async fn prune(db: &Db, tenant: Option<&TenantId>, now_us: i64) -> Result<usize, DbError> {
+    let scope = tenant.map_or(Scope::System("idempotency"), |tenant| Scope::Tenant(tenant.clone()));
+    let sql = "DELETE FROM idempotency_keys WHERE tenant = $1 AND (caller, key_sha256) IN
+                 (SELECT caller, key_sha256 FROM idempotency_keys WHERE tenant = $1 AND expires_at_us <= $2 LIMIT $3)";
+    db.write(move |tx| tx.execute(&scope, sql, &[&of(&scope), &now_us, &PRUNED_MAX])).await
+}
+
+/// The tenant's text in a row.
+fn of(scope: &Scope) -> &str {
+    match scope {
+        Scope::Tenant(tenant) => tenant.as_str(),
+        Scope::System(_) => "-",
+    }
 }
 
 fn expire(tx: &mut Tx<'_>, once: &Once, now_us: i64) -> Result<(), DbError> {
@@ -215,7 +239,6 @@ fn forget(tx: &mut Tx<'_>, once: &Once) -> Result<(), DbError> {
 mod tests {
     use super::*;
     use crate::testing::registry;
-    use muster_wire::TenantId;
 
     fn once(caller: &str, credential: &str, key: &str, body: &str) -> Once {
         let scope = Scope::Tenant(TenantId::parse("acme").unwrap());
@@ -247,13 +270,15 @@ mod tests {
         assert_eq!(begin(&db, &first, 1).await.unwrap(), Found::Running);
         assert_eq!(begin(&db, &once("token:t", "secret", "k", "other"), 1).await.unwrap(), Found::Other);
         assert_eq!(begin(&db, &once("token:u", "secret", "k", "body"), 1).await.unwrap(), Found::Nothing);
-        end(&db, first.clone(), Some(&answer())).await.unwrap();
+        end(&db, first.clone(), Ended::Good(&answer())).await.unwrap();
         assert_eq!(begin(&db, &first, LIFE_US - 1).await.unwrap(), Found::Answer(answer()));
         let relogged = once("token:t", "another secret", "k", "body");
         assert_eq!(begin(&db, &relogged, 2).await.unwrap(), Found::Sealed);
         assert_eq!(begin(&db, &first, LIFE_US).await.unwrap(), Found::Nothing, "a day later it is free");
-        end(&db, first.clone(), None).await.unwrap();
+        end(&db, first.clone(), Ended::Refused).await.unwrap();
         assert_eq!(begin(&db, &first, LIFE_US).await.unwrap(), Found::Nothing, "refused, so free");
+        end(&db, first.clone(), Ended::Unknown).await.unwrap();
+        assert_eq!(begin(&db, &first, LIFE_US).await.unwrap(), Found::Running, "perhaps done, so taken");
     }
 
     #[tokio::test]
@@ -264,10 +289,10 @@ mod tests {
         for key in [&small, &large] {
             assert_eq!(begin(&db, key, 0).await.unwrap(), Found::Nothing);
         }
-        end(&db, small.clone(), Some(&answer())).await.unwrap();
+        end(&db, small.clone(), Ended::Good(&answer())).await.unwrap();
         let huge = Answer { body: "x".repeat(ANSWER_BYTES_MAX), ..answer() };
-        end(&db, large.clone(), Some(&huge)).await.unwrap();
-        assert_eq!(begin(&db, &large, 0).await.unwrap(), Found::Nothing);
+        end(&db, large.clone(), Ended::Good(&huge)).await.unwrap();
+        assert_eq!(begin(&db, &large, 0).await.unwrap(), Found::Running, "it was done");
         let read = move |tx: &mut Tx<'_>| get(tx, &small);
         let stored = db.read(read).await.unwrap().unwrap().1.unwrap();
         assert!(!String::from_utf8_lossy(&stored).contains("mst_"), "{stored:?}");
@@ -283,7 +308,25 @@ mod tests {
         let new = once("c", "s", "new", "");
         assert_eq!(begin(&db, &new, 0).await.unwrap(), Found::Full);
         assert_eq!(begin(&db, &new, LIFE_US).await.unwrap(), Found::Nothing, "old ones are forgotten");
-        assert_eq!(prune(&db, LIFE_US).await.unwrap(), 0);
-        assert_eq!(prune(&db, 2 * LIFE_US).await.unwrap(), 1);
+        let acme = TenantId::parse("acme").unwrap();
+        assert_eq!(prune(&db, Some(&acme), LIFE_US).await.unwrap(), 0);
+        assert_eq!(prune(&db, None, 2 * LIFE_US).await.unwrap(), 0, "another's");
+        assert_eq!(prune(&db, Some(&acme), 2 * LIFE_US).await.unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn one_turn_of_pruning_is_bounded() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = registry(dir.path());
+        db.write(|tx| {
+            (0..=PRUNED_MAX).try_for_each(|at| insert(tx, &once("c", "s", &format!("k{at}"), ""), 0))
+        })
+        .await
+        .unwrap();
+        let acme = TenantId::parse("acme").unwrap();
+        for left in [PRUNED_MAX, 1, 0] {
+            let pruned = prune(&db, Some(&acme), LIFE_US).await.unwrap();
+            assert_eq!(i64::try_from(pruned).unwrap(), left);
+        }
     }
 }

@@ -19,8 +19,9 @@ pub struct QuotaView {
     /// Of `messages_per_s`: messages at once after a silence.
     #[serde(skip_serializing_if = "Option::is_none")]
     burst: Option<u64>,
-    /// Used so far: of the day, now, or the day's busiest second; of messages and bytes what was admitted.
-    used: u64,
+    /// Used so far: of the day, now, or the day's busiest second; of messages and bytes what was admitted. Null for
+    /// `connections` where another process has the gateway.
+    used: Option<u64>,
     /// What was refused today for this quota: messages, of `connections` CONNECTs.
     refused: u64,
     /// The limit that was reached today, if any: `soft` or `hard`.
@@ -45,12 +46,12 @@ impl From<Standing> for QuotasView {
         let view = |quota: &Quota| {
             let limit = standing.quotas.limit(*quota);
             let used = match quota {
-                Quota::MessagesPerS => counts.peak_per_s,
-                Quota::MessagesPerDay => standing.admitted.0.max(counts.messages),
-                Quota::BytesPerDay => standing.admitted.1.max(counts.bytes),
-                Quota::InferenceMsPerDay => counts.inference_us / 1_000,
-                Quota::StorageBytes => standing.today.storage_bytes,
-                Quota::Devices => standing.today.devices,
+                Quota::MessagesPerS => Some(counts.peak_per_s),
+                Quota::MessagesPerDay => Some(standing.admitted.0.max(counts.messages)),
+                Quota::BytesPerDay => Some(standing.admitted.1.max(counts.bytes)),
+                Quota::InferenceMsPerDay => Some(counts.inference_us / 1_000),
+                Quota::StorageBytes => Some(standing.today.storage_bytes),
+                Quota::Devices => Some(standing.today.devices),
                 Quota::Connections => standing.connections,
             };
             let is_rate = *quota == Quota::MessagesPerS && limit.hard.is_some();
