@@ -61,7 +61,18 @@ impl AuditRegistry {
         }
     }
 
-    /// The chains that there are; `-` is the server's own.
+    /// A chain that is there.
+    fn scope_of(&mut self, chain: &str) -> Result<Scope, AuditCommandError> {
+        if chain == "-" {
+            return Ok(AUDIT);
+        }
+        let none = || AuditCommandError::NoChain(chain.to_owned());
+        let scope = Scope::Tenant(TenantId::parse(chain).map_err(|_| none())?);
+        let of = scope.clone();
+        if self.read(move |tx| audit::is_chain(tx, &of))? { Ok(scope) } else { Err(none()) }
+    }
+
+    /// The chains that there are, or must have been; `-` is the server's own.
     ///
     /// # Errors
     /// The registry cannot be read.
@@ -78,16 +89,16 @@ impl AuditRegistry {
         chain: &str,
         noted: Option<Mark>,
     ) -> Result<(u64, Result<Mark, Fault>), AuditCommandError> {
-        let scope = scope_of(chain)?;
+        let scope = self.scope_of(chain)?;
         let mut walk = Walk::whole(noted);
         loop {
-            let (scope, after) = (scope.clone(), walk.at().seq);
-            let rows = self.read(move |tx| audit::list(tx, &scope, after, verify::PAGE_ROWS))?;
+            let (of, after) = (scope.clone(), walk.at().seq);
+            let rows = self.read(move |tx| audit::list(tx, &of, after, verify::PAGE_ROWS))?;
             if let Err(fault) = walk.take(&rows) {
                 return Ok((walk.rows(), Err(fault)));
             }
             if rows.is_empty() {
-                return Ok((walk.rows(), walk.end()));
+                return Ok((walk.rows(), walk.end(&scope)));
             }
         }
     }
@@ -103,7 +114,7 @@ impl AuditRegistry {
         format: Format,
         out: &mut impl Write,
     ) -> Result<(), AuditCommandError> {
-        let scope = scope_of(chain)?;
+        let scope = self.scope_of(chain)?;
         out.write_all(format.head().as_bytes())?;
         let mut after = 0;
         loop {
@@ -114,12 +125,4 @@ impl AuditRegistry {
             out.write_all(format.rows(&rows).as_bytes())?;
         }
     }
-}
-
-fn scope_of(chain: &str) -> Result<Scope, AuditCommandError> {
-    if chain == "-" {
-        return Ok(AUDIT);
-    }
-    let tenant = TenantId::parse(chain).map_err(|_| AuditCommandError::NoChain(chain.to_owned()))?;
-    Ok(Scope::Tenant(tenant))
 }
