@@ -1,9 +1,9 @@
 //! The commands `muster-server audit`: verify a registry's audit chains, write one out.
 //!
-//! `main` calls it. On SQLite the file is opened read-only, also while the server runs; on PostgreSQL the registry is
-//! opened as the server does. A chain is read page by page, each in a transaction of its own: rows are only appended.
+//! `main` calls it. On SQLite the file is opened read-only, also while the server runs; on PostgreSQL the schema
+//! is left as it is. A chain is read page by page, each in a transaction of its own: rows are only appended.
 
-use super::open_registry;
+use super::parts;
 use crate::platform::config::Config;
 use crate::platform::db::sqlite::ReadOnlyDb;
 use crate::platform::db::{Db, DbError, Scope, Tx};
@@ -44,8 +44,10 @@ impl AuditRegistry {
     /// # Errors
     /// There is none, or it is of another build.
     pub async fn open(config: &Config) -> Result<Self, AuditCommandError> {
-        if config.registry.url.is_some() {
-            return Ok(Self::Server(open_registry(config).await?));
+        if let Some(options) = parts::postgres(config) {
+            let connect = move || Db::connect_as_it_is(&options, schema::registry_postgres());
+            let opened = tokio::task::spawn_blocking(connect).await;
+            return Ok(Self::Server(opened.map_err(|_| DbError::Closed)??));
         }
         let dir = config.registry.dir.as_ref().unwrap_or(&config.data_dir);
         Ok(Self::File(ReadOnlyDb::open(&dir.join("registry.db"), &schema::registry())?))

@@ -112,9 +112,9 @@ pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Ve
     tx.query(scope, &sql, &[&chain_of(scope), &after, &limit], audit_row)
 }
 
-const COLUMNS: &str = "seq, at_us, actor, action, object, detail, hash";
+pub(super) const COLUMNS: &str = "seq, at_us, actor, action, object, detail, hash";
 
-fn audit_row(row: &Row<'_>) -> Result<AuditRow, DbError> {
+pub(super) fn audit_row(row: &Row<'_>) -> Result<AuditRow, DbError> {
     Ok(AuditRow {
         seq: row.get(0)?,
         at_us: row.get(1)?,
