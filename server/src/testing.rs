@@ -164,8 +164,7 @@ impl TestApp {
     /// A member with a changed password; gives the session's secret.
     pub async fn member(&self, tenant: &TenantId, email: &str, grant: impl Into<GrantRequest>) -> String {
         let tenants = &self.parts.slices.tenants;
-        let one_time =
-            tenants.add_member(&owner(tenant), tenant, email, grant).await.unwrap().password.unwrap();
+        let one_time = tenants.add_member(&owner(tenant), tenant, email, grant).await.unwrap().password;
         let (session, _) = tenants.login(email, &one_time, &Client::new("test", "")).await.unwrap();
         let new = "a long new password".to_owned();
         tenants.change_password(email, &session, &one_time, new, "test").await.unwrap();

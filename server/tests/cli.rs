@@ -203,8 +203,10 @@ fn audit_chains_are_verified_and_exported_beside_a_running_server() {
     assert_eq!(last["hash"], hash);
     let own = audit(&["export", "--tenant", "-", "--format", "csv"]);
     assert!(own.status.success() && text(&own).starts_with("seq,at_us,"), "{}", text(&own));
-    let none = audit(&["export", "--tenant", "a/b"]);
-    assert_eq!(none.status.code(), Some(1), "{}", text(&none));
+    for (what, tenant) in [("export", "a/b"), ("export", "nobody"), ("verify", "nobody")] {
+        let none = audit(&[what, "--tenant", tenant]);
+        assert_eq!(none.status.code(), Some(1), "{what} {tenant}: {}", text(&none));
+    }
     end(running);
 }
 

@@ -1,5 +1,6 @@
 -- Jobs that export and erase a device (or, where `device` is empty, the whole tenant). A job's row is what is left to
--- show of it, so it stays. state: shutting_out, draining, exporting, erasing, sweeping, done. place: JSON of the step.
+-- show of it, so it stays. requester: the id of the account or API
+-- token. state: shutting_out, draining, exporting, erasing, sweeping, done. place: JSON of the step.
 CREATE TABLE erasures (
     tenant TEXT NOT NULL REFERENCES tenants (tenant),
     id TEXT NOT NULL,
@@ -7,6 +8,7 @@ CREATE TABLE erasures (
     state TEXT NOT NULL,
     with_export INTEGER NOT NULL CHECK (with_export IN (0, 1)),
     requested_by TEXT NOT NULL,
+    requester TEXT NOT NULL,
     requested_at_us INTEGER NOT NULL,
     members TEXT NOT NULL,
     log_epoch TEXT,

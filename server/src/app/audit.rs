@@ -1,9 +1,9 @@
 //! The commands `muster-server audit`: verify a registry's audit chains, write one out.
 //!
-//! `main` calls it. On SQLite the file is opened read-only, also while the server runs; on PostgreSQL the registry is
-//! opened as the server does. A chain is read page by page, each in a transaction of its own: rows are only appended.
+//! `main` calls it. On SQLite the file is opened read-only, also while the server runs; on PostgreSQL the schema
+//! is left as it is. A chain is read page by page, each in a transaction of its own: rows are only appended.
 
-use super::open_registry;
+use super::parts;
 use crate::platform::config::Config;
 use crate::platform::db::sqlite::ReadOnlyDb;
 use crate::platform::db::{Db, DbError, Scope, Tx};
@@ -44,8 +44,10 @@ impl AuditRegistry {
     /// # Errors
     /// There is none, or it is of another build.
     pub async fn open(config: &Config) -> Result<Self, AuditCommandError> {
-        if config.registry.url.is_some() {
-            return Ok(Self::Server(open_registry(config).await?));
+        if let Some(options) = parts::postgres(config) {
+            let connect = move || Db::connect_as_it_is(&options, schema::registry_postgres());
+            let opened = tokio::task::spawn_blocking(connect).await;
+            return Ok(Self::Server(opened.map_err(|_| DbError::Closed)??));
         }
         let dir = config.registry.dir.as_ref().unwrap_or(&config.data_dir);
         Ok(Self::File(ReadOnlyDb::open(&dir.join("registry.db"), &schema::registry())?))
@@ -61,7 +63,18 @@ impl AuditRegistry {
         }
     }
 
-    /// The chains that there are; `-` is the server's own.
+    /// A chain that is there.
+    fn scope_of(&mut self, chain: &str) -> Result<Scope, AuditCommandError> {
+        if chain == "-" {
+            return Ok(AUDIT);
+        }
+        let none = || AuditCommandError::NoChain(chain.to_owned());
+        let scope = Scope::Tenant(TenantId::parse(chain).map_err(|_| none())?);
+        let of = scope.clone();
+        if self.read(move |tx| audit::is_chain(tx, &of))? { Ok(scope) } else { Err(none()) }
+    }
+
+    /// The chains that there are, or must have been; `-` is the server's own.
     ///
     /// # Errors
     /// The registry cannot be read.
@@ -78,16 +91,16 @@ impl AuditRegistry {
         chain: &str,
         noted: Option<Mark>,
     ) -> Result<(u64, Result<Mark, Fault>), AuditCommandError> {
-        let scope = scope_of(chain)?;
+        let scope = self.scope_of(chain)?;
         let mut walk = Walk::whole(noted);
         loop {
-            let (scope, after) = (scope.clone(), walk.at().seq);
-            let rows = self.read(move |tx| audit::list(tx, &scope, after, verify::PAGE_ROWS))?;
+            let (of, after) = (scope.clone(), walk.at().seq);
+            let rows = self.read(move |tx| audit::list(tx, &of, after, verify::PAGE_ROWS))?;
             if let Err(fault) = walk.take(&rows) {
                 return Ok((walk.rows(), Err(fault)));
             }
             if rows.is_empty() {
-                return Ok((walk.rows(), walk.end()));
+                return Ok((walk.rows(), walk.end(&scope)));
             }
         }
     }
@@ -103,7 +116,7 @@ impl AuditRegistry {
         format: Format,
         out: &mut impl Write,
     ) -> Result<(), AuditCommandError> {
-        let scope = scope_of(chain)?;
+        let scope = self.scope_of(chain)?;
         out.write_all(format.head().as_bytes())?;
         let mut after = 0;
         loop {
@@ -114,12 +127,4 @@ impl AuditRegistry {
             out.write_all(format.rows(&rows).as_bytes())?;
         }
     }
-}
-
-fn scope_of(chain: &str) -> Result<Scope, AuditCommandError> {
-    if chain == "-" {
-        return Ok(AUDIT);
-    }
-    let tenant = TenantId::parse(chain).map_err(|_| AuditCommandError::NoChain(chain.to_owned()))?;
-    Ok(Scope::Tenant(tenant))
 }

@@ -201,16 +201,21 @@ pub(super) fn open_log(config: &Config, clock: &SharedClock) -> Result<EventLog,
 /// # Errors
 /// It cannot be opened or migrated.
 pub async fn open_registry(config: &Config) -> Result<Db, DbError> {
-    let Some(url) = config.registry.url.clone() else {
+    let Some(options) = postgres(config) else {
         return Db::open(&config.data_dir.join("registry.db"), schema::registry(), REGISTRY_READERS);
     };
-    let section = &config.registry;
-    let mut options = PostgresOptions::at(url);
-    options.ca_file.clone_from(&section.ca_file);
-    options.password_file.clone_from(&section.password_file);
     let opened =
         tokio::task::spawn_blocking(move || Db::connect(&options, schema::registry_postgres())).await;
     opened.map_err(|_| DbError::Closed)?
+}
+
+/// Where the registry is, unless in a file.
+pub(super) fn postgres(config: &Config) -> Option<PostgresOptions> {
+    let section = &config.registry;
+    let mut options = PostgresOptions::at(section.url.clone()?);
+    options.ca_file.clone_from(&section.ca_file);
+    options.password_file.clone_from(&section.password_file);
+    Some(options)
 }
 
 /// Where readings and events go, where they do not stay in telemetry.db.

@@ -271,7 +271,7 @@ async fn a_token_made_or_revoked_in_one_process_is_so_in_the_other() {
     let tenants = &pair.full.slices.tenants;
     let made = tenants.add_member(&owner(&tenant()), &tenant(), "a@b", crate::tenants::Role::Viewer).await;
     let (session, _) = tenants
-        .login("a@b", &made.unwrap().password.unwrap(), &crate::tenants::service::Client::new("test", ""))
+        .login("a@b", &made.unwrap().password, &crate::tenants::service::Client::new("test", ""))
         .await
         .unwrap();
     let me = async || send(&pair.at_alone, As::Session(&session), "GET", "/api/v1/auth/me", None).await;

@@ -108,6 +108,8 @@ pub struct Job {
     pub with_export: bool,
     /// As in audit rows.
     pub requested_by: String,
+    /// The id of that account or API token: an address may be another account's one day.
+    pub requester: String,
     /// When.
     pub requested_at_us: i64,
     /// Who was a member of the tenant.

@@ -138,6 +138,7 @@ impl Erasures {
             state: State::ShuttingOut,
             with_export,
             requested_by: who.audit_name(),
+            requester: who.id().to_owned(),
             requested_at_us: now_us,
             members: Vec::new(),
             log: None,
@@ -165,9 +166,7 @@ impl Erasures {
                 None => ("erasure.tenant", job.tenant.to_string()),
             };
             if job.device.is_none() {
-                let accounts = Scope::System("erasure");
-                job.members = store::members(tx, &accounts, &job.tenant)?;
-                store::shut_people_out(tx, &scope)?;
+                store::shut_people_out(tx, &Scope::System("erasure"), &mut job)?;
             }
             store::insert(tx, &scope, &job).map_err(|error| match error.is_unique_violation() {
                 true => ErasureError::Conflict("the device is being erased"),
@@ -177,6 +176,17 @@ impl Erasures {
             let entry =
                 AuditEntry { at_us: now_us, actor: &job.requested_by, action, object: &object, detail };
             audit::append(tx, &scope, &entry)?;
+            Ok(job)
+        };
+        self.db.write(write).await
+    }
+
+    /// Shuts out who is a member of a job's tenant now; gives the job, which remembers them.
+    pub(super) async fn shut_people_out(&self, job: &Job) -> Result<Job, DbError> {
+        let mut job = job.clone();
+        let write = move |tx: &mut Tx<'_>| {
+            store::shut_people_out(tx, &Scope::System("erasure"), &mut job)?;
+            store::update(tx, &Scope::Tenant(job.tenant.clone()), &job)?;
             Ok(job)
         };
         self.db.write(write).await
@@ -239,15 +249,16 @@ impl Erasures {
     }
 }
 
-/// Whether a caller is who asked for a job: it may look at it when it is a member no longer.
+/// Whether a caller is who asked for the erasure of a tenant: it may look at it, though it is a member no longer. A
+/// device's erasure takes nothing from whoever asked, so who may not see it otherwise may not see it for that.
 #[must_use]
 pub fn asked_for(who: &Principal, job: &Job) -> bool {
     let is_pending = matches!(who, Principal::User { password_pending: true, .. });
-    !is_pending && who.audit_name() == job.requested_by
+    let is_asker = who.audit_name() == job.requested_by && who.id() == job.requester;
+    job.device.is_none() && is_asker && !is_pending
 }
 
 /// The members whose accounts go with the tenant: all but who asked, who has yet to fetch the export.
 pub(super) fn leaving(job: &Job) -> Vec<Member> {
-    let asked = |member: &&Member| format!("user:{}", member.email) != job.requested_by;
-    job.members.iter().filter(asked).cloned().collect()
+    job.members.iter().filter(|member| member.user_id != job.requester).cloned().collect()
 }

@@ -2,10 +2,11 @@
 
 use super::model::{File, Job, Member, Place, State};
 use crate::platform::db::{DbError, Row, Scope, Tx};
+use crate::tenants::hold_account;
 use muster_wire::{DeviceId, TenantId};
 
 const COLUMNS: &str = "tenant, id, device, state, with_export, requested_by, requested_at_us, members, log_epoch, \
-     log_position, since_us, place, rows_exported, rows_erased, waiting_for, done_at_us, export_until_us";
+     log_position, since_us, place, rows_exported, rows_erased, waiting_for, done_at_us, export_until_us, requester";
 
 fn bad(column: &str) -> DbError {
     DbError::Column { column: column.into() }
@@ -33,6 +34,7 @@ fn job(row: &Row<'_>) -> Result<Job, DbError> {
         waiting_for: row.get(14)?,
         done_at_us: row.get(15)?,
         export_until_us: row.get(16)?,
+        requester: row.get(17)?,
     })
 }
 
@@ -44,8 +46,8 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<(), Db
     tx.execute(
         scope,
         "INSERT INTO erasures (tenant, id, device, state, with_export, requested_by, requested_at_us, members,
-             since_us, place, rows_exported, rows_erased)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0)",
+             since_us, place, rows_exported, rows_erased, requester)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11)",
         &[
             &scope.tenant()?,
             &job.id,
@@ -57,6 +59,7 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<(), Db
             &json(&job.members, "members")?,
             &job.since_us,
             &json(&job.place, "place")?,
+            &job.requester,
         ],
     )
     .map(drop)
@@ -185,20 +188,37 @@ pub(super) fn members(tx: &mut Tx<'_>, accounts: &Scope, tenant: &TenantId) -> R
     })
 }
 
-/// From now on nobody is a member and no claim enrols a device.
-pub(super) fn shut_people_out(tx: &mut Tx<'_>, scope: &Scope) -> Result<(), DbError> {
-    for table in ["memberships", "claims"] {
-        tx.execute(scope, &format!("DELETE FROM {table} WHERE tenant = $1"), &[&scope.tenant()?])?;
+/// From now on nobody is a member or can become one, and no claim enrols a device; the job remembers who was. Leaves to set
+/// a member's password end too: who gave them is out.
+pub(super) fn shut_people_out(tx: &mut Tx<'_>, accounts: &Scope, job: &mut Job) -> Result<(), DbError> {
+    let scope = Scope::Tenant(job.tenant.clone());
+    // The tenant's own statements come first: what another write of it began is there.
+    for table in ["invitations", "claims"] {
+        tx.execute(&scope, &format!("DELETE FROM {table} WHERE tenant = $1"), &[&scope.tenant()?])?;
     }
+    for member in members(tx, accounts, &job.tenant)? {
+        if job.members.iter().all(|known| known.user_id != member.user_id) {
+            job.members.push(member);
+        }
+    }
+    let resets = "DELETE FROM password_resets
+        WHERE user_id IN (SELECT m.user_id FROM memberships m WHERE m.tenant = $1)";
+    tx.execute(accounts, resets, &[&job.tenant.as_str()])?;
+    tx.execute(&scope, "DELETE FROM memberships WHERE tenant = $1", &[&scope.tenant()?])?;
     Ok(())
 }
 
-/// Deletes an account that belongs to no tenant any more and administers nothing, with its sessions.
+/// Deletes an account that belongs to no tenant any more and administers nothing, with what refers to it.
 pub(super) fn account_forget(tx: &mut Tx<'_>, accounts: &Scope, user_id: &str) -> Result<u64, DbError> {
     const LONELY: &str = "user_id = $1 AND NOT EXISTS (SELECT 1 FROM memberships m WHERE m.user_id = $1)
         AND EXISTS (SELECT 1 FROM users u WHERE u.user_id = $1 AND u.system_admin = 0)";
-    let sessions = tx.execute(accounts, &format!("DELETE FROM sessions WHERE {LONELY}"), &[&user_id])?;
+    hold_account(tx, accounts, user_id)?;
+    let mut rows = 0;
+    // Those that refer to `users` first.
+    for table in ["password_resets", "sessions"] {
+        rows += tx.execute(accounts, &format!("DELETE FROM {table} WHERE {LONELY}"), &[&user_id])?;
+    }
     let users = "DELETE FROM users WHERE user_id = $1 AND system_admin = 0
         AND NOT EXISTS (SELECT 1 FROM memberships m WHERE m.user_id = $1)";
-    Ok((sessions + tx.execute(accounts, users, &[&user_id])?) as u64)
+    Ok((rows + tx.execute(accounts, users, &[&user_id])?) as u64)
 }

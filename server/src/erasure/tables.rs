@@ -175,7 +175,8 @@ pub(super) const EXPORTED: [Table; 10] = [
             ("hash", Hex),
         ],
         order: "seq",
-        of_device: Some("object = $2"),
+        // Objects of other actions may be called as a device is: an account, a site, the tenant.
+        of_device: Some("object = $2 AND (action LIKE 'device.%' OR action = 'erasure.device')"),
     },
 ];
 

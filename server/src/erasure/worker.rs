@@ -208,6 +208,8 @@ impl Worker {
             }
             return self.save(job).await;
         }
+        // Once more: a request that was let in before may have brought somebody in since.
+        *job = self.erasures.shut_people_out(job).await?;
         let page = self.page(job).await?;
         for device in &page {
             self.devices.shut_out(&job.requested_by, &job.tenant, device).await?;
@@ -391,16 +393,14 @@ impl Worker {
             return self.save(job).await;
         }
         self.erase_blobs(&job.tenant).await?;
-        let (scope, gone) = (scope(job), leaving(job));
-        let write = move |tx: &mut Tx<'_>| {
-            let accounts = Scope::System("erasure");
-            let mut rows = tables::erase_tenant(tx, &scope)?;
-            for member in &gone {
-                rows += store::account_forget(tx, &accounts, &member.user_id)?;
-            }
-            Ok::<_, DbError>(rows)
-        };
+        let scope = scope(job);
+        let write = move |tx: &mut Tx<'_>| tables::erase_tenant(tx, &scope);
         job.rows_erased += self.erasures.db.write(write).await?.cast_signed();
+        for member in leaving(job) {
+            let write =
+                move |tx: &mut Tx<'_>| store::account_forget(tx, &Scope::System("erasure"), &member.user_id);
+            job.rows_erased += self.erasures.db.write(write).await?.cast_signed();
+        }
         job.members.clear();
         self.finish(job).await
     }
@@ -482,7 +482,7 @@ fn requester(job: &Job) -> Principal {
             scopes: Vec::new(),
         },
         other => Principal::User {
-            user_id: String::new(),
+            user_id: job.requester.clone(),
             email: other.map_or("", |(_, email)| email).to_owned(),
             memberships: Vec::new(),
             system_admin: false,

@@ -17,12 +17,12 @@ use crate::platform::telemetry::{
     ReadingsQuery, RejectedRow, SERIES_READS_MAX, STEPS_MAX, TelemetryStore, Totals, View,
 };
 use crate::tenants::Reach;
+use crate::tenants::scan::scan;
 use muster_wire::{DeviceId, TenantId};
+use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Reads for one page of a list that is cut to a reach.
-pub const SCANS_MAX: usize = 20;
 /// How far back a query without `from` goes.
 const RANGE_DEFAULT_US: i64 = 3_600_000_000;
 
@@ -153,8 +153,8 @@ impl Queries {
     }
 
     /// As [`Self::events`], of the devices that a reach has: events of all devices are read until as many as were asked for
-    /// are found, at most [`SCANS_MAX`] times [`LIST_MAX`], so a page may be short; with the id to go on before, where it is
-    /// not the last.
+    /// are found (see [`scan`]); with the id to go on before, where it is not the last. A device that is out of reach has
+    /// none, and none are looked through.
     ///
     /// # Errors
     /// The database's.
@@ -164,19 +164,26 @@ impl Queries {
         reach: &Reach,
         query: EventQuery,
     ) -> Result<(Vec<EventRow>, Option<i64>), QueryError> {
-        let (mut found, mut before) = (Vec::new(), query.before);
-        for _ in 0..SCANS_MAX {
-            let rows = self.events(tenant, EventQuery { before, limit: LIST_MAX, ..query.clone() }).await?;
-            let Some(last) = rows.last() else { return Ok((found, None)) };
-            before = Some(last.id);
-            let asked = rows.iter().map(|row| row.device.clone()).collect();
-            let within = self.devices.reachable(tenant, reach, asked).await?;
-            found.extend(rows.into_iter().filter(|row| within.contains(&row.device)));
-            if found.len() >= query.limit {
-                break;
+        if let Some(device) = &query.device {
+            let asked = HashSet::from([device.clone()]);
+            if self.devices.reachable(tenant, reach, asked).await?.is_empty() {
+                return Ok((Vec::new(), None));
             }
         }
-        Ok((found, before))
+        let (first, wanted) = (query.before, query.limit);
+        let piece = move |before: Option<i64>| {
+            let query = EventQuery { before, limit: LIST_MAX, ..query.clone() };
+            async move {
+                let rows = self.events(tenant, query).await?;
+                let next = rows.last().map(|last| Some(last.id));
+                let asked = rows.iter().map(|row| row.device.clone()).collect();
+                let within = self.devices.reachable(tenant, reach, asked).await?;
+                let rows = rows.into_iter().filter(|row| within.contains(&row.device)).collect();
+                Ok::<(Vec<EventRow>, _), QueryError>((rows, next))
+            }
+        };
+        let (found, next) = scan(first, wanted, piece).await?;
+        Ok((found, next.flatten()))
     }
 
     /// Who reaches which device.

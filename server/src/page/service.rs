@@ -9,13 +9,12 @@ use crate::platform::ends::Ends;
 use crate::platform::http_kit::Page;
 use crate::platform::telemetry::{self, TelemetryStore};
 use crate::tenants::Reach;
+use crate::tenants::scan::scan;
 use muster_wire::TenantId;
 use std::sync::Arc;
 
 /// Devices that are read at once where a list is cut to a reach.
 const SCAN_ROWS: i64 = 500;
-/// Reads for one page of such a list.
-pub const SCANS_MAX: usize = 20;
 
 /// A device that was heard of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +61,8 @@ impl PresenceService {
         Ok(self.joined(tenant, rows))
     }
 
-    /// As [`Self::list`], of the devices that a reach has: pages of all devices are read until one is full, at most
-    /// [`SCANS_MAX`] of them, so a page may be short; with the device to go on after, where it is not the last.
+    /// As [`Self::list`], of the devices that a reach has: all devices are read until a page is full (see [`scan`]); with the
+    /// device to go on after, where it is not the last.
     ///
     /// # Errors
     /// The database failed.
@@ -74,22 +73,18 @@ impl PresenceService {
         reach: &Reach,
         page: &Page,
     ) -> Result<(Vec<DevicePresence>, Option<String>), DbError> {
-        let (mut found, mut after) = (Vec::new(), page.after_text().to_owned());
-        for _ in 0..SCANS_MAX {
-            let (scope, from) = (Scope::Tenant(tenant.clone()), after.clone());
+        let (after, wanted) = (page.after_text().to_owned(), page.limit as usize + 1);
+        let piece = move |from: String| async move {
+            let scope = Scope::Tenant(tenant.clone());
             let rows =
                 self.store.read(move |view| telemetry::last_seen(view, &scope, &from, SCAN_ROWS)).await?;
-            let Some(last) = rows.last() else { return Ok((found, None)) };
-            after.clone_from(&last.device);
+            let next = rows.last().map(|last| last.device.clone());
             let asked = rows.iter().map(|row| row.device.clone()).collect();
             let within = devices.reachable(tenant, reach, asked).await?;
             let rows = rows.into_iter().filter(|row| within.contains(&row.device)).collect();
-            found.extend(self.joined(tenant, rows));
-            if found.len() > page.limit as usize {
-                break;
-            }
-        }
-        Ok((found, Some(after)))
+            Ok((self.joined(tenant, rows), next))
+        };
+        scan(after, wanted, piece).await
     }
 
     fn joined(&self, tenant: &TenantId, rows: Vec<telemetry::LastSeen>) -> Vec<DevicePresence> {

@@ -1,8 +1,11 @@
 use super::feed::{DEVICES_MAX, DEVICES_PER_FLUSH, Feed, VALUES_PER_DEVICE_MAX};
+use crate::devices::service::FOLLOWED_MAX;
+use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::live::{Filter, LiveBus, LiveKind, Subscription};
 use crate::platform::telemetry::{StoredBatch, StoredItem, StoredWhat};
 use crate::tenants::Permission;
-use crate::testing::{As, TestApp};
+use crate::tenants::service::TokenRequest;
+use crate::testing::{As, TestApp, owner};
 use axum::body::Body;
 use axum::http::{Request, header};
 use http_body_util::BodyExt as _;
@@ -183,6 +186,83 @@ async fn the_stream_has_ids_and_resumes() {
     app.call(As::Token(&token), "GET", &format!("{path}?kinds=nope"), None)
         .await
         .refused("invalid_argument", Some("kinds"));
+}
+
+/// A tenant whose site `north` and group `old` have a device each, and one device that is nowhere; gives a token that reaches
+/// the two places.
+async fn scoped(app: &TestApp) -> String {
+    let acme = app.tenant("acme").await;
+    let all = app.token(&acme, Permission::ALL).await;
+    let send = async |method: &str, path: &str, body: serde_json::Value| {
+        let path = format!("/api/v1/tenants/acme/{path}");
+        let answer = app.call(As::Token(&all), method, &path, Some(body)).await;
+        assert!(answer.status.is_success(), "{path}: {}", answer.text);
+    };
+    send("POST", "sites", json!({ "id": "north" })).await;
+    send("POST", "groups", json!({ "id": "old" })).await;
+    send("POST", "devices", json!({ "id": "pump", "site": "north" })).await;
+    for device in ["valve", "far"] {
+        send("POST", "devices", json!({ "id": device })).await;
+    }
+    send("PUT", "groups/old/members/valve", json!({})).await;
+    let request = TokenRequest {
+        name: "scoped".into(),
+        scopes: vec![Permission::TelemetryRead, Permission::AlertsRead],
+        places: Some(vec!["site:north".into(), "group:old".into()]),
+        days: 30,
+        ..TokenRequest::default()
+    };
+    app.parts.slices.tenants.create_token(&owner(&acme), &acme, request).await.unwrap().secret
+}
+
+#[tokio::test]
+async fn the_stream_of_a_scope_tells_of_its_devices_alone() {
+    let app = TestApp::start().await;
+    let token = scoped(&app).await;
+    let (path, bus) = ("/api/v1/tenants/acme/live", &app.parts.page.bus);
+    let first = bus.publish("acme", LiveKind::Reading, Some("pump"), "{}").to_string();
+    for device in [Some("far"), Some("pump"), None, Some("valve"), Some("far"), Some("none")] {
+        let text = json!({ "of": device });
+        bus.publish("acme", LiveKind::Alert, device, &text.to_string());
+    }
+    let told = frames(&app, &token, path, Some(&first), 3).await;
+    assert!(told[0].contains("replays 2"), "{told:?}");
+    assert!(told[1].contains("{\"of\":\"pump\"}") && told[2].contains("{\"of\":\"valve\"}"), "{told:?}");
+    for device in ["far", "none"] {
+        let told = frames(&app, &token, &format!("{path}?device={device}"), Some(&first), 1).await;
+        assert!(told[0].contains("replays 0"), "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_follows_a_bounded_number_of_devices() {
+    let app = TestApp::start().await;
+    let token = scoped(&app).await;
+    let add = async |from: usize, to: usize| {
+        // Both engines know it; a request a device would take minutes.
+        let numbers =
+            format!("WITH RECURSIVE n(i) AS (SELECT {from} UNION ALL SELECT i + 1 FROM n WHERE i < {to})");
+        let devices = format!(
+            "{numbers} INSERT INTO devices (tenant, device, name, enabled, labels, created_at_us)
+             SELECT 'acme', 'd' || i, '', 1, '{{}}', 1 FROM n"
+        );
+        let sites = format!(
+            "{numbers} INSERT INTO device_sites (tenant, device, site) SELECT 'acme', 'd' || i, 'north' FROM n"
+        );
+        let write = move |tx: &mut Tx<'_>| {
+            tx.execute(&Scope::System("test"), &devices, &[])?;
+            tx.execute(&Scope::System("test"), &sites, &[])
+        };
+        app.parts.rules.db.write::<_, DbError>(write).await.unwrap();
+    };
+    // Beside the two that are there.
+    add(3, FOLLOWED_MAX).await;
+    let path = "/api/v1/tenants/acme/live";
+    frames(&app, &token, path, None, 1).await;
+    add(FOLLOWED_MAX + 1, FOLLOWED_MAX + 1).await;
+    let refused = app.call(As::Token(&token), "GET", path, None).await;
+    refused.refused("rate_limited", None);
+    assert!(refused.text.contains("more than 20000 devices"), "{}", refused.text);
 }
 
 #[tokio::test]

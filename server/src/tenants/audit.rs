@@ -112,9 +112,9 @@ pub fn list(tx: &mut Tx<'_>, scope: &Scope, after: i64, limit: i64) -> Result<Ve
     tx.query(scope, &sql, &[&chain_of(scope), &after, &limit], audit_row)
 }
 
-const COLUMNS: &str = "seq, at_us, actor, action, object, detail, hash";
+pub(super) const COLUMNS: &str = "seq, at_us, actor, action, object, detail, hash";
 
-fn audit_row(row: &Row<'_>) -> Result<AuditRow, DbError> {
+pub(super) fn audit_row(row: &Row<'_>) -> Result<AuditRow, DbError> {
     Ok(AuditRow {
         seq: row.get(0)?,
         at_us: row.get(1)?,
@@ -126,13 +126,27 @@ fn audit_row(row: &Row<'_>) -> Result<AuditRow, DbError> {
     })
 }
 
-/// Every tenant that has a chain, and the server's, `-`, as it is named.
+/// Every chain: the server's, `-`, as it is named, those of tenants, though nothing is left of one, and those that are left of
+/// a tenant.
 ///
 /// # Errors
 /// The database's.
 pub fn chains(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<String>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    tx.query(scope, "SELECT DISTINCT tenant FROM audit ORDER BY tenant", &[], |row| row.get(0))
+    let sql = "SELECT tenant FROM tenants UNION SELECT tenant FROM audit WHERE tenant <> '-' ORDER BY tenant";
+    let tenants = tx.query(scope, sql, &[], |row| row.get::<String>(0))?;
+    Ok(std::iter::once("-".to_owned()).chain(tenants).collect())
+}
+
+/// Whether there is a chain, or must have been: each tenant's begins with the row that made it.
+///
+/// # Errors
+/// The database's.
+pub fn is_chain(tx: &mut Tx<'_>, scope: &Scope) -> Result<bool, DbError> {
+    let sql =
+        "SELECT 1 FROM tenants WHERE tenant = $1 UNION ALL SELECT 1 FROM audit WHERE tenant = $1 LIMIT 1";
+    let Scope::Tenant(tenant) = scope else { return Ok(true) };
+    Ok(tx.query_opt(scope, sql, &[&tenant.as_str()], |row| row.get::<i64>(0))?.is_some())
 }
 
 /// What was changed: a row without who, when and how.

@@ -1,6 +1,6 @@
 //! Rows of a tenant's audit chain by who, what and when. `service` calls it.
 
-use super::audit::AuditRow;
+use super::audit::{AuditRow, COLUMNS, audit_row};
 use crate::platform::db::{DbError, Scope, ToSql, Tx};
 
 /// The longest text of a filter, in characters.
@@ -46,8 +46,7 @@ pub fn audit_search(
     after: Option<i64>,
     limit: i64,
 ) -> Result<Vec<AuditRow>, DbError> {
-    let select = "SELECT seq, at_us, actor, action, object, detail, hash FROM audit WHERE tenant = $1";
-    let mut sql = select.to_owned();
+    let mut sql = format!("SELECT {COLUMNS} FROM audit WHERE tenant = $1");
     let mut args: Vec<Box<dyn ToSql>> = vec![Box::new(scope.tenant()?.to_owned())];
     let mut and = |condition: &str, arg: Box<dyn ToSql>| {
         args.push(arg);
@@ -83,15 +82,5 @@ pub fn audit_search(
     }
     and(&format!(" ORDER BY seq {direction} LIMIT ?"), Box::new(limit));
     let args: Vec<&dyn ToSql> = args.iter().map(AsRef::as_ref).collect();
-    tx.query(scope, &sql, &args, |row| {
-        Ok(AuditRow {
-            seq: row.get(0)?,
-            at_us: row.get(1)?,
-            actor: row.get(2)?,
-            action: row.get(3)?,
-            object: row.get(4)?,
-            detail: row.get(5)?,
-            hash: row.get(6)?,
-        })
-    })
+    tx.query(scope, &sql, &args, audit_row)
 }

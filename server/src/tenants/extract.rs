@@ -57,11 +57,7 @@ impl Caller {
     /// # Errors
     /// 409 where `id` is the caller's own account or API token.
     pub fn require_other(&self, id: &str) -> Result<(), ApiError> {
-        let own = match &self.principal {
-            Principal::User { user_id, .. } => user_id,
-            Principal::Token { token_id, .. } => token_id,
-        };
-        if own != id {
+        if self.principal.id() != id {
             return Ok(());
         }
         Err(ApiError::new(ErrorCode::Conflict, "you cannot remove yourself: somebody else must"))

@@ -15,13 +15,14 @@ pub mod login_guard;
 pub mod model;
 pub mod passwords;
 pub mod reach;
+pub mod scan;
 pub mod service;
 mod store;
 
 pub use extract::Caller;
 pub use model::{Membership, Permission, Principal, Role};
 pub use reach::Reach;
-pub use service::{Tenants, TenantsError};
+pub use service::{Tenants, TenantsError, hold_account};
 
 #[cfg(test)]
 mod tests;

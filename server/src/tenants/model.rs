@@ -180,14 +180,6 @@ impl GivenRole {
     pub fn permissions(&self) -> Vec<Permission> {
         Permission::ALL.iter().copied().filter(|permission| self.allows(*permission)).collect()
     }
-
-    /// Whether who has this role may give or take another: nobody gives more than they have, and only owners make owners.
-    #[must_use]
-    fn covers(&self, other: &Self) -> bool {
-        let owner = Self::BuiltIn(Role::Owner);
-        (*other != owner || *self == owner)
-            && other.permissions().into_iter().all(|permission| self.allows(permission))
-    }
 }
 
 /// What somebody may in one tenant, and how far.
@@ -320,10 +312,19 @@ impl Principal {
         }
     }
 
-    /// How far they reach in a tenant. Who is no member was refused before.
+    /// How far they reach in a tenant: who is no member, nowhere.
     #[must_use]
     pub fn reach_in(&self, tenant: &TenantId) -> Reach {
-        self.membership_in(tenant).map(|membership| membership.reach.clone()).unwrap_or_default()
+        self.membership_in(tenant).map_or_else(Reach::nowhere, |membership| membership.reach.clone())
+    }
+
+    /// The account's id, or the token's.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::User { user_id, .. } => user_id,
+            Self::Token { token_id, .. } => token_id,
+        }
     }
 
     /// How it stands in audit rows: `user:<email>` or `token:<id>`.
@@ -342,21 +343,37 @@ impl Principal {
     }
 }
 
-/// Whether `actor` may give, change or take a role: nobody touches what is more than their own.
+/// Whether somebody may put a permission into a role of the tenant, or take it out: it is theirs over the whole tenant, by
+/// their role and by their token's scopes. No role has what is of the whole server.
 #[must_use]
-pub fn may_change_role(actor: &Membership, from: Option<&GivenRole>, to: Option<&GivenRole>) -> bool {
-    let Membership { role, reach, .. } = actor;
-    let covers = |other: Option<&GivenRole>| other.is_none_or(|other| role.covers(other));
-    role.allows(Permission::UsersWrite) && reach.is_everything() && covers(from) && covers(to)
+pub fn may_give(who: &Principal, tenant: &TenantId, permission: Permission) -> bool {
+    permission != Permission::PlatformAdmin
+        && authorise(who, permission, Object::Tenant(tenant)) == Decision::Allow
+}
+
+/// Whether somebody may give, change or take a role: nobody touches what is more than their own, and only owners make
+/// owners.
+#[must_use]
+pub fn may_change_role(
+    who: &Principal,
+    tenant: &TenantId,
+    from: Option<&GivenRole>,
+    to: Option<&GivenRole>,
+) -> bool {
+    let owner = GivenRole::from(Role::Owner);
+    let is_owner = who.membership_in(tenant).is_some_and(|own| own.role == owner);
+    let covers = |other: &GivenRole| {
+        let mut permissions = other.permissions().into_iter();
+        (is_owner || *other != owner) && permissions.all(|permission| may_give(who, tenant, permission))
+    };
+    may_give(who, tenant, Permission::UsersWrite) && from.is_none_or(covers) && to.is_none_or(covers)
 }
 
 /// Whether somebody may act on an account as a whole: in every tenant that it is a member of.
 #[must_use]
 pub fn governs(who: &Principal, of: &[Membership], system_admin: bool) -> bool {
-    let may_in = |membership: &Membership| {
-        let own = who.membership_in(&membership.tenant);
-        own.is_some_and(|own| may_change_role(own, Some(&membership.role), None))
-    };
+    let may_in =
+        |membership: &Membership| may_change_role(who, &membership.tenant, Some(&membership.role), None);
     authorise(who, Permission::PlatformAdmin, Object::Server) == Decision::Allow
         || !system_admin && of.iter().all(may_in)
 }

@@ -86,11 +86,17 @@ pub enum Reach {
     /// All of it.
     #[default]
     Everything,
-    /// The devices of these places, and what belongs to them. Sorted, never empty.
+    /// The devices of these places, and what belongs to them. Sorted; what is stored is never empty.
     Only(Vec<Place>),
 }
 
 impl Reach {
+    /// No device at all.
+    #[must_use]
+    pub fn nowhere() -> Self {
+        Self::Only(Vec::new())
+    }
+
     /// Parses what somebody wrote; none: everything.
     ///
     /// # Errors
@@ -118,7 +124,12 @@ impl Reach {
 
     /// The stored text: places with spaces between, empty for everything.
     pub(super) fn text(&self) -> String {
-        self.places().map_or_else(String::new, |places| places.join(" "))
+        match self.places() {
+            None => String::new(),
+            // Nobody is given it, and no build takes it for something else.
+            Some(places) if places.is_empty() => "nowhere".to_owned(),
+            Some(places) => places.join(" "),
+        }
     }
 
     /// Whether it is the whole tenant.
@@ -199,7 +210,10 @@ pub fn within(reach: &Reach, column: &str, args: &mut Args) -> String {
             ));
         }
     }
-    format!(" AND ({})", either.join(" OR "))
+    match either.is_empty() {
+        true => " AND 1 = 0".to_owned(),
+        false => format!(" AND ({})", either.join(" OR ")),
+    }
 }
 
 /// Whether a device is there and within a reach.
@@ -232,20 +246,20 @@ pub fn missing_place(tx: &mut Tx<'_>, scope: &Scope, reach: &Reach) -> Result<Op
     Ok(None)
 }
 
-/// Whether a membership, token or invitation names a place: it may not go then, since another of the same id would give
-/// what was never meant.
+/// Whether a membership, or a token or invitation that is not past its life, names a place: it may not go then, since
+/// another of the same id would give what was never meant.
 ///
 /// # Errors
 /// The database's.
-pub fn is_named(tx: &mut Tx<'_>, scope: &Scope, place: &Place) -> Result<bool, DbError> {
-    let like = format!("% {place} %");
-    for table in ["memberships", "api_tokens", "invitations"] {
-        let sql = format!("SELECT 1 FROM {table} WHERE tenant = $1 AND ' ' || reach || ' ' LIKE $2 LIMIT 1");
-        if tx.query_opt(scope, &sql, &[&scope.tenant()?, &like], |row| row.get::<i64>(0))?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+pub fn is_named(tx: &mut Tx<'_>, scope: &Scope, place: &Place, now_us: i64) -> Result<bool, DbError> {
+    let names = "tenant = $1 AND ' ' || reach || ' ' LIKE $2";
+    let sql = format!(
+        "SELECT 1 FROM memberships WHERE {names}
+         UNION ALL SELECT 1 FROM api_tokens WHERE {names} AND expires_at_us > $3
+         UNION ALL SELECT 1 FROM invitations WHERE {names} AND expires_at_us > $3 LIMIT 1"
+    );
+    let args: [&dyn ToSql; 3] = [&scope.tenant()?, &format!("% {place} %"), &now_us];
+    Ok(tx.query_opt(scope, &sql, &args, |row| row.get::<i64>(0))?.is_some())
 }
 
 #[cfg(test)]
@@ -305,5 +319,7 @@ mod tests {
         );
         assert!(sql.contains("w.group_id IN ($5)"), "{sql}");
         assert_eq!(args.len(), 5);
+        assert_eq!(within(&Reach::nowhere(), "device", &mut args), " AND 1 = 0");
+        assert!(!Reach::nowhere().is_everything() && Reach::of_text(&Reach::nowhere().text()).is_err());
     }
 }

@@ -88,13 +88,13 @@ pub struct NewToken {
     pub secret: String,
 }
 
-/// A member and, for a new account, its one-time password.
+/// A member with a new account, and its one-time password.
 #[derive(Debug)]
 pub struct NewMember {
     /// The row.
     pub row: MemberRow,
-    /// Set when the account is new; shown once.
-    pub password: Option<String>,
+    /// Shown once.
+    pub password: String,
 }
 
 /// What the first start made; printed once.
@@ -174,7 +174,7 @@ impl Tenants {
             store::tenant_insert(tx, &FIRST_START, &row)?;
             store::user_insert(tx, &FIRST_START, &user)?;
             let role = Role::Owner.as_str();
-            store::member_put(tx, &scope, &user.user_id, (role, &Reach::Everything), now_us)?;
+            accounts::seat(tx, &scope, &user.user_id, Some((role, &Reach::Everything)), now_us)?;
             let detail = serde_json::json!({ "owner": user.email });
             let entry = AuditEntry {
                 at_us: now_us,
@@ -228,6 +228,7 @@ impl Tenants {
     }
 }
 
+mod accounts;
 mod audits;
 mod invitations;
 mod logins;
@@ -238,8 +239,11 @@ mod sessions;
 mod tenancy;
 mod tokens;
 
+pub use accounts::{CHAINS_MAX, hold_account};
 pub use audits::{AuditPage, VERIFY_ROWS_MAX, Verified};
 pub use invitations::{Accepted, INVITATIONS_MAX, NewInvitation};
+#[cfg(test)]
+pub(crate) use logins::AGENT_CHARS_MAX;
 use logins::NewPassword;
 pub use logins::{Client, SESSIONS_MAX};
 pub use members::MemberChange;

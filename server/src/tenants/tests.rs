@@ -1,8 +1,9 @@
 use super::model::{
-    Decision, GivenRole, Membership, Object, Permission, Principal, Role, authorise, may_change_role,
+    Decision, GivenRole, Membership, Object, Permission, Principal, Role, authorise, governs,
+    may_change_role, may_give,
 };
 use super::reach::{Reach, Whereabouts};
-use super::service::SESSIONS_MAX;
+use super::service::{AGENT_CHARS_MAX, Client, SESSIONS_MAX};
 use super::store::sessions::{self, NewSession};
 use super::store::{self, UserRow};
 use crate::platform::db::{DbError, Scope};
@@ -62,6 +63,9 @@ fn the_whole_server_is_for_system_administrators() {
     let read =
         authorise(&user(Role::Owner, true, false), Permission::TenantRead, Object::Tenant(&tenant("other")));
     assert_eq!(read, Decision::NotFound);
+    assert_eq!(user(Role::Owner, true, false).reach_in(&tenant("other")), Reach::nowhere());
+    // No role has it, whoever makes the role.
+    assert!(!may_give(&user(Role::Owner, true, false), &tenant("acme"), Permission::PlatformAdmin));
 }
 
 #[test]
@@ -84,9 +88,36 @@ fn nobody_reaches_above_their_own_role() {
     ];
     for (actor, from, to, expect) in table {
         let (actor, from, to) =
-            (Membership::whole(tenant("acme"), actor), from.map(GivenRole::from), to.map(GivenRole::from));
-        assert_eq!(may_change_role(&actor, from.as_ref(), to.as_ref()), expect, "{actor:?} {from:?} {to:?}");
+            (user(actor, false, false), from.map(GivenRole::from), to.map(GivenRole::from));
+        let may = may_change_role(&actor, &tenant("acme"), from.as_ref(), to.as_ref());
+        assert_eq!(may, expect, "{actor:?} {from:?} {to:?}");
+        assert!(!may_change_role(&actor, &tenant("other"), from.as_ref(), to.as_ref()));
     }
+}
+
+#[test]
+fn a_token_gives_and_takes_no_more_than_its_scopes() {
+    use Permission::{DevicesRead, UsersWrite};
+    let may = |scopes: &[Permission], role: &GivenRole| {
+        let who = token(Role::Owner, scopes);
+        let (acme, role) = (tenant("acme"), Some(role));
+        let (given, taken) =
+            (may_change_role(&who, &acme, None, role), may_change_role(&who, &acme, role, None));
+        assert_eq!(given, taken);
+        given
+    };
+    let within: Vec<_> =
+        Permission::ALL.iter().copied().filter(|scope| *scope != Permission::PlatformAdmin).collect();
+    let reader = GivenRole::Custom { role_id: "r-1".into(), permissions: vec![DevicesRead] };
+    for role in [&Role::Owner.into(), &Role::Admin.into(), &Role::Viewer.into(), &reader] {
+        assert!(may(&within, role), "{role:?}");
+        assert!(!may(&[UsersWrite], role), "{role:?}");
+    }
+    assert!(may(&[UsersWrite, DevicesRead], &reader));
+    assert!(!may(&[DevicesRead], &reader), "it may not write users at all");
+    let of = [Membership::whole(tenant("acme"), Role::Viewer)];
+    assert!(!governs(&token(Role::Owner, &[UsersWrite]), &of, false));
+    assert!(governs(&token(Role::Owner, &within), &of, false));
 }
 
 #[test]
@@ -97,7 +128,14 @@ fn nobody_gives_a_custom_role_more_than_they_have() {
         permissions: permissions.to_vec(),
     };
     let may = |role: GivenRole, to: &GivenRole| {
-        may_change_role(&Membership::whole(tenant("acme"), role), None, Some(to))
+        let who = Principal::User {
+            user_id: "u-1".into(),
+            email: "a@b".into(),
+            memberships: vec![Membership::whole(tenant("acme"), role)],
+            system_admin: false,
+            password_pending: false,
+        };
+        may_change_role(&who, &tenant("acme"), None, Some(to))
     };
     let reader = custom(&[DevicesRead]);
     assert!(may(Role::Admin.into(), &reader));
@@ -184,6 +222,15 @@ async fn an_accounts_sessions_are_bounded_and_the_newest_stays() {
     }
     assert_eq!(open(max, 200).await, (1..=max).collect::<Vec<_>>(), "the oldest ended");
     assert_eq!(open(255, 50).await, (2..=max).chain([255]).collect::<Vec<_>>(), "the clock was set back");
+}
+
+#[test]
+fn a_clients_own_words_are_cut_to_a_bound() {
+    let agent = |text: &str| Client::new("peer", text).agent;
+    let longest = "\u{e9}".repeat(AGENT_CHARS_MAX);
+    assert_eq!(agent(&longest), longest);
+    assert_eq!(agent(&format!("{longest}x")), longest);
+    assert_eq!(agent("a\r\n\u{0}b"), "ab");
 }
 
 mod audits;
@@ -301,7 +348,7 @@ mod http {
         })
         .await;
         let acme = app.tenant("acme").await;
-        let maker = app.token(&acme, &[Permission::TokensWrite, Permission::UsersWrite]).await;
+        let maker = app.token(&acme, Permission::ALL).await;
         let make = |path: &'static str, body| {
             let path = format!("/api/v1/tenants/acme/{path}");
             let (app, maker) = (&app, &maker);
@@ -350,7 +397,7 @@ mod http {
         app.call(As::Session(&admin), "POST", users, rise).await.refused("permission_denied", None);
         let again = Some(json!({ "email": "admin@acme", "role": "viewer" }));
         app.call(As::Session(&admin), "POST", users, again).await.refused("conflict", None);
-        let token = app.token(&acme, &[Permission::UsersWrite]).await;
+        let token = app.token(&acme, Permission::ALL).await;
         app.call(As::Token(&token), "PATCH", &owner_path, demote).await.refused("conflict", None);
         app.call(As::Token(&token), "DELETE", &owner_path, None).await.refused("conflict", None);
     }

@@ -96,10 +96,10 @@ impl Devices {
         tenant: &TenantId,
         group: PlaceId,
     ) -> Result<(), DevicesError> {
-        let about = ("group.delete", group.as_str().to_owned());
+        let (about, now_us) = (("group.delete", group.as_str().to_owned()), self.now_us());
         self.write_place(who, tenant, about, serde_json::json!({}), move |tx, scope| {
             places::group_get(tx, scope, &group)?.ok_or(NO_GROUP)?;
-            if reach::is_named(tx, scope, &Place::Group(group.clone()))? {
+            if reach::is_named(tx, scope, &Place::Group(group.clone()), now_us)? {
                 return Err(NAMED);
             }
             places::group_delete(tx, scope, &group)?;

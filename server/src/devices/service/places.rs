@@ -271,13 +271,13 @@ impl Devices {
         tenant: &TenantId,
         site: PlaceId,
     ) -> Result<(), DevicesError> {
-        let about = ("site.delete", site.as_str().to_owned());
+        let (about, now_us) = (("site.delete", site.as_str().to_owned()), self.now_us());
         self.write_place(who, tenant, about, serde_json::json!({}), move |tx, scope| {
             places::site_get(tx, scope, &site)?.ok_or(NO_SITE)?;
             if places::site_is_used(tx, scope, &site)? {
                 return Err(DevicesError::Conflict("devices are at this site: move them first"));
             }
-            if reach::is_named(tx, scope, &Place::Site(site.clone()))? {
+            if reach::is_named(tx, scope, &Place::Site(site.clone()), now_us)? {
                 return Err(NAMED);
             }
             places::site_delete(tx, scope, &site)?;

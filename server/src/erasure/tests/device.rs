@@ -202,3 +202,24 @@ async fn a_device_that_is_connected_is_waited_for() {
     rig.finish("acme", &id).await;
     assert_eq!((rig.stored_rows("pump"), rig.orphans()), (0, 0));
 }
+
+#[tokio::test]
+async fn a_devices_export_has_its_own_audit_rows_and_is_for_who_may_export() {
+    let mut rig = Rig::start().await;
+    // The tenant has the same name, and its chain has rows about itself.
+    rig.create("acme", "acme").await;
+    rig.call("PATCH", "/api/v1/tenants/acme", Some(json!({ "name": "Acme" }))).await.expect(200);
+    let eraser = rig.app.token(&tenant("acme"), &[Permission::DataErase]).await;
+    let erase = "/api/v1/tenants/acme/devices/acme/erase";
+    let begun = rig.app.call(As::Token(&eraser), "POST", erase, Some(json!({}))).await.expect(202);
+    let id = begun["id"].as_str().unwrap();
+    rig.finish("acme", id).await;
+    let audit = rig.lines(As::Token(&rig.token), "acme", id, "audit").await;
+    let actions: Vec<_> = audit.iter().map(|row| row["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["device.create", "erasure.device", "device.change"]);
+    // Who may erase and asked for it, and may not export.
+    let path = format!("/api/v1/tenants/acme/erasures/{id}");
+    for path in [path.clone(), format!("{path}/files"), format!("{path}/files/manifest.json")] {
+        rig.app.call(As::Token(&eraser), "GET", &path, None).await.refused("permission_denied", None);
+    }
+}

@@ -2,8 +2,9 @@
 
 use super::rig::{ROWS_OF_ONE_OF_EACH, Rig, tenant};
 use super::*;
+use crate::erasure::service::asked_for;
 use crate::tenants::audit;
-use crate::tenants::{Permission, Role};
+use crate::tenants::{Permission, Principal, Role};
 use crate::testing::{As, owner};
 
 async fn count(rig: &Rig, table: &'static str) -> i64 {
@@ -11,6 +12,12 @@ async fn count(rig: &Rig, table: &'static str) -> i64 {
         let sql = format!("SELECT count(*) FROM {table} WHERE tenant = 'acme'");
         tx.query_one(&Scope::Tenant(tenant("acme")), &sql, &[], |row| row.get::<i64>(0))
     };
+    rig.app.parts.slices.erasures.db.read::<_, DbError>(read).await.unwrap()
+}
+
+/// Rows of a table of accounts, which are of no tenant.
+async fn accounts(rig: &Rig, sql: &'static str) -> i64 {
+    let read = move |tx: &mut Tx<'_>| tx.query_one(&Scope::System("test"), sql, &[], |row| row.get::<i64>(0));
     rig.app.parts.slices.erasures.db.read::<_, DbError>(read).await.unwrap()
 }
 
@@ -111,4 +118,64 @@ async fn a_system_administrator_erases_a_tenant_without_being_a_member() {
     let path = format!("/api/v1/tenants/acme/erasures/{id}");
     let shown = rig.app.call(As::Token(&platform), "GET", &path, None).await.expect(200);
     assert_eq!((&shown["state"], &shown["export_until_us"]), (&json!("done"), &json!(null)));
+}
+
+#[tokio::test]
+async fn an_open_invitation_a_reset_and_who_comes_late_go_with_their_tenant() {
+    let mut rig = Rig::start().await;
+    let acme = tenant("acme");
+    rig.app.member(&acme, "viewer@acme", Role::Viewer).await;
+    let users = rig.call("GET", "/api/v1/tenants/acme/users", None).await.expect(200);
+    let viewer = users["items"].as_array().unwrap().iter().find(|user| user["email"] == "viewer@acme");
+    let viewer = viewer.unwrap()["id"].as_str().unwrap().to_owned();
+    let path = format!("/api/v1/tenants/acme/users/{viewer}/password-reset");
+    let reset = rig.call("POST", &path, None).await.expect(201);
+    let invite = json!({ "email": "new@acme", "role": "admin" });
+    let invited = rig.call("POST", "/api/v1/tenants/acme/invitations", Some(invite)).await.expect(201);
+    let begun = rig.call("POST", "/api/v1/tenants/acme/erase", Some(json!({ "confirm": "acme" }))).await;
+    let id = begun.expect(202)["id"].as_str().unwrap().to_owned();
+    // Void at once.
+    let join = json!({ "token": invited["token"], "password": "a long new password" });
+    let joined = rig.app.call(As::Nobody, "POST", "/api/v1/auth/invitation", Some(join)).await;
+    joined.refused("unauthenticated", None);
+    let set = json!({ "token": reset["token"], "new_password": "a long new password" });
+    let set = rig.app.call(As::Nobody, "POST", "/api/v1/auth/reset", Some(set)).await;
+    set.refused("unauthenticated", None);
+    // Requests that were let in before.
+    let (tenants, who) = (&rig.app.parts.slices.tenants, owner(&acme));
+    let late = rig.app.member(&acme, "late@acme", Role::Admin).await;
+    tenants.invite(&who, &acme, "later@acme", Role::Viewer.into(), 7).await.unwrap();
+    rig.until("acme", &id, State::Draining).await;
+    assert_eq!((count(&rig, "memberships").await, count(&rig, "invitations").await), (0, 0));
+    // A leave that somebody got meanwhile does not hold the account.
+    let put = move |tx: &mut Tx<'_>| {
+        let sql =
+            "INSERT INTO password_resets (user_id, token_sha256, created_by, created_at_us, expires_at_us)
+                   VALUES ($1, $2, 'server', 1, 2)";
+        tx.execute(&Scope::System("test"), sql, &[&viewer, &[7_u8; 32]])
+    };
+    rig.app.parts.slices.erasures.db.write::<_, DbError>(put).await.unwrap();
+    rig.finish("acme", &id).await;
+    assert_eq!(accounts(&rig, "SELECT count(*) FROM users WHERE email LIKE '%@acme'").await, 0);
+    assert_eq!(accounts(&rig, "SELECT count(*) FROM password_resets").await, 0);
+    rig.app.call(As::Session(&late), "GET", "/api/v1/auth/me", None).await.refused("unauthenticated", None);
+}
+
+#[tokio::test]
+async fn an_erasure_is_seen_by_the_account_that_asked_and_not_by_another_of_its_address() {
+    let rig = Rig::start().await;
+    let boss = rig.app.member(&tenant("acme"), "boss@acme", Role::Owner).await;
+    let body = Some(json!({ "confirm": "acme" }));
+    let begun =
+        rig.app.call(As::Session(&boss), "POST", "/api/v1/tenants/acme/erase", body).await.expect(202);
+    let job = rig.job("acme", begun["id"].as_str().unwrap()).await;
+    let account = |user_id: &str| Principal::User {
+        user_id: user_id.into(),
+        email: "boss@acme".into(),
+        memberships: Vec::new(),
+        system_admin: false,
+        password_pending: false,
+    };
+    assert!(asked_for(&account(&job.requester), &job));
+    assert!(!asked_for(&account("u-other"), &job));
 }

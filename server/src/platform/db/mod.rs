@@ -57,6 +57,17 @@ impl Db {
         Ok(Self(Engine::Postgres(postgres::Db::connect(options, migrations)?)))
     }
 
+    /// As [`Self::connect`], and migrates nothing: for commands that look at what a server has. Blocks.
+    ///
+    /// # Errors
+    /// As there; the schema is another build's.
+    pub fn connect_as_it_is(
+        options: &PostgresOptions,
+        migrations: refinery::Runner,
+    ) -> Result<Self, DbError> {
+        Ok(Self(Engine::Postgres(postgres::Db::connect_as_it_is(options, migrations)?)))
+    }
+
     /// Takes what only one process may hold; none on SQLite, whose file one process has by its directory's lock. Blocks.
     ///
     /// # Errors

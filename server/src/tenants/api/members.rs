@@ -40,7 +40,7 @@ impl UserView {
 #[derive(serde::Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewUserBody {
-    /// The account's address; made where there is none.
+    /// The new account's address. An address that has one already is a 409: invite it.
     #[schema(max_length = 254, pattern = "^\\s*[^@\\s]+@[^@\\s.][^@\\s]*\\s*$")]
     email: String,
     /// `viewer`, `operator`, `admin`, `owner`, or the id of one of the tenant's own roles.
@@ -50,12 +50,12 @@ pub struct NewUserBody {
     scope: Option<Vec<String>>,
 }
 
-/// A new member, with a one-time password when the account is new.
+/// A new member with a new account, and its one-time password.
 #[derive(serde::Serialize, utoipa::ToSchema)]
 pub struct NewUserView {
     user: UserView,
     /// Shown once.
-    one_time_password: Option<String>,
+    one_time_password: String,
 }
 
 /// What may change of a member.
@@ -94,7 +94,7 @@ pub async fn list_users(
     Ok(Json(page.items(rows, |row| row.user_id.clone(), |row| UserView::of(&tenants, row))))
 }
 
-/// Adds a member; a new address gets an account with a one-time password.
+/// Adds a member, for whom it makes an account with a one-time password. Who has an account is invited instead.
 #[utoipa::path(post, path = "/api/v1/tenants/{tenant}/users", tag = "users", params(("tenant" = String, Path)),
     request_body = NewUserBody, responses((status = 201, description = "Added", body = NewUserView)))]
 pub async fn add_user(

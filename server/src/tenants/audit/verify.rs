@@ -6,6 +6,7 @@
 //! must find it there.
 
 use super::AuditRow;
+use crate::platform::db::Scope;
 use std::str::FromStr;
 
 /// Rows that are read at once.
@@ -147,14 +148,15 @@ impl Walk {
         Ok(())
     }
 
-    /// Ends the walk where the chain does.
+    /// Ends the walk where the chain of a scope does.
     ///
     /// # Errors
-    /// The noted row was not met: rows are gone from the end.
-    pub fn end(&self) -> Result<Mark, Fault> {
+    /// The noted row was not met: rows are gone from the end; or a tenant's chain has no row at all.
+    pub fn end(&self, scope: &Scope) -> Result<Mark, Fault> {
+        let is_gone = matches!(scope, Scope::Tenant(_)) && self.at.seq == 0;
         match self.noted {
-            Some(_) => Err(Fault::Missing { seq: self.at.seq + 1 }),
-            None => Ok(self.at),
+            None if !is_gone => Ok(self.at),
+            _ => Err(Fault::Missing { seq: self.at.seq + 1 }),
         }
     }
 }
@@ -181,7 +183,7 @@ mod tests {
         for page in rows.chunks(2) {
             walk.take(page)?;
         }
-        walk.end()
+        walk.end(&Scope::Tenant(muster_wire::TenantId::parse("acme").unwrap()))
     }
 
     #[test]
@@ -191,7 +193,12 @@ mod tests {
         let check = |rows: &[AuditRow], noted| walk(rows, Walk::whole(noted));
         assert_eq!(check(&good, None), Ok(newest));
         assert_eq!(check(&good, Some(newest)), Ok(newest));
-        assert_eq!(check(&[], None), Ok(Mark::BEGIN));
+        assert_eq!(check(&[], None), Err(Fault::Missing { seq: 1 }), "a tenant's chain has a first row");
+        assert_eq!(
+            Walk::whole(None).end(&Scope::System("test")),
+            Ok(Mark::BEGIN),
+            "the server's may have none"
+        );
         let broken = |change: &dyn Fn(&mut Vec<AuditRow>)| {
             let mut rows = good.clone();
             change(&mut rows);

@@ -51,7 +51,8 @@ impl Tenants {
                 return Ok(found(&walk, false, Some(fault)));
             }
             if rows.is_empty() {
-                return Ok(found(&walk, true, walk.end().err()));
+                let scope = Scope::Tenant(tenant.clone());
+                return Ok(found(&walk, true, walk.end(&scope).err()));
             }
         }
         Ok(found(&walk, false, None))

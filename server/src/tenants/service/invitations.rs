@@ -3,7 +3,9 @@
 //! As with resets the secret is in one answer alone, and whoever made it hands it over until there is mail. Who accepts
 //! proves to be the account by its password, or gets an account with the password that they give.
 
+use super::accounts::seat;
 use super::logins::peer_key;
+use super::members::MEMBER;
 use super::roles::{GrantRequest, resolve};
 use super::{ACCOUNTS, DAY_US, Tenants, TenantsError, new_id, taken};
 use crate::platform::db::{Scope, Tx};
@@ -54,7 +56,6 @@ impl Tenants {
         grant: GrantRequest,
         days: u32,
     ) -> Result<NewInvitation, TenantsError> {
-        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?.clone();
         if !(1..=INVITATION_DAYS_MAX).contains(&days) {
             let why = format!("must be 1 to {INVITATION_DAYS_MAX}");
             return Err(TenantsError::Invalid { field: "days", why });
@@ -71,15 +72,16 @@ impl Tenants {
             created_at_us: now_us,
             expires_at_us: now_us.saturating_add(i64::from(days) * DAY_US),
         };
+        let (who, tenant) = (who.clone(), tenant.clone());
         let write = move |tx: &mut Tx<'_>| {
-            let (role, reach) = resolve(tx, &scope, &own, None, &grant)?;
+            let (role, reach) = resolve(tx, (&who, &tenant), None, &grant)?;
             (row.role, row.reach) = (role.text().to_owned(), reach);
             leaves::invitations_expire(tx, &scope, now_us)?;
             if leaves::invitation_count(tx, &scope)? >= i64::from(INVITATIONS_MAX) {
                 return Err(TenantsError::Quota { noun: "open invitations", max: INVITATIONS_MAX });
             }
             if store::member_by_email(tx, &scope, &row.email)? {
-                return Err(TenantsError::Conflict("the account is a member already"));
+                return Err(TenantsError::Conflict(MEMBER));
             }
             let invited = taken("the address has an open invitation: revoke it first");
             leaves::invitation_insert(tx, &scope, &row, &sha256).map_err(invited)?;
@@ -185,9 +187,9 @@ fn join(
         store::user_insert(tx, &ACCOUNTS, user).map_err(taken(why))?;
     }
     if store::member_get(tx, &scope, &user.user_id)?.is_some() {
-        return Err(TenantsError::Conflict("the account is a member already"));
+        return Err(TenantsError::Conflict(MEMBER));
     }
-    store::member_put(tx, &scope, &user.user_id, (row.role.as_str(), &row.reach), now_us)?;
+    seat(tx, &scope, &user.user_id, Some((row.role.as_str(), &row.reach)), now_us)?;
     let detail = serde_json::json!({
         "email": row.email, "role": row.role, "scope": row.reach.places(), "invitation": row.invitation_id,
     });

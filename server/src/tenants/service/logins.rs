@@ -4,11 +4,12 @@
 //! that the account is a member of, without; so does the refusal of one that an account met. Refusals of addresses
 //! that have no account, or are locked, are written as far as [`RefusalBudget`] goes: nobody fills a disk with them.
 
+use super::accounts::{hold, tell_server};
 use super::{ACCOUNTS, SESSION, Tenants, TenantsError, principal};
 use crate::platform::config::AuthSection;
-use crate::platform::db::{DbError, Scope, Tx};
+use crate::platform::db::Tx;
 use crate::platform::secret;
-use crate::tenants::audit::{self, AuditEntry};
+use crate::tenants::audit::AuditEntry;
 use crate::tenants::login_guard::Policy;
 use crate::tenants::model::{self, Principal};
 use crate::tenants::store::sessions::{self, NewSession};
@@ -17,8 +18,6 @@ use std::sync::PoisonError;
 
 /// Sessions of one account; the oldest end beyond.
 pub const SESSIONS_MAX: i64 = 20;
-/// Tenants of one account whose chains tell of its logins; further ones stand in the server's alone.
-pub const CHAINS_MAX: usize = 64;
 /// What is kept of a client's own words about itself, in characters.
 pub const AGENT_CHARS_MAX: usize = 120;
 
@@ -169,13 +168,12 @@ impl Tenants {
         }
         let peer = peer.to_owned();
         let write = move |tx: &mut Tx<'_>| {
-            let (user_id, object) = match &user {
-                Some(user) => (Some(user.user_id.as_str()), user.user_id.as_str()),
-                None => (None, "-"),
-            };
-            let entry =
-                AuditEntry { at_us: now_us, actor: "server", action: "session.refuse", object, detail };
-            tell(tx, user_id, entry, &peer)
+            let (object, action) = (user.as_ref().map_or("-", |user| &*user.user_id), "session.refuse");
+            let entry = AuditEntry { at_us: now_us, actor: "server", action, object, detail };
+            match &user {
+                Some(user) => hold(tx, &user.user_id, None)?.tell(tx, entry, &peer),
+                None => tell_server(tx, entry, &peer),
+            }
         };
         Ok(self.inner.db.write(write).await?)
     }
@@ -185,6 +183,12 @@ impl Tenants {
         let secret = secret::new_token("mss_");
         let (sha256, now_us) = (secret::token_sha256(&secret), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
+            let held = hold(tx, &user.user_id, None)?;
+            // The password may have been changed, or the account erased, since it was looked at.
+            let now = store::user_get(tx, &SESSION, &user.user_id)?;
+            if now.is_none_or(|now| now.password_hash != user.password_hash) {
+                return Err(TenantsError::Unauthenticated);
+            }
             let new = NewSession {
                 sha256: &sha256,
                 user_id: &user.user_id,
@@ -198,7 +202,7 @@ impl Tenants {
             let (actor, detail) = (format!("user:{}", user.email), serde_json::json!({}));
             let object = user.user_id.as_str();
             let entry = AuditEntry { at_us: now_us, actor: &actor, action: "session.open", object, detail };
-            tell(tx, Some(&user.user_id), entry, &client.peer)?;
+            held.tell(tx, entry, &client.peer)?;
             Ok::<_, TenantsError>(principal(user, memberships))
         };
         Ok((secret, self.inner.db.write(write).await?))
@@ -226,12 +230,15 @@ impl Tenants {
     pub async fn logout(&self, secret: &str, peer: &str) -> Result<(), TenantsError> {
         let (sha256, now_us, peer) = (secret::token_sha256(secret), self.now_us(), peer.to_owned());
         let write = move |tx: &mut Tx<'_>| {
-            let Some(user_id) = sessions::delete(tx, &SESSION, &sha256)? else { return Ok(()) };
+            let Some(user_id) = sessions::account_of(tx, &SESSION, &sha256)? else { return Ok(()) };
+            let held = hold(tx, &user_id, None)?;
+            if !sessions::delete(tx, &SESSION, &sha256)? {
+                return Ok(());
+            }
             let Some(user) = store::user_get(tx, &SESSION, &user_id)? else { return Ok(()) };
             let (actor, detail) = (format!("user:{}", user.email), serde_json::json!({}));
             let (action, object) = ("session.close", user_id.as_str());
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object, detail };
-            tell(tx, Some(&user_id), entry, &peer)
+            held.tell(tx, AuditEntry { at_us: now_us, actor: &actor, action, object, detail }, &peer)
         };
         Ok(self.inner.db.write(write).await?)
     }
@@ -266,6 +273,7 @@ impl Tenants {
         let write = move |tx: &mut Tx<'_>| {
             let user =
                 store::user_by_email(tx, &ACCOUNTS, &email)?.ok_or(TenantsError::NotFound("account"))?;
+            let held = hold(tx, &user.user_id, None)?;
             store::user_set_password(tx, &ACCOUNTS, &user.user_id, &hash, is_one_time)?;
             sessions::delete_others(tx, &ACCOUNTS, &user.user_id, &keep)?;
             // A leave that was given before would open the account to whoever holds it.
@@ -274,7 +282,7 @@ impl Tenants {
             let detail = serde_json::json!({ "one_time": is_one_time });
             let (action, object) = ("user.password", user.user_id.as_str());
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object, detail };
-            Ok(tell(tx, Some(&user.user_id), entry, "")?)
+            Ok(held.tell(tx, entry, "")?)
         };
         self.inner.db.write(write).await
     }
@@ -299,25 +307,4 @@ fn policy(auth: &AuthSection, factor: u32) -> Policy {
 
 fn guard_keys(auth: &AuthSection, account: &str, peer: &str) -> Vec<(String, Policy)> {
     std::iter::once(account_key(auth, account)).chain(peer_key(auth, peer)).collect()
-}
-
-/// Tells what an account did or met: to the chains of its tenants (in their order, so that two such writes wait for
-/// each other and never in a circle), then to the server's, which alone says from where.
-pub(super) fn tell(
-    tx: &mut Tx<'_>,
-    user_id: Option<&str>,
-    entry: AuditEntry<'_>,
-    peer: &str,
-) -> Result<(), DbError> {
-    if let Some(user_id) = user_id {
-        let memberships = store::memberships_of(tx, &ACCOUNTS, user_id)?;
-        for membership in memberships.into_iter().take(CHAINS_MAX) {
-            audit::append(tx, &Scope::Tenant(membership.tenant), &entry)?;
-        }
-    }
-    let mut detail = entry.detail;
-    if !peer.is_empty() {
-        detail["peer"] = peer.into();
-    }
-    audit::append(tx, &ACCOUNTS, &AuditEntry { detail, ..entry })
 }

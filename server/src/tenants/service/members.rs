@@ -1,5 +1,6 @@
 //! Members of a tenant.
 
+use super::accounts::seat;
 use super::roles::{GrantRequest, resolve};
 use super::{ACCOUNTS, NewMember, Tenants, TenantsError, one_time_password};
 use crate::platform::db::{Scope, Tx};
@@ -23,13 +24,16 @@ pub enum MemberChange {
     Remove,
 }
 
+pub(super) const MEMBER: &str = "the account is a member already";
+const KNOWN: &str = "the address has an account: invite it, and it joins if its owner wants to";
 pub(super) const ABOVE: TenantsError = TenantsError::Denied("nobody may give or take a role above their own");
 
 impl Tenants {
-    /// Adds a member; a new address gets an account with a one-time password.
+    /// Adds a member, for whom it makes an account with a one-time password. Who has an account is invited: they say
+    /// themselves whether they join.
     ///
     /// # Errors
-    /// Already a member; a role above the caller's; quota.
+    /// The address has an account; a role above the caller's; quota.
     pub async fn add_member(
         &self,
         who: &Principal,
@@ -37,34 +41,33 @@ impl Tenants {
         email: &str,
         grant: impl Into<GrantRequest>,
     ) -> Result<NewMember, TenantsError> {
-        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?.clone();
         let grant = grant.into();
         let (email, password) = (model::parse_email(email)?, one_time_password());
         // Hashed even for a known address, so that the time tells nothing.
         let fresh = self.new_user(email.clone(), &password, false).await?;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let users_max = self.inner.config.get().quota.users_max;
+        let (who, tenant) = (who.clone(), tenant.clone());
         let write = move |tx: &mut Tx<'_>| {
-            let (role, reach) = resolve(tx, &scope, &own, None, &grant)?;
+            let (role, reach) = resolve(tx, (&who, &tenant), None, &grant)?;
             if store::member_count(tx, &scope)? >= i64::from(users_max) {
                 return Err(TenantsError::Quota { noun: "members", max: users_max });
             }
             // Accounts are of no tenant: two may add the same new one at once.
             tx.lock(&ACCOUNTS, "accounts")?;
-            let known = store::user_by_email(tx, &ACCOUNTS, &email)?;
-            let user_id = known.as_ref().map_or_else(|| fresh.user_id.clone(), |user| user.user_id.clone());
-            if known.is_none() {
-                store::user_insert(tx, &ACCOUNTS, &fresh)?;
-            } else if store::member_get(tx, &scope, &user_id)?.is_some() {
-                return Err(TenantsError::Conflict("the account is a member already"));
+            if let Some(user) = store::user_by_email(tx, &ACCOUNTS, &email)? {
+                let is_member = store::member_get(tx, &scope, &user.user_id)?.is_some();
+                return Err(TenantsError::Conflict(if is_member { MEMBER } else { KNOWN }));
             }
-            store::member_put(tx, &scope, &user_id, (role.text(), &reach), now_us)?;
+            let user_id = fresh.user_id.as_str();
+            store::user_insert(tx, &ACCOUNTS, &fresh)?;
+            seat(tx, &scope, user_id, Some((role.text(), &reach)), now_us)?;
             let detail = serde_json::json!({ "email": email, "role": role.text(), "scope": reach.places() });
             let entry =
-                AuditEntry { at_us: now_us, actor: &actor, action: "user.add", object: &user_id, detail };
+                AuditEntry { at_us: now_us, actor: &actor, action: "user.add", object: user_id, detail };
             audit::append(tx, &scope, &entry)?;
-            let row = store::member_get(tx, &scope, &user_id)?.ok_or(TenantsError::NotFound("user"))?;
-            Ok(NewMember { row, password: known.is_none().then_some(password) })
+            let row = store::member_get(tx, &scope, user_id)?.ok_or(TenantsError::NotFound("user"))?;
+            Ok(NewMember { row, password })
         };
         self.inner.db.write(write).await
     }
@@ -90,8 +93,8 @@ impl Tenants {
         user_id: String,
         change: MemberChange,
     ) -> Result<Option<MemberRow>, TenantsError> {
-        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?.clone();
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
+        let (who, tenant) = (who.clone(), tenant.clone());
         let write = move |tx: &mut Tx<'_>| {
             let member = store::member_get(tx, &scope, &user_id)?.ok_or(TenantsError::NotFound("user"))?;
             let to = match change {
@@ -99,9 +102,9 @@ impl Tenants {
                     let role = role.unwrap_or_else(|| member.role.text().to_owned());
                     let places = places.unwrap_or_else(|| member.reach.places());
                     let grant = GrantRequest { role, places };
-                    Some(resolve(tx, &scope, &own, Some(&member.role), &grant)?)
+                    Some(resolve(tx, (&who, &tenant), Some(&member.role), &grant)?)
                 }
-                MemberChange::Remove if !model::may_change_role(&own, Some(&member.role), None) => {
+                MemberChange::Remove if !model::may_change_role(&who, &tenant, Some(&member.role), None) => {
                     return Err(ABOVE);
                 }
                 MemberChange::Remove => None,
@@ -111,12 +114,8 @@ impl Tenants {
             if is_owner(&member.role) && !stays && store::owner_count(tx, &scope)? == 1 {
                 return Err(TenantsError::Conflict("the tenant's last owner must stay"));
             }
-            match &to {
-                Some((role, reach)) => {
-                    store::member_put(tx, &scope, &user_id, (role.text(), reach), now_us)?;
-                }
-                None => drop(store::member_delete(tx, &scope, &user_id)?),
-            }
+            let grant = to.as_ref().map(|(role, reach)| (role.text(), reach));
+            seat(tx, &scope, &user_id, grant, now_us)?;
             let (role, reach) = to.map_or((None, None), |(role, reach)| (Some(role), reach.places()));
             let detail = serde_json::json!({
                 "from": member.role.text(), "to": role.as_ref().map(GivenRole::text),

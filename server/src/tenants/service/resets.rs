@@ -3,7 +3,8 @@
 //! The leave's secret is in the answer that made it and nowhere else: who made it hands it over. Once there is mail,
 //! [`NewReset`] is what is sent, and the answer no longer holds the secret.
 
-use super::logins::{account_key, peer_key, tell};
+use super::accounts::hold;
+use super::logins::{account_key, peer_key};
 use super::sessions::governed;
 use super::{ACCOUNTS, Tenants, TenantsError};
 use crate::platform::db::Tx;
@@ -46,13 +47,13 @@ impl Tenants {
         let token = secret::new_token("mpr_");
         let (sha256, expires_at_us) = (secret::token_sha256(&token), now_us.saturating_add(RESET_LIFE_US));
         let write = move |tx: &mut Tx<'_>| {
+            let held = hold(tx, &user_id, Some(&tenant))?;
             let user = governed(tx, &who, &tenant, &user_id)?;
             let actor = who.audit_name();
             leaves::reset_put(tx, &ACCOUNTS, &user_id, &sha256, &actor, (now_us, expires_at_us))?;
             let detail = serde_json::json!({ "expires_at_us": expires_at_us });
             let (action, object) = ("user.reset", user_id.as_str());
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object, detail };
-            tell(tx, Some(&user_id), entry, "")?;
+            held.tell(tx, AuditEntry { at_us: now_us, actor: &actor, action, object, detail }, "")?;
             Ok::<_, TenantsError>(user.email)
         };
         Ok(NewReset { email: self.inner.db.write(write).await?, token, expires_at_us })
@@ -69,24 +70,22 @@ impl Tenants {
         let (sha256, now_us) = (secret::token_sha256(token), self.now_us());
         let known = move |tx: &mut Tx<'_>| leaves::reset_user(tx, &ACCOUNTS, &sha256, now_us);
         // Asked before the hash is made: nobody keeps the server busy with leaves that they made up.
-        self.inner.db.read(known).await?.ok_or(TenantsError::Unauthenticated)?;
+        let user_id = self.inner.db.read(known).await?.ok_or(TenantsError::Unauthenticated)?;
         self.forgive(&keys);
         let (hash, peer) = (self.inner.passwords.hash(new).await?, peer.to_owned());
         let write = move |tx: &mut Tx<'_>| {
-            let spent = TenantsError::Unauthenticated;
-            let user_id = leaves::reset_user(tx, &ACCOUNTS, &sha256, now_us)?;
-            let user_id = user_id.ok_or(TenantsError::Unauthenticated)?;
-            // Of two that spend it at once, one deletes it.
-            if !leaves::reset_delete(tx, &ACCOUNTS, &user_id)? {
-                return Err(spent);
+            let held = hold(tx, &user_id, None)?;
+            // Of two that spend it at once, one finds it; and nobody does once it is void or replaced.
+            if leaves::reset_user(tx, &ACCOUNTS, &sha256, now_us)?.as_deref() != Some(&*user_id) {
+                return Err(TenantsError::Unauthenticated);
             }
+            leaves::reset_delete(tx, &ACCOUNTS, &user_id)?;
             let user = store::user_get(tx, &ACCOUNTS, &user_id)?.ok_or(TenantsError::NotFound("account"))?;
             store::user_set_password(tx, &ACCOUNTS, &user_id, &hash, false)?;
             sessions::delete_others(tx, &ACCOUNTS, &user_id, &[])?;
             let (actor, detail) = (format!("user:{}", user.email), serde_json::json!({ "reset": true }));
             let (action, object) = ("user.password", user_id.as_str());
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object, detail };
-            tell(tx, Some(&user_id), entry, &peer)?;
+            held.tell(tx, AuditEntry { at_us: now_us, actor: &actor, action, object, detail }, &peer)?;
             Ok::<_, TenantsError>(user.email)
         };
         let email = self.inner.db.write(write).await?;

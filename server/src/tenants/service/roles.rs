@@ -5,7 +5,7 @@ use super::{Tenants, TenantsError, new_id, taken};
 use crate::platform::db::{Scope, Tx};
 use crate::platform::http_kit::Page;
 use crate::tenants::audit::{self, AuditEntry};
-use crate::tenants::model::{self, GivenRole, Membership, Permission, Principal, Role};
+use crate::tenants::model::{self, GivenRole, Permission, Principal, Role};
 use crate::tenants::reach::{self, Reach};
 use crate::tenants::store::leaves;
 use crate::tenants::store::roles::{self, RoleRow};
@@ -48,17 +48,17 @@ pub(super) fn check_places(tx: &mut Tx<'_>, scope: &Scope, reach: &Reach) -> Res
     }
 }
 
-/// What a grant comes to, if `own` may give it to somebody who had the role `from`.
+/// What a grant comes to, if `who` may give it to somebody who had the role `from`.
 pub(super) fn resolve(
     tx: &mut Tx<'_>,
-    scope: &Scope,
-    own: &Membership,
+    (who, tenant): (&Principal, &TenantId),
     from: Option<&GivenRole>,
     grant: &GrantRequest,
 ) -> Result<(GivenRole, Reach), TenantsError> {
+    let scope = &Scope::Tenant(tenant.clone());
     let role = find_role(tx, scope, &grant.role)?;
     let reach = Reach::parse(grant.places.as_deref())?;
-    if !model::may_change_role(own, from, Some(&role)) {
+    if !model::may_change_role(who, tenant, from, Some(&role)) {
         return Err(ABOVE);
     }
     if role == GivenRole::from(Role::Owner) && !reach.is_everything() {
@@ -70,11 +70,15 @@ pub(super) fn resolve(
 }
 
 /// Checks a role's permissions against who writes it; gives them sorted.
-fn check(own: &Membership, mut permissions: Vec<Permission>) -> Result<Vec<Permission>, TenantsError> {
+fn check(
+    who: &Principal,
+    tenant: &TenantId,
+    mut permissions: Vec<Permission>,
+) -> Result<Vec<Permission>, TenantsError> {
     permissions.sort_unstable();
     permissions.dedup();
     let refuse = |why: String| Err(TenantsError::Invalid { field: "permissions", why });
-    match permissions.iter().find(|permission| !own.role.allows(**permission)) {
+    match permissions.iter().find(|permission| !model::may_give(who, tenant, **permission)) {
         Some(beyond) => refuse(format!("you may not give {}", beyond.as_str())),
         None if permissions.is_empty() => refuse("must name at least one".into()),
         None => Ok(permissions),
@@ -94,8 +98,7 @@ impl Tenants {
         permissions: Vec<Permission>,
     ) -> Result<RoleRow, TenantsError> {
         model::check_name(&name)?;
-        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?;
-        let permissions = check(own, permissions)?;
+        let permissions = check(who, tenant, permissions)?;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
         let row = RoleRow { role_id: new_id("r"), name, permissions, created_at_us: now_us };
         let write = move |tx: &mut Tx<'_>| {
@@ -131,12 +134,12 @@ impl Tenants {
         (name, permissions): (String, Vec<Permission>),
     ) -> Result<RoleRow, TenantsError> {
         model::check_name(&name)?;
-        let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?.clone();
-        let permissions = check(&own, permissions)?;
+        let permissions = check(who, tenant, permissions)?;
         let (scope, actor, now_us) = (Scope::Tenant(tenant.clone()), who.audit_name(), self.now_us());
+        let (who, tenant) = (who.clone(), tenant.clone());
         let write = move |tx: &mut Tx<'_>| {
             let before = roles::get(tx, &scope, &role_id)?.ok_or(TenantsError::NotFound("role"))?;
-            if before.permissions.iter().any(|permission| !own.role.allows(*permission)) {
+            if before.permissions.iter().any(|permission| !model::may_give(&who, &tenant, *permission)) {
                 return Err(ABOVE);
             }
             let row = RoleRow { name, permissions, ..before };

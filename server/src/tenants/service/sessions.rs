@@ -1,6 +1,7 @@
 //! Open sessions: one's own, and those of a member.
 
-use super::logins::{account_key, tell};
+use super::accounts::hold;
+use super::logins::account_key;
 use super::members::ABOVE;
 use super::{ACCOUNTS, Tenants, TenantsError};
 use crate::platform::db::{Scope, Tx};
@@ -23,7 +24,7 @@ pub enum Ending {
 /// An account that a caller may act on as a whole.
 ///
 /// An account is of no tenant, so whoever ends its sessions or sets its password must be allowed to in each of its
-/// tenants: else an admin of one could add another's owner as a member and take the account over.
+/// tenants: else an admin of one could invite another's owner as a member and take the account over.
 pub(super) fn governed(
     tx: &mut Tx<'_>,
     who: &Principal,
@@ -33,8 +34,7 @@ pub(super) fn governed(
     let none = TenantsError::NotFound("user");
     let scope = Scope::Tenant(tenant.clone());
     let member = store::member_get(tx, &scope, user_id)?.ok_or(none)?;
-    let own = who.membership_in(tenant).ok_or(TenantsError::NotFound("tenant"))?;
-    if !model::may_change_role(own, Some(&member.role), None) {
+    if !model::may_change_role(who, tenant, Some(&member.role), None) {
         return Err(ABOVE);
     }
     let user = store::user_get(tx, &ACCOUNTS, user_id)?.ok_or(TenantsError::NotFound("user"))?;
@@ -70,20 +70,21 @@ impl Tenants {
         let (user_id, now_us) = (user_id.to_owned(), self.now_us());
         let own = secret::token_sha256(session);
         let write = move |tx: &mut Tx<'_>| {
+            let held = hold(tx, &user_id, None)?;
             let ended = match ending {
                 Ending::Others => sessions::delete_others(tx, &ACCOUNTS, &user_id, &own)?,
                 Ending::One(id) => {
                     let rows = sessions::list(tx, &ACCOUNTS, &user_id, now_us)?;
                     let found = rows.into_iter().find(|row| session_id(&row.sha256) == id);
                     let row = found.ok_or(TenantsError::NotFound("session"))?;
-                    usize::from(sessions::delete(tx, &ACCOUNTS, &row.sha256)?.is_some())
+                    usize::from(sessions::delete(tx, &ACCOUNTS, &row.sha256)?)
                 }
             };
             let user = store::user_get(tx, &ACCOUNTS, &user_id)?.ok_or(TenantsError::NotFound("user"))?;
             let actor = format!("user:{}", user.email);
             let (action, detail) = ("session.revoke", serde_json::json!({ "sessions": ended }));
             let entry = AuditEntry { at_us: now_us, actor: &actor, action, object: &user_id, detail };
-            tell(tx, Some(&user_id), entry, "")?;
+            held.tell(tx, entry, "")?;
             Ok(ended)
         };
         self.inner.db.write(write).await
@@ -119,12 +120,12 @@ impl Tenants {
     ) -> Result<usize, TenantsError> {
         let (who, tenant, user_id, now_us) = (who.clone(), tenant.clone(), user_id.to_owned(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
+            let held = hold(tx, &user_id, Some(&tenant))?;
             governed(tx, &who, &tenant, &user_id)?;
             let ended = sessions::delete_others(tx, &ACCOUNTS, &user_id, &[])?;
             let (actor, detail) = (who.audit_name(), serde_json::json!({ "sessions": ended }));
             let (action, object) = ("session.revoke", user_id.as_str());
-            let entry = AuditEntry { at_us: now_us, actor: &actor, action, object, detail };
-            tell(tx, Some(&user_id), entry, "")?;
+            held.tell(tx, AuditEntry { at_us: now_us, actor: &actor, action, object, detail }, "")?;
             Ok(ended)
         };
         self.inner.db.write(write).await

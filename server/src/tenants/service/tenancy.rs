@@ -1,5 +1,6 @@
 //! Tenants themselves, and their audit chains.
 
+use super::accounts::seat;
 use super::{ACCOUNTS, Tenants, TenantsError, taken};
 use crate::platform::db::{Scope, Tx};
 use crate::platform::http_kit::{Page, Precondition};
@@ -43,7 +44,7 @@ impl Tenants {
             })?;
             store::tenant_insert(tx, &ACCOUNTS, &row).map_err(taken("the tenant id is taken"))?;
             let given = (Role::Owner.as_str(), &Reach::Everything);
-            store::member_put(tx, &scope, &user.user_id, given, now_us)?;
+            seat(tx, &scope, &user.user_id, Some(given), now_us)?;
             let detail = serde_json::json!({ "owner": owner });
             let (object, action) = (row.tenant.as_str(), "tenant.create");
             audit::append(tx, &scope, &AuditEntry { at_us: now_us, actor: &actor, action, object, detail })?;

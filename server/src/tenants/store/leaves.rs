@@ -50,10 +50,10 @@ pub fn reset_user(
     tx.query_opt(scope, sql, &[sha256, &now_us], |row| row.get(0))
 }
 
-/// Forgets an account's leave; says whether there was one.
-pub fn reset_delete(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<bool, DbError> {
+/// Forgets an account's leave, where there is one.
+pub fn reset_delete(tx: &mut Tx<'_>, scope: &Scope, user_id: &str) -> Result<(), DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    Ok(tx.execute(scope, "DELETE FROM password_resets WHERE user_id = $1", &[&user_id])? == 1)
+    tx.execute(scope, "DELETE FROM password_resets WHERE user_id = $1", &[&user_id]).map(drop)
 }
 
 const INVITATION_COLUMNS: &str =

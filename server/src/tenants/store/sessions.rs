@@ -76,11 +76,17 @@ pub fn list(tx: &mut Tx<'_>, scope: &Scope, user_id: &str, now_us: i64) -> Resul
     })
 }
 
-/// Ends a session; gives whose it was.
-pub fn delete(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Result<Option<String>, DbError> {
+/// Whose session it is, past its life or not.
+pub fn account_of(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Result<Option<String>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    let sql = "DELETE FROM sessions WHERE session_sha256 = $1 RETURNING user_id";
+    let sql = "SELECT user_id FROM sessions WHERE session_sha256 = $1";
     tx.query_opt(scope, sql, &[session], |row| row.get(0))
+}
+
+/// Ends a session; says whether it was there.
+pub fn delete(tx: &mut Tx<'_>, scope: &Scope, session: &[u8; 32]) -> Result<bool, DbError> {
+    debug_assert!(matches!(scope, Scope::System(_)));
+    Ok(tx.execute(scope, "DELETE FROM sessions WHERE session_sha256 = $1", &[session])? == 1)
 }
 
 /// Ends every session of an account but one; an empty `but` keeps none. Gives how many ended.

@@ -33,7 +33,7 @@ fn verify(dir: &Path, noted: Option<Mark>) -> Result<Mark, Fault> {
     let rows = registry(dir).read_blocking(|tx| audit::list(tx, &acme(), 0, 100)).unwrap();
     let mut walk = Walk::whole(noted);
     walk.take(&rows)?;
-    walk.end()
+    walk.end(&acme())
 }
 
 /// What a superuser of PostgreSQL, or whoever has the file, can do.
@@ -77,6 +77,26 @@ fn a_row_changed_removed_or_swapped_behind_the_servers_back_is_found() {
     assert_eq!(verify(dir, Some(newest)), Err(Fault::Missing { seq: 6 }), "but it was noted");
     tamper(dir, "DELETE FROM audit WHERE seq = 2");
     assert_eq!(verify(dir, None), Err(Fault::Missing { seq: 2 }));
+}
+
+#[test]
+fn a_chain_of_which_nothing_is_left_is_no_good_chain() {
+    const TEST: Scope = Scope::System("test");
+    let dir = tempfile::tempdir().unwrap();
+    let (db, dir) = (registry(dir.path()), dir.path());
+    let made = "INSERT INTO tenants (tenant, name, created_at_us) VALUES ('acme', 'n', 1)";
+    db.write_blocking(move |tx| tx.execute(&TEST, made, &[])).unwrap();
+    append(dir, 2);
+    let chains = || db.read_blocking(|tx| audit::chains(tx, &TEST)).unwrap();
+    let is_chain = |tenant: &str| {
+        let scope = Scope::Tenant(TenantId::parse(tenant).unwrap());
+        db.read_blocking(move |tx| audit::is_chain(tx, &scope)).unwrap()
+    };
+    assert_eq!((chains(), is_chain("acme")), (vec!["-".to_owned(), "acme".to_owned()], true));
+    assert!(!is_chain("nobody"));
+    tamper(dir, "DELETE FROM audit");
+    assert_eq!((chains(), is_chain("acme")), (vec!["-".to_owned(), "acme".to_owned()], true));
+    assert_eq!(verify(dir, None), Err(Fault::Missing { seq: 1 }));
 }
 
 #[tokio::test]

@@ -1,7 +1,8 @@
 //! Sessions, locks, resets and invitations over HTTP.
 
-use crate::tenants::service::{INVITATIONS_MAX, RESET_LIFE_US};
-use crate::tenants::{Permission, Role};
+use crate::platform::db::{DbError, Scope, Tx};
+use crate::tenants::service::{CHAINS_MAX, Ending, INVITATIONS_MAX, MemberChange, RESET_LIFE_US};
+use crate::tenants::{Membership, Permission, Principal, Role};
 use crate::testing::{Answer, As, TestApp};
 use axum::http::header;
 use serde_json::{Value, json};
@@ -129,10 +130,15 @@ async fn an_account_is_acted_on_only_by_who_may_in_each_of_its_tenants() {
     let app = TestApp::start().await;
     let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
     let admin = app.member(&acme, "admin@acme", Role::Admin).await;
-    // The admin makes another tenant's owner a member, to take the account over.
     app.member(&other, "owner@other", Role::Owner).await;
+    // Nobody is made a member without their doing.
     let add = Some(json!({ "email": "owner@other", "role": "viewer" }));
-    app.call(As::Session(&admin), "POST", USERS, add).await.expect(201);
+    let refused = app.call(As::Session(&admin), "POST", USERS, add).await;
+    refused.refused("conflict", None);
+    assert!(refused.text.contains("invite it"), "{}", refused.text);
+    // Another tenant's owner is a member, and the admin wants the account.
+    let invited = invite(&app, &admin, "owner@other", "viewer").await.expect(201);
+    accept(&app, &invited["token"], PASSWORD).await.expect(200);
     let victim = app.user_id(&admin, "owner@other").await;
     for (method, what) in
         [("POST", "password-reset"), ("GET", "sessions"), ("DELETE", "sessions"), ("POST", "unlock")]
@@ -147,9 +153,43 @@ async fn an_account_is_acted_on_only_by_who_may_in_each_of_its_tenants() {
     let path = format!("{USERS}/{owner}/password-reset");
     app.call(As::Session(&admin), "POST", &path, None).await.refused("permission_denied", None);
     // The server's administrator may.
-    let root = app.token(&acme, &[Permission::UsersWrite, Permission::PlatformAdmin]).await;
+    let root = app.token(&acme, Permission::ALL).await;
     let path = format!("{USERS}/{victim}/password-reset");
     app.call(As::Token(&root), "POST", &path, None).await.expect(201);
+}
+
+#[tokio::test]
+async fn a_reset_is_void_once_the_account_is_more_or_less_than_it_was() {
+    let app = TestApp::start().await;
+    let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
+    let admin = app.member(&acme, "admin@acme", Role::Owner).await;
+    let theirs = app.member(&other, "admin@other", Role::Owner).await;
+    app.member(&acme, "a@acme", Role::Viewer).await;
+    let user = format!("{USERS}/{}", app.user_id(&admin, "a@acme").await);
+    let reset = async || {
+        let made = app.call(As::Session(&admin), "POST", &format!("{user}/password-reset"), None).await;
+        made.expect(201)["token"].clone()
+    };
+    let is_void = async |token: Value| {
+        let body = json!({ "token": token, "new_password": "another long password" });
+        let spent = app.call(As::Nobody, "POST", "/api/v1/auth/reset", Some(body)).await;
+        spent.refused("unauthenticated", None);
+    };
+    let token = reset().await;
+    app.call(As::Session(&admin), "PATCH", &user, Some(json!({ "role": "admin" }))).await.expect(200);
+    is_void(token).await;
+    let token = reset().await;
+    let body = Some(json!({ "email": "a@acme", "role": "owner" }));
+    let invited = app.call(As::Session(&theirs), "POST", "/api/v1/tenants/other/invitations", body).await;
+    accept(&app, &invited.expect(201)["token"], PASSWORD).await.expect(200);
+    is_void(token).await;
+    let of = app.call(As::Session(&theirs), "GET", "/api/v1/tenants/other/users", None).await.expect(200);
+    let of = of["items"].as_array().unwrap().iter().find(|user| user["email"] == "a@acme").unwrap().clone();
+    let of = format!("/api/v1/tenants/other/users/{}", of["id"].as_str().unwrap());
+    app.call(As::Session(&theirs), "DELETE", &of, None).await.expect(204);
+    let token = reset().await;
+    app.call(As::Session(&admin), "DELETE", &user, None).await.expect(204);
+    is_void(token).await;
 }
 
 async fn invite(app: &TestApp, admin: &str, email: &str, role: &str) -> Answer {
@@ -216,4 +256,71 @@ async fn an_invitation_is_revoked_ends_in_time_and_a_tenant_has_so_many() {
     assert_eq!(list["items"], json!([]));
     accept(&app, &full["token"], PASSWORD).await.refused("unauthenticated", None);
     invite(&app, &admin, "more@acme", "viewer").await.expect(201);
+}
+
+#[tokio::test]
+async fn an_account_of_many_tenants_is_told_of_in_a_bounded_number_of_chains() {
+    let app = TestApp::start().await;
+    for at in 0..=CHAINS_MAX {
+        app.tenant(&format!("t{at:03}")).await;
+    }
+    let tenants = &app.parts.slices.tenants;
+    tenants.reset_password("owner@localhost").await.unwrap();
+    let told = |tx: &mut Tx<'_>| {
+        let sql = "SELECT tenant FROM audit WHERE action = 'user.password' ORDER BY tenant";
+        tx.query(&Scope::System("test"), sql, &[], |row| row.get::<String>(0))
+    };
+    let told = app.parts.rules.db.read::<_, DbError>(told).await.unwrap();
+    // `default` is the first of its tenants.
+    let chains: Vec<_> = (0..CHAINS_MAX - 1).map(|at| format!("t{at:03}")).collect();
+    assert_eq!(told, [vec!["-".to_owned(), "default".to_owned()], chains].concat());
+}
+
+/// What two tenants' admins and an account's owner do at once, each in the order of its own; on SQLite one after another.
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_of_one_account_from_many_sides_wait_for_each_other_and_never_in_a_circle() {
+    const ROUNDS: usize = 15;
+    let app = TestApp::start().await;
+    let (acme, other) = (app.tenant("acme").await, app.tenant("other").await);
+    let admin = app.member(&other, "admin@other", Role::Owner).await;
+    app.member(&acme, "a@acme", Role::Viewer).await;
+    let body = Some(json!({ "email": "a@acme", "role": "viewer" }));
+    let invited = app.call(As::Session(&admin), "POST", "/api/v1/tenants/other/invitations", body).await;
+    accept(&app, &invited.expect(201)["token"], PASSWORD).await.expect(200);
+    let root = app.member(&acme, "root@acme", Role::Owner).await;
+    let user = app.user_id(&root, "a@acme").await;
+    let both = Principal::User {
+        user_id: "u-test".into(),
+        email: "owner@localhost".into(),
+        memberships: vec![
+            Membership::whole(acme, Role::Owner),
+            Membership::whole(other.clone(), Role::Owner),
+        ],
+        system_admin: true,
+        password_pending: false,
+    };
+    let tenants = &app.parts.slices.tenants;
+    let own = async || {
+        for _ in 0..ROUNDS {
+            tenants.end_sessions(&user, "mss_none", Ending::Others).await.unwrap();
+        }
+    };
+    let resets = async || {
+        for _ in 0..ROUNDS {
+            tenants.create_reset(&both, &other, &user).await.unwrap();
+        }
+    };
+    let ends = async || {
+        for _ in 0..ROUNDS {
+            tenants.end_member_sessions(&both, &other, &user).await.unwrap();
+        }
+    };
+    let changes = async || {
+        for at in 0..ROUNDS {
+            let role = Some(if at % 2 == 0 { "operator" } else { "viewer" }.to_owned());
+            let change = MemberChange::Grant { role, places: None };
+            tenants.change_member(&both, &other, user.clone(), change).await.unwrap();
+        }
+    };
+    tokio::join!(own(), resets(), ends(), changes(), own(), resets());
 }

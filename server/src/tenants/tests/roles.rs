@@ -173,6 +173,8 @@ async fn an_invitation_and_a_token_carry_role_and_scope() {
     for (body, field) in [
         (json!({ "name": "t", "role": role, "scopes": ["rules:read"] }), "role"),
         (json!({ "name": "t", "role": "r-none" }), "role"),
+        (json!({ "name": "t", "role": "admin", "scope": ["site:north"] }), "scope"),
+        (json!({ "name": "t", "role": "owner", "scope": ["site:north"] }), "scope"),
         (json!({ "name": "t", "scopes": ["mqtt:subscribe"], "scope": ["site:north"] }), "scope"),
         (json!({ "name": "t", "scopes": ["devices:read"], "scope": ["site:none"] }), "scope"),
     ] {
@@ -201,4 +203,68 @@ async fn an_invitation_and_a_token_carry_role_and_scope() {
         crate::tenants::Reach::Everything
     );
     assert!(!now.may_grant_scope(Permission::DevicesRead, &muster_wire::TenantId::parse("acme").unwrap()));
+}
+
+#[tokio::test]
+async fn an_owners_narrow_token_gives_and_takes_no_more_than_its_scopes() {
+    let site = Site::start().await;
+    site.member("v@acme", "viewer", None).await;
+    let strong = site.role("strong", &["devices:write"]).await;
+    let body = json!({ "name": "t", "scopes": ["users:read", "users:write"] });
+    let made = site.call("POST", TOKENS, body).await.expect(201);
+    let secret = made["secret"].as_str().unwrap();
+    let ask = async |method: &str, path: &str, body: Value| {
+        site.app.call(As::Token(secret), method, path, (!body.is_null()).then_some(body)).await
+    };
+    for role in ["owner", "admin", "viewer", strong.as_str()] {
+        let body = json!({ "email": "x@acme", "role": role });
+        ask("POST", USERS, body.clone()).await.refused("permission_denied", None);
+        let invitations = "/api/v1/tenants/acme/invitations";
+        ask("POST", invitations, body).await.refused("permission_denied", None);
+    }
+    let role = |permission: &str| json!({ "name": "new", "permissions": [permission] });
+    ask("POST", ROLES, role("devices:write")).await.refused("invalid_argument", Some("permissions"));
+    let strong = format!("{ROLES}/{strong}");
+    ask("PUT", &strong, role("users:read")).await.refused("permission_denied", None);
+    let users = ask("GET", USERS, Value::Null).await.expect(200);
+    for email in ["v@acme", "root@acme"] {
+        let found = users["items"].as_array().unwrap().iter().find(|user| user["email"] == email);
+        let user = format!("{USERS}/{}", found.unwrap()["id"].as_str().unwrap());
+        for (method, what) in
+            [("DELETE", ""), ("POST", "/password-reset"), ("GET", "/sessions"), ("DELETE", "/sessions")]
+        {
+            let path = format!("{user}{what}");
+            ask(method, &path, Value::Null).await.refused("permission_denied", None);
+        }
+    }
+    // What it may itself it may give.
+    let made = ask("POST", ROLES, role("users:read")).await.expect(201);
+    ask("POST", USERS, json!({ "email": "x@acme", "role": made["id"] })).await.expect(201);
+}
+
+#[tokio::test]
+async fn a_place_is_held_by_what_is_in_force_and_not_by_what_is_past_its_life() {
+    let site = Site::start().await;
+    let make = async |id: &str| {
+        site.call("POST", "/api/v1/tenants/acme/sites", json!({ "id": id })).await.expect(201);
+    };
+    let delete =
+        async |id: &str| site.call("DELETE", &format!("/api/v1/tenants/acme/sites/{id}"), Value::Null).await;
+    make("east").await;
+    make("west").await;
+    let token = json!({ "name": "t", "scopes": ["devices:read"], "scope": ["site:east"], "days": 1 });
+    site.call("POST", TOKENS, token).await.expect(201);
+    let invite = json!({ "email": "i@acme", "role": "viewer", "scope": ["site:west"], "days": 1 });
+    site.call("POST", "/api/v1/tenants/acme/invitations", invite).await.expect(201);
+    delete("east").await.refused("conflict", None);
+    delete("west").await.refused("conflict", None);
+    site.app.clock.advance_us(86_400_000_000);
+    let login = json!({ "email": "root@acme", "password": "a long new password" });
+    let answer = site.app.call(As::Nobody, "POST", "/api/v1/auth/login", Some(login)).await;
+    let cookie = answer.headers["set-cookie"].to_str().unwrap().to_owned();
+    let root = cookie.split(['=', ';']).nth(1).unwrap();
+    for id in ["east", "west"] {
+        let path = format!("/api/v1/tenants/acme/sites/{id}");
+        site.as_session(root, "DELETE", &path, Value::Null).await.expect(204);
+    }
 }

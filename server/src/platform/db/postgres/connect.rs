@@ -206,13 +206,29 @@ impl Options {
     }
 }
 
-/// Checks server and roles, and brings the schema up to this build's.
-pub(super) fn prepare(options: &Options, migrations: refinery::Runner) -> Result<(), DbError> {
+/// What becomes of a schema that is not this build's.
+#[derive(Clone, Copy)]
+pub(super) enum Schema {
+    /// It is brought up to it.
+    Migrated,
+    /// It is refused.
+    AsItIs,
+}
+
+/// Checks server, roles and schema.
+pub(super) fn prepare(
+    options: &Options,
+    migrations: refinery::Runner,
+    schema: Schema,
+) -> Result<(), DbError> {
     let work = || {
         runtime(&options.url)?.block_on(async {
             let mut client = options.connect().await?;
             check(options, &client).await?;
-            migrate(options, &mut client, migrations).await
+            match schema {
+                Schema::Migrated => migrate(options, &mut client, migrations).await,
+                Schema::AsItIs => compare(options, &mut client, &migrations).await,
+            }
         })
     };
     // The caller may be on a thread that drives another event loop.
@@ -259,6 +275,26 @@ async fn check(options: &Options, client: &Client) -> Result<(), DbError> {
     Ok(())
 }
 
+/// The schema's version in the database; 0 where it has none.
+async fn applied_version(client: &mut Client) -> i32 {
+    let last = refinery::Runner::new(&[]).get_last_applied_migration_async(client).await;
+    last.ok().flatten().map_or(0, |last| last.version())
+}
+
+async fn compare(
+    options: &Options,
+    client: &mut Client,
+    migrations: &refinery::Runner,
+) -> Result<(), DbError> {
+    client.batch_execute(&format!("SET ROLE muster_owner; SET search_path = {SCHEMA}")).await?;
+    let (applied, newest) = (applied_version(client).await, newest_version(migrations));
+    if applied == newest {
+        return Ok(());
+    }
+    let why = format!("its schema is version {applied}, this build reads {newest}: use the server's build");
+    Err(DbError::unusable(&options.url, why))
+}
+
 async fn migrate(
     options: &Options,
     client: &mut Client,
@@ -270,9 +306,7 @@ async fn migrate(
          SELECT pg_advisory_lock({MIGRATION_LOCK})"
     );
     client.batch_execute(&begin).await.map_err(|error| fail(chain(&error)))?;
-    let applied = refinery::Runner::new(&[]).get_last_applied_migration_async(client).await;
-    let applied = applied.ok().flatten().map_or(0, |last| last.version());
-    let newest = newest_version(&migrations);
+    let (applied, newest) = (applied_version(client).await, newest_version(&migrations));
     if applied > newest {
         return Err(fail(format!(
             "its schema is version {applied}, this build knows {newest}: use a newer build"

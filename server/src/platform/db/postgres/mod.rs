@@ -16,6 +16,7 @@ mod session;
 mod value;
 mod wake;
 
+use connect::Schema;
 pub use connect::{Options, PostgresUrl};
 pub use lease::{Fence, GATEWAY_AND_WORKER, Lease};
 pub(super) use session::Mode;
@@ -49,8 +50,17 @@ pub(super) struct Db {
 impl Db {
     /// Checks the server and its roles, migrates, and starts the threads. Blocks.
     pub(super) fn connect(options: &Options, migrations: refinery::Runner) -> Result<Self, DbError> {
+        Self::start(options, migrations, Schema::Migrated)
+    }
+
+    /// As [`Self::connect`], where the schema must be this build's already.
+    pub(super) fn connect_as_it_is(options: &Options, migrations: refinery::Runner) -> Result<Self, DbError> {
+        Self::start(options, migrations, Schema::AsItIs)
+    }
+
+    fn start(options: &Options, migrations: refinery::Runner, used: Schema) -> Result<Self, DbError> {
         let schema = newest_version(&migrations);
-        connect::prepare(options, migrations)?;
+        connect::prepare(options, migrations, used)?;
         let writes = lane(options, Mode::Write, options.writers)?;
         let reads = lane(options, Mode::Read, options.readers)?;
         Ok(Self { options: Arc::new(options.clone()), schema, writes, reads })

@@ -104,6 +104,20 @@ fn a_newer_schema_is_refused() {
 }
 
 #[test]
+fn a_command_that_looks_migrates_nothing() {
+    let (server, database) = site();
+    let look = || Db::connect_as_it_is(&options(&database.url), schema::registry_postgres());
+    let error = refusal(look().err().unwrap());
+    assert!(error.contains("its schema is version 0"), "{error}");
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'muster'";
+    assert_eq!(server.sql("registry", tables).unwrap(), "0");
+    drop(connect(&database.url).unwrap());
+    drop(look().unwrap());
+    let older = Db::connect_as_it_is(&options(&database.url), refinery::Runner::new(&[]));
+    assert!(refusal(older.err().unwrap()).contains("this build reads 0"));
+}
+
+#[test]
 fn a_login_that_row_level_security_would_not_hold_is_refused() {
     let (server, database) = site();
     refused(&database.superuser_url, "postgres is a superuser or has BYPASSRLS");
