@@ -165,9 +165,11 @@ impl Runner {
         command
     }
 
-    /// The store's suite; its tests that are about one engine say so themselves.
+    /// The store's suite and the erasures'; tests that are about one engine say so themselves.
     fn on_clickhouse(self) -> Command {
-        let rest = ["-p", "muster-server", "--lib", "--", "platform::telemetry::tests::"].map(str::to_owned);
+        let filters = ["platform::telemetry::tests::", "erasure::tests::"];
+        let rest = [&["-p", "muster-server", "--lib", "--"][..], &filters].concat();
+        let rest: Vec<String> = rest.into_iter().map(str::to_owned).collect();
         let mut command = self.command(&rest);
         command.env("MUSTER_TEST_TELEMETRY", "clickhouse");
         command

@@ -12,6 +12,7 @@
 //! waits for it, and queries of readings and events answer that it cannot be reached.
 
 mod block;
+mod erase;
 mod lists;
 mod outbox;
 mod pack;
@@ -23,8 +24,10 @@ mod send;
 mod tests;
 mod url;
 
+pub use erase::Deleted;
+pub(super) use erase::Whose;
 pub use outbox::Outbox;
-pub(super) use outbox::{held, open_blocks, state};
+pub(super) use outbox::{held, open_blocks, state, waiting};
 pub(super) use pack::{Packed, events as pack_events, readings as pack_readings};
 pub use query::Reader;
 pub use send::Sender;

@@ -5,11 +5,10 @@
 
 use super::super::retention::Policy;
 use super::super::{TelemetryError, TelemetryStore};
+use super::schema::TABLES;
 use super::{ClickHouse, ClickHouseError, Sender};
 use crate::platform::db::DbError;
 use crate::platform::db::sqlite::Tx;
-
-const TABLES: [&str; 4] = ["readings", "readings_1m", "readings_1h", "events"];
 
 impl Sender {
     /// Tells ClickHouse of tenants whose days changed. Says how many.
