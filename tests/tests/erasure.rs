@@ -48,13 +48,15 @@ impl Rig {
         let owner = log_in(&server);
         let _ = owner.post("/api/v1/tenants", &json!({ "id": TENANT, "name": TENANT_NAME }));
         let agent = |tenant: &str, device: &str, metric: &str| {
-            let claim = owner.post(&path(tenant, "claims"), &json!({ "device": device }));
+            let labels = if device == GONE { json!({ "place": LABEL }) } else { json!({}) };
+            let claim = owner.post(&path(tenant, "claims"), &json!({ "device": device, "labels": labels }));
             let claim = claim["claim"].as_str().expect("the answer holds the claim").to_owned();
             let home = dir.path().join(device);
             let load = Load { rows_per_s: 800, ..Load::default() };
             let agent = Agent::new(&home, &claim, server.address("mqtt_tls"), &load);
             let rows = std::fs::read_to_string(home.join("rows.csv")).expect("the rows were written");
-            std::fs::write(home.join("rows.csv"), rows.replace("level", metric)).expect("they are written anew");
+            std::fs::write(home.join("rows.csv"), rows.replace("level", metric))
+                .expect("they are written anew");
             agent
         };
         let mut rig = Self {
@@ -71,9 +73,8 @@ impl Rig {
         rig.wait_for_stored("default", GONE, 500);
         rig.wait_for_stored("default", KEPT, 500);
         rig.wait_for_stored(TENANT, "own", 500);
-        let labels = json!({ "labels": { "place": LABEL } });
-        let labelled = rig.owner.call("PATCH", &path("default", &format!("devices/{GONE}")), Some(&labels));
-        let _ = labelled.expect("the API answers").ok();
+        let device = rig.ask(&path("default", &format!("devices/{GONE}"))).expect("the device enrolled");
+        assert_eq!(device["labels"]["place"], LABEL);
         rig
     }
 
@@ -123,10 +124,13 @@ impl Rig {
         let mut killed = BTreeSet::new();
         loop {
             let states = wait_for("both erasures", || {
-                let all: Result<Vec<String>, String> = jobs.iter().map(|job| {
-                    let view = self.ask(job)?;
-                    Ok(view["state"].as_str().unwrap_or_default().to_owned())
-                }).collect();
+                let all: Result<Vec<String>, String> = jobs
+                    .iter()
+                    .map(|job| {
+                        let view = self.ask(job)?;
+                        Ok(view["state"].as_str().unwrap_or_default().to_owned())
+                    })
+                    .collect();
                 let all = all?;
                 let is_done = all.iter().all(|state| state == "done");
                 match is_done || all.iter().any(|state| state != "done" && !killed.contains(state)) {
@@ -152,7 +156,9 @@ impl Rig {
             assert_eq!(file.status, 200, "{name}: {}", file.text);
             let mut text = String::new();
             GzDecoder::new(&file.bytes[..]).read_to_string(&mut text).expect("a file is compressed text");
-            lines.extend(text.lines().map(|line| -> Value { serde_json::from_str(line).expect("lines are JSON") }));
+            lines.extend(
+                text.lines().map(|line| -> Value { serde_json::from_str(line).expect("lines are JSON") }),
+            );
         }
         lines
     }
@@ -224,10 +230,8 @@ fn erase_both(rig: &mut Rig) {
     };
     let of_device = begin(&path("default", &format!("devices/{GONE}/erase")), &json!({}));
     let of_tenant = begin(&path(TENANT, "erase"), &json!({ "confirm": TENANT }));
-    let jobs = [
-        path("default", &format!("erasures/{of_device}")),
-        path(TENANT, &format!("erasures/{of_tenant}")),
-    ];
+    let jobs =
+        [path("default", &format!("erasures/{of_device}")), path(TENANT, &format!("erasures/{of_tenant}"))];
     let killed = rig.finish(&jobs);
     assert!(killed.contains("draining"), "{killed:?}");
     rig.check_export(&jobs[0], GONE, METRIC_OF_GONE);

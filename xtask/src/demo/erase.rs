@@ -78,11 +78,7 @@ struct Export {
 }
 
 impl Export {
-    fn fetch(
-        api: &mut Client,
-        job: &str,
-        object: impl Fn(&str) -> Result<Option<Vec<u8>>>,
-    ) -> Result<Self> {
+    fn fetch(api: &mut Client, job: &str, object: impl Fn(&str) -> Result<Option<Vec<u8>>>) -> Result<Self> {
         let listed = api.get(&format!("{job}/files?limit=500"))?;
         let (mut export, mut records) = (Self::default(), BTreeSet::new());
         for file in listed["items"].as_array().into_iter().flatten() {

@@ -67,7 +67,11 @@ impl Worker {
     }
 
     /// What the store has of a device, wherever. Some: it cannot yet.
-    pub(super) async fn erase_stored(&self, job: &mut Job, device: &DeviceId) -> Result<Option<Step>, WorkerError> {
+    pub(super) async fn erase_stored(
+        &self,
+        job: &mut Job,
+        device: &DeviceId,
+    ) -> Result<Option<Step>, WorkerError> {
         if let Some(step) = self.erase_remote(job).await? {
             return Ok(Some(step));
         }

@@ -276,7 +276,11 @@ impl TelemetryStore {
 const EVENTS: &str = "DELETE FROM event WHERE device_id = $1";
 
 /// What would become rows or blocks in the next flush.
-fn drop_unflushed(tx: &mut Tx<'_>, memtable: &mut Memtable, device_ids: &[i64]) -> Result<(), TelemetryError> {
+fn drop_unflushed(
+    tx: &mut Tx<'_>,
+    memtable: &mut Memtable,
+    device_ids: &[i64],
+) -> Result<(), TelemetryError> {
     memtable.drop_rows_of(device_ids);
     for id in device_ids {
         overwriting(tx, |tx| tx.execute(EVENTS, &[id]))?;

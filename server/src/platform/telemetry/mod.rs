@@ -157,6 +157,8 @@ impl TelemetryStore {
             checkpoint_pages: CHECKPOINT_PAGES,
             sync: options.sync,
             read_time_max: Some(READ_TIME_MAX),
+            // An erasure turns it on for what it deletes.
+            overwrites: false,
         };
         let db = Db::open_with(path, refinery::Runner::new(&migrations), tuning)?;
         let remote = match &options.clickhouse {

@@ -93,13 +93,7 @@ impl TelemetryStore {
         Ok(ReadOut { rows: vec![row], next: None })
     }
 
-    fn read_here(
-        &self,
-        id: i64,
-        part: Part,
-        after: Option<&str>,
-        limit: usize,
-    ) -> Result<ReadOut, DbError> {
+    fn read_here(&self, id: i64, part: Part, after: Option<&str>, limit: usize) -> Result<ReadOut, DbError> {
         let (after, is_all) = (after.map(str::to_owned), self.remote.is_none());
         self.db.read_blocking(move |tx| {
             let mut piece = Piece { tx, id, limit, is_all, out: ReadOut::default() };

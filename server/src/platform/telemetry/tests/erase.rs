@@ -22,8 +22,7 @@ impl Bench {
     fn lines(&self, device: &str, part: Part, limit: usize) -> Vec<Json> {
         let (mut lines, mut after) = (Vec::new(), None);
         loop {
-            let piece =
-                self.store.read_out(&acme(), device, part, after.as_deref(), limit).unwrap();
+            let piece = self.store.read_out(&acme(), device, part, after.as_deref(), limit).unwrap();
             assert!(piece.rows.len() <= limit, "{} of {limit}", piece.rows.len());
             lines.extend(piece.rows);
             after = piece.next;
@@ -75,7 +74,10 @@ fn named(name: &str, at_s: u32) -> Message {
 /// Readings of every kind, of two metrics, one of them named with a unit, and events.
 fn mixed() -> Vec<Message> {
     let mut all: Vec<Message> = (1..=7).map(one).collect();
-    all.push(telemetry(8, &[("t", Value::Bool(true)), ("a", Value::Text("x".into())), ("a", Value::Bool(false))]));
+    all.push(telemetry(
+        8,
+        &[("t", Value::Bool(true)), ("a", Value::Text("x".into())), ("a", Value::Bool(false))],
+    ));
     all.extend((20..25).map(event));
     all
 }
