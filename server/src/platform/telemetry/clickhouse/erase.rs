@@ -23,7 +23,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long a call waits for mutations.
-const DELETE_TIME_MAX: Duration = Duration::from_secs(5);
+const DELETE_TIME_MAX: Duration = Duration::from_secs(2);
 /// Between two looks at them.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
