@@ -81,7 +81,7 @@ impl ClickHouse {
             let rows = self.count(table, whose).await?;
             if rows > 0 && !self.is_deleting(table).await? {
                 let sql = format!("ALTER TABLE {table} DELETE WHERE {}", whose.condition());
-                self.tell(whose.bind(self.client().query(&sql))).await?;
+                self.tell(whose.bind(self.mutator().query(&sql))).await?;
                 // A rollup's rows are not counted: they are readings, too.
                 deleted.rows += if table == "readings" || table == "events" { rows } else { 0 };
             }

@@ -192,6 +192,12 @@ impl ClickHouse {
             .with_setting("cancel_http_readonly_queries_on_client_close", "1")
     }
 
+    /// For mutations. They are begun, and not waited for in their request, whatever the user's profile says: who asks again
+    /// after a cut connection would begin another.
+    pub(super) fn mutator(&self) -> Client {
+        self.client().with_setting("mutations_sync", "0")
+    }
+
     fn without_database(&self) -> Client {
         self.client.clone()
     }

@@ -31,7 +31,7 @@ async fn tell(clickhouse: &ClickHouse, tenant: &str, days: u16) -> Result<(), Cl
         let sql = format!(
             "ALTER TABLE {table} UPDATE retention_days = {days} WHERE tenant = ? AND retention_days != {days}"
         );
-        clickhouse.tell(clickhouse.client().query(&sql).bind(tenant)).await?;
+        clickhouse.tell(clickhouse.mutator().query(&sql).bind(tenant)).await?;
     }
     tracing::info!(tenant, days, "ClickHouse was told how long rows are kept");
     Ok(())
