@@ -108,16 +108,25 @@ fn clickhouse_raw(
         Ok(block.build()?)
     };
     let blocks: Vec<_> = rows.chunks(RAW_CLICKHOUSE_ROWS).map(block).collect::<Result<_>>()?;
+    let count = || -> Result<u64> {
+        Ok(server.sql(DATABASE, "SELECT count() FROM readings WHERE tenant = 'raw'")?.parse()?)
+    };
+    let before = count()?;
     let began = Instant::now();
     runtime.block_on(async {
-        for block in &blocks {
+        for (at, block) in blocks.iter().enumerate() {
             let mut insert = client.insert_native("readings").with_setting("async_insert", "0");
+            // As the store inserts. Without a token the blocks of the round before would be known, and thrown away.
+            insert = insert.with_setting("insert_deduplication_token", format!("raw-{before}-{at}"));
+            insert = insert.with_setting("deduplicate_blocks_in_dependent_materialized_views", "1");
             insert.write(block).await?;
             insert.end().await?;
         }
         Ok::<_, anyhow::Error>(())
     })?;
-    Ok(rows.len() as f64 / began.elapsed().as_secs_f64())
+    let took = began.elapsed().as_secs_f64();
+    anyhow::ensure!(count()? == before + rows.len() as u64, "not all rows were taken");
+    Ok(rows.len() as f64 / took)
 }
 
 fn failed(error: impl std::fmt::Display) -> anyhow::Error {

@@ -12,6 +12,10 @@ pub struct Answer {
     pub status: u16,
     /// Body as text.
     pub text: String,
+    /// Body as it came.
+    pub bytes: Vec<u8>,
+    /// The cookie that it sets, as the next request sends it.
+    pub cookie: Option<String>,
 }
 
 impl Answer {
@@ -36,12 +40,12 @@ impl Answer {
     }
 }
 
-/// Calls of one API with one bearer token.
+/// Calls of one API with one bearer token, or as a browser.
 #[derive(Clone, Debug)]
 pub struct Api {
     /// Where the API listens.
     pub addr: SocketAddr,
-    /// Bearer token; empty for none.
+    /// Bearer token, or a session's cookie ([`Answer::cookie`]); empty for none.
     pub token: String,
 }
 
@@ -54,10 +58,12 @@ impl Api {
         let mut stream = TcpStream::connect_timeout(&self.addr, Duration::from_secs(10))?;
         stream.set_read_timeout(Some(Duration::from_secs(30)))?;
         let body = body.map(Value::to_string).unwrap_or_default();
-        let auth = if self.token.is_empty() {
-            String::new()
-        } else {
-            format!("Authorization: Bearer {}\r\n", self.token)
+        let auth = match self.token.as_str() {
+            "" => String::new(),
+            cookie if cookie.contains('=') => {
+                format!("Cookie: {cookie}\r\nOrigin: http://{}\r\n", self.addr)
+            }
+            token => format!("Authorization: Bearer {token}\r\n"),
         };
         write!(
             stream,
@@ -94,8 +100,12 @@ fn parse(raw: &[u8]) -> Option<Answer> {
     let head = std::str::from_utf8(&raw[..split]).ok()?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
     let chunked = head.to_ascii_lowercase().contains("transfer-encoding: chunked");
-    let body = if chunked { unchunk(&raw[split + 4..])? } else { raw[split + 4..].to_vec() };
-    Some(Answer { status, text: String::from_utf8_lossy(&body).into_owned() })
+    let bytes = if chunked { unchunk(&raw[split + 4..])? } else { raw[split + 4..].to_vec() };
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let headers = head.lines().filter_map(|line| line.split_once(": "));
+    let cookie = headers.filter(|(name, _)| name.eq_ignore_ascii_case("set-cookie"));
+    let cookie = cookie.filter_map(|(_, value)| value.split(';').next()).next().map(str::to_owned);
+    Some(Answer { status, text, bytes, cookie })
 }
 
 fn unchunk(mut rest: &[u8]) -> Option<Vec<u8>> {

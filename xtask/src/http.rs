@@ -27,7 +27,9 @@ pub(crate) struct Client {
 /// An answer's status and body.
 pub(crate) struct Answer {
     pub(crate) status: u16,
+    /// As text, with what is none replaced.
     pub(crate) body: String,
+    pub(crate) bytes: Vec<u8>,
     /// The cookie that it sets, as the next request sends it.
     pub(crate) session: Option<String>,
 }
@@ -61,6 +63,15 @@ impl Client {
     /// PUT, and the JSON of a 2xx answer.
     pub(crate) fn put(&mut self, path: &str, body: &Value) -> Result<Value> {
         self.json("PUT", path, Some(body))
+    }
+
+    /// GET, and the bytes of a 2xx answer.
+    pub(crate) fn download(&mut self, path: &str) -> Result<Vec<u8>> {
+        let answer = self.call("GET", path, None)?;
+        if !(200..300).contains(&answer.status) {
+            bail!("GET {path} answered {}: {}", answer.status, answer.body.trim());
+        }
+        Ok(answer.bytes)
     }
 
     fn json(&mut self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
@@ -141,7 +152,8 @@ fn read_answer(stream: &mut impl BufRead) -> Result<(Answer, bool)> {
             }
         }
     };
-    Ok((Answer { status, body: String::from_utf8_lossy(&body).into_owned(), session }, keep))
+    let text = String::from_utf8_lossy(&body).into_owned();
+    Ok((Answer { status, body: text, bytes: body, session }, keep))
 }
 
 fn read_line(stream: &mut impl BufRead) -> Result<String> {

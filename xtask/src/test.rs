@@ -169,9 +169,10 @@ impl Runner {
         command
     }
 
-    /// The store's suite; its tests that are about one engine say so themselves.
+    /// The store's suite and the erasures'; tests that are about one engine say so themselves.
     fn on_clickhouse(self) -> Command {
-        let mut command = self.command(&self.of_server(&["platform::telemetry::tests::"], &[]));
+        let suites = ["platform::telemetry::tests::", "erasure::tests::"];
+        let mut command = self.command(&self.of_server(&suites, &[]));
         command.env("MUSTER_TEST_TELEMETRY", "clickhouse");
         command
     }

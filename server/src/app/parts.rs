@@ -92,8 +92,7 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let page = PageState { bus: live.clone(), feed, presence, devices: devices.clone() };
     let rule_service = RuleService::new(registry.clone(), clock.clone(), board);
     let alerts = AlertService::new(registry.clone(), clock.clone(), live);
-    let erasures = Erasures::new(registry.clone(), clock.clone(), Some(blobs), devices.clone())
-        .reaching(telemetry.check_erasable().is_ok());
+    let erasures = Erasures::new(registry.clone(), clock.clone(), Some(blobs), devices.clone());
     let skipped = Skipped::new(telemetry.clone(), alerts.clone(), tenants.clone(), clock.clone());
     let slices = Slices {
         rules: rule_service,

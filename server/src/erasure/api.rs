@@ -42,6 +42,7 @@ impl From<ErasureError> for ApiError {
                 Self::new(ErrorCode::Unavailable, "the blob store cannot be read; try again later")
             }
             ErasureError::Blob(cause) => Self::internal(chain(&cause)),
+            ErasureError::Telemetry(cause) => Self::internal(chain(&cause)),
         }
     }
 }

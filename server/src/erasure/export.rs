@@ -8,7 +8,7 @@ use super::service::{ErasureError, Erasures};
 use super::{store, tables};
 use crate::platform::blob::{BlobError, Key};
 use crate::platform::db::{DbError, Scope, Tx};
-use crate::platform::telemetry::{Part, TelemetryStore};
+use crate::platform::telemetry::{Part, TelemetryError, TelemetryStore};
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
@@ -197,7 +197,11 @@ async fn registry(
 }
 
 /// Reads on where the place stands: device by device, each in pieces.
-fn stored(telemetry: &TelemetryStore, job: &Job, part: Part) -> Result<(Lines, Option<Place>), DbError> {
+fn stored(
+    telemetry: &TelemetryStore,
+    job: &Job,
+    part: Part,
+) -> Result<(Lines, Option<Place>), TelemetryError> {
     let scope = Scope::Tenant(job.tenant.clone());
     let (mut lines, mut place) = (Lines::default(), job.place.clone());
     for _ in 0..DEVICES_PER_STEP {

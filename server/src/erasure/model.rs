@@ -80,6 +80,8 @@ pub struct Place {
     pub after: Option<String>,
     /// Files of this part so far.
     pub files: u32,
+    /// The newest block for ClickHouse that may hold something, once all is in blocks.
+    pub batch: Option<i64>,
 }
 
 /// A member of a tenant that is erased.

@@ -8,6 +8,7 @@ use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
 use crate::platform::http_kit::{NotHere, Page};
 use crate::platform::secret;
+use crate::platform::telemetry::TelemetryError;
 use crate::tenants::audit::{self, AuditEntry};
 use crate::tenants::{Permission, Principal};
 use bytes::Bytes;
@@ -37,6 +38,9 @@ pub enum ErasureError {
     /// The blob store.
     #[error("export")]
     Blob(#[from] BlobError),
+    /// The telemetry store.
+    #[error("telemetry store")]
+    Telemetry(#[from] TelemetryError),
     /// The database.
     #[error("database failed")]
     Db(#[from] DbError),
@@ -49,7 +53,6 @@ pub struct Erasures {
     pub(super) clock: SharedClock,
     /// None in a process without a blob store of its own.
     blobs: Option<Blobs>,
-    is_reachable: bool,
     devices: Devices,
 }
 
@@ -57,7 +60,7 @@ impl Erasures {
     /// On open stores.
     #[must_use]
     pub fn new(db: Db, clock: SharedClock, blobs: Option<Blobs>, devices: Devices) -> Self {
-        Self { db, clock, blobs, devices, is_reachable: true }
+        Self { db, clock, blobs, devices }
     }
 
     /// As [`Devices::admit`].
@@ -72,12 +75,6 @@ impl Erasures {
         device: &DeviceId,
     ) -> Result<&'w Principal, ErasureError> {
         Ok(self.devices.admit(who, permission, tenant, device).await?)
-    }
-
-    /// Where readings are what an erasure does not reach, none begins.
-    #[must_use]
-    pub fn reaching(self, is_reachable: bool) -> Self {
-        Self { is_reachable, ..self }
     }
 
     /// Where exports are.
@@ -124,10 +121,6 @@ impl Erasures {
         device: Option<DeviceId>,
         with_export: bool,
     ) -> Result<Job, ErasureError> {
-        if !self.is_reachable {
-            let why = "readings and events are in ClickHouse, where erasing is not built yet";
-            return Err(ErasureError::Conflict(why));
-        }
         let now_us = self.clock.now_us();
         // Ids are listed in the order of their times.
         let id = format!("{:016x}{}", now_us.max(0), hex::encode(secret::random_bytes::<4>()));

@@ -4,7 +4,9 @@
 //! of the job's row: whatever stops the process between two, the next one goes on. What fails is tried again each
 //! second, and stands in the job as what it waits for.
 
-use super::model::{DRAIN_US, Job, State};
+mod stored;
+
+use super::model::{Job, State};
 use super::service::{ErasureError, Erasures, leaving};
 use super::{export, store, tables};
 use crate::devices::{Devices, DevicesError};
@@ -13,7 +15,7 @@ use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::event_log::{EventLog, EventLogError};
 use crate::platform::http_kit::condition::Precondition;
 use crate::platform::http_kit::{Page, chain};
-use crate::platform::telemetry::{Erased, LogPlace, TelemetryError, TelemetryStore};
+use crate::platform::telemetry::{TelemetryError, TelemetryStore};
 use crate::rules::service::{RuleError, RuleService};
 use crate::tenants::audit::{self, AuditEntry};
 use crate::tenants::model::Membership;
@@ -237,42 +239,10 @@ impl Worker {
         if let Some(waits) = self.is_quiet(job).await? {
             return Ok(waits);
         }
-        if job.log.is_none_or(|(epoch, _)| epoch != self.log.epoch()) {
-            job.log = Some(self.log_end().await?);
-            return self.save(job).await;
+        match self.settle(job).await? {
+            Some(step) => Ok(step),
+            None => self.enter_next(job).await,
         }
-        let place = self.log_place(job);
-        if !self.telemetry.has_read(place) {
-            return Ok(behind(place));
-        }
-        let (store, scope, device) = (self.telemetry.clone(), scope(job), job.device.clone());
-        blocking(move || store.flush_devices(&scope, device.as_ref().map(DeviceId::as_str))).await?;
-        self.enter_next(job).await
-    }
-
-    /// Connections that are just being closed may still bring something.
-    async fn is_quiet(&self, job: &Job) -> Result<Option<Step>, WorkerError> {
-        if self.now_us() < job.since_us.saturating_add(DRAIN_US) {
-            return Ok(Some(Step::Waits("connections to end".to_owned())));
-        }
-        let (store, scope, device) = (self.telemetry.clone(), scope(job), job.device.clone());
-        let connected =
-            blocking(move || Ok(store.connected_since(&scope, device.as_ref().map(DeviceId::as_str))?))
-                .await?;
-        let is_open = connected.is_some_and(|since_us| since_us >= self.started_at_us);
-        Ok(is_open.then(|| Step::Waits("a device is still connected".to_owned())))
-    }
-
-    /// Where the log ends, once all that was appended so far is on disk.
-    async fn log_end(&self) -> Result<(u64, u64), WorkerError> {
-        let log = self.log.clone();
-        let end = tokio::task::spawn_blocking(move || log.commit()).await.map_err(|_| DbError::Closed)??;
-        Ok((self.log.epoch(), end))
-    }
-
-    fn log_place(&self, job: &Job) -> LogPlace {
-        let (epoch, position) = job.log.unwrap_or((self.log.epoch(), u64::MAX));
-        LogPlace { epoch, position }
     }
 
     async fn erase(&self, job: &mut Job) -> Result<Step, WorkerError> {
@@ -283,15 +253,14 @@ impl Worker {
                 job.place.part = 1;
                 self.save(job).await
             }
-            _ if job.log.is_none_or(|(epoch, _)| epoch != self.log.epoch()) => {
-                job.place.part = 0;
-                self.save(job).await
-            }
             (Some(device), _) => {
                 let device = device.clone();
                 self.devices.hide(&job.tenant, &device).await;
-                if let Some(waits) = self.erase_stored(job, device.as_str()).await? {
-                    return Ok(waits);
+                if let Some(step) = self.settle(job).await? {
+                    return Ok(step);
+                }
+                if let Some(step) = self.erase_stored(job, &device).await? {
+                    return Ok(step);
                 }
                 self.erase_rows(job, device).await?;
                 self.enter_next(job).await
@@ -307,43 +276,18 @@ impl Worker {
                 }
                 self.save(job).await
             }
-            (None, 2) => self.erase_stored_tenant(job).await,
-            (None, _) => self.erase_rules(job).await,
-        }
-    }
-
-    /// What the store has of a device. Some: it cannot yet.
-    async fn erase_stored(&self, job: &mut Job, device: &str) -> Result<Option<Step>, WorkerError> {
-        let (store, scope, place, device) =
-            (self.telemetry.clone(), scope(job), self.log_place(job), device.to_owned());
-        match blocking(move || store.erase_device(&scope, &device, place)).await? {
-            Erased::NotYet => Ok(Some(behind(place))),
-            Erased::Done(rows) => {
-                job.rows_erased += rows.cast_signed();
-                Ok(None)
-            }
-        }
-    }
-
-    async fn erase_stored_tenant(&self, job: &mut Job) -> Result<Step, WorkerError> {
-        let (store, of) = (self.telemetry.clone(), scope(job));
-        let devices = blocking(move || Ok(store.stored_devices(&of, "", i64::from(PER_STEP))?)).await?;
-        if !devices.is_empty() {
-            for device in devices {
-                if let Some(waits) = self.erase_stored(job, &device).await? {
-                    return Ok(waits);
+            (None, 2) => {
+                if let Some(step) = self.settle(job).await? {
+                    return Ok(step);
                 }
-            }
-            return self.save(job).await;
-        }
-        let (store, of, place) = (self.telemetry.clone(), scope(job), self.log_place(job));
-        match blocking(move || store.erase_tenant(&of, place)).await? {
-            Erased::NotYet => Ok(behind(place)),
-            Erased::Done(rows) => {
-                job.rows_erased += rows.cast_signed();
+                if let Some(step) = self.erase_remote(job).await? {
+                    return Ok(step);
+                }
                 job.place.part = 3;
                 self.save(job).await
             }
+            (None, 3) => self.erase_stored_tenant(job).await,
+            (None, _) => self.erase_rules(job).await,
         }
     }
 
@@ -377,8 +321,13 @@ impl Worker {
             return Ok(waits);
         }
         if let Some(device) = job.device.clone() {
-            if let Some(waits) = self.erase_stored(job, device.as_str()).await? {
-                return Ok(waits);
+            // The log may be another one than that which was read to its end.
+            if job.log.is_none_or(|(epoch, _)| epoch != self.log.epoch()) {
+                job.log = Some(self.log_end().await?);
+                return self.save(job).await;
+            }
+            if let Some(step) = self.erase_stored(job, &device).await? {
+                return Ok(step);
             }
             self.erase_rows(job, device.clone()).await?;
             self.devices.erase(&job.requested_by, &job.tenant, &device).await?;
@@ -461,16 +410,6 @@ impl Worker {
 
 fn scope(job: &Job) -> Scope {
     Scope::Tenant(job.tenant.clone())
-}
-
-fn behind(place: LogPlace) -> Step {
-    Step::Waits(format!("the store to read the event log up to position {}", place.position))
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, TelemetryError> + Send + 'static,
-) -> Result<T, WorkerError> {
-    Ok(tokio::task::spawn_blocking(work).await.map_err(|_| DbError::Closed)??)
 }
 
 /// Who asked, for services that note it.

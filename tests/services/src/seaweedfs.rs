@@ -160,6 +160,25 @@ impl SeaweedFs {
         }
     }
 
+    /// An object as it is stored, read past S3 and its signatures; none where there is none.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn object(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.ports[FILER]))?;
+        stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;
+        // HTTP/1.0: the answer ends with the connection.
+        write!(stream, "GET /buckets/{BUCKET}/{key} HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        let end = answer.windows(4).position(|four| four == b"\r\n\r\n").context("half an answer")?;
+        match answer.split(|byte| *byte == b' ').nth(1) {
+            Some(b"200") => Ok(Some(answer.split_off(end + 4))),
+            Some(b"404") => Ok(None),
+            status => bail!("{key}: {:?}", status.map(String::from_utf8_lossy)),
+        }
+    }
+
     fn request(&self, at: usize, method: &str, path: &str) -> Result<u16> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.ports[at]))?;
         stream.set_read_timeout(Some(ANSWER_TIME_MAX))?;

@@ -3,8 +3,12 @@
 use super::watch::Verdict;
 use crate::http::Client;
 use anyhow::{Context, Result, bail};
-use muster_services::{ClickHouse, Postgres, python};
+use muster_services::{ClickHouse, Postgres, SeaweedFs, python};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// ClickHouse's database.
+const DATABASE: &str = "muster";
 
 /// When the outage begins and how long it takes.
 const OUTAGE_BEGINS: Duration = Duration::from_secs(20);
@@ -15,7 +19,7 @@ const OUTAGE_TIME: Duration = Duration::from_secs(60);
 pub(super) enum Engines {
     /// Files of its own.
     Embedded,
-    /// PostgreSQL and ClickHouse.
+    /// PostgreSQL, ClickHouse and S3.
     Services,
 }
 
@@ -43,9 +47,31 @@ enum Outage {
     Over,
 }
 
+/// The engines' servers.
+pub(super) struct Running {
+    postgres: Postgres,
+    clickhouse: ClickHouse,
+    pub(super) s3: SeaweedFs,
+    secret_file: PathBuf,
+}
+
+impl Running {
+    /// Rows of a device in ClickHouse.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(super) fn rows_of(&self, tables: &[&str], device: &str) -> Result<u64> {
+        let counts = tables.iter().map(|table| {
+            let sql = format!("SELECT count() FROM {table} WHERE device = '{device}'");
+            self.clickhouse.sql(DATABASE, &sql)?.parse::<u64>().context("no number")
+        });
+        counts.sum()
+    }
+}
+
 /// What runs beside the server.
 pub(super) struct Services {
-    running: Option<(Postgres, ClickHouse)>,
+    running: Option<Running>,
     outage: Option<(Engine, Outage)>,
     /// What the server said of the part while it was away.
     said: Option<String>,
@@ -54,21 +80,25 @@ pub(super) struct Services {
 }
 
 impl Services {
-    /// Starts what is asked for; installs what is missing where that needs no question.
+    /// Starts what is asked for; installs what is missing where that needs no question. A secret is written into `dir`.
     ///
     /// # Errors
     /// A server is not installed or does not start.
-    pub(super) fn start(engines: Engines, outage: Option<Engine>) -> Result<Self> {
+    pub(super) fn start(engines: Engines, outage: Option<Engine>, dir: &Path) -> Result<Self> {
         let running = match engines {
             Engines::Embedded if outage.is_some() => bail!("--outage needs --engines services"),
             Engines::Embedded => None,
             Engines::Services => {
-                println!("starting PostgreSQL and ClickHouse");
+                println!("starting PostgreSQL, ClickHouse and SeaweedFS (S3)");
                 crate::test::install_programs();
-                python::install().context("cannot install ClickHouse")?;
+                python::install().context("cannot install ClickHouse and SeaweedFS")?;
                 let postgres = Postgres::start()?;
                 postgres.database("registry")?;
-                Some((postgres, ClickHouse::start()?))
+                let s3 = SeaweedFs::start()?;
+                let secret_file = dir.join("s3-secret");
+                std::fs::create_dir_all(dir)?;
+                std::fs::write(&secret_file, s3.secret_key()).context("cannot write the bucket's secret")?;
+                Some(Running { postgres, clickhouse: ClickHouse::start()?, s3, secret_file })
             }
         };
         Ok(Self { running, outage: outage.map(|engine| (engine, Outage::Ahead)), said: None, told: false })
@@ -76,11 +106,21 @@ impl Services {
 
     /// What the server is told.
     pub(super) fn settings(&self) -> Vec<String> {
-        let Some((postgres, clickhouse)) = &self.running else { return Vec::new() };
+        let Some(running) = &self.running else { return Vec::new() };
         vec![
-            format!("registry.url={:?}", postgres.url("registry")),
-            format!("telemetry.url={:?}", clickhouse.url("muster")),
+            format!("registry.url={:?}", running.postgres.url("registry")),
+            format!("telemetry.url={:?}", running.clickhouse.url(DATABASE)),
+            format!("blob.url={:?}", format!("s3://{}/demo", running.s3.bucket())),
+            format!("blob.endpoint={:?}", running.s3.endpoint()),
+            format!("blob.access_key_id={:?}", running.s3.access_key_id()),
+            format!("blob.secret_key_file={:?}", running.secret_file.display().to_string()),
+            "blob.allow_http=true".to_owned(),
         ]
+    }
+
+    /// The servers, where there are any.
+    pub(super) fn running(&self) -> Option<&Running> {
+        self.running.as_ref()
     }
 
     /// Begins and ends the outage when its time has come, and notes what the server says meanwhile.
@@ -88,24 +128,23 @@ impl Services {
     /// # Errors
     /// A server does not stop or start.
     pub(super) fn at(&mut self, elapsed: Duration, api: &mut Client) -> Result<()> {
-        let (Some((engine, outage)), Some((postgres, clickhouse))) = (&mut self.outage, &mut self.running)
-        else {
+        let (Some((engine, outage)), Some(running)) = (&mut self.outage, &mut self.running) else {
             return Ok(());
         };
         match *outage {
             Outage::Ahead if elapsed >= OUTAGE_BEGINS => {
                 println!("\n{engine:?} is stopped for {} s", OUTAGE_TIME.as_secs());
                 match engine {
-                    Engine::Postgres => postgres.kill()?,
-                    Engine::Clickhouse => clickhouse.kill()?,
+                    Engine::Postgres => running.postgres.kill()?,
+                    Engine::Clickhouse => running.clickhouse.kill()?,
                 }
                 *outage = Outage::Now;
             }
             Outage::Now if elapsed >= OUTAGE_BEGINS + OUTAGE_TIME => {
                 println!("\n{engine:?} is started again");
                 match engine {
-                    Engine::Postgres => postgres.start_again()?,
-                    Engine::Clickhouse => clickhouse.start_again()?,
+                    Engine::Postgres => running.postgres.start_again()?,
+                    Engine::Clickhouse => running.clickhouse.start_again()?,
                 }
                 *outage = Outage::Over;
             }

@@ -5,11 +5,13 @@
 //! fails unless all held: readings of every agent, inferences of both models, an alert opened and one cleared
 //! by a rule on real data, nothing lost, nothing duplicated.
 //!
-//! `--engines services` puts the registry into PostgreSQL and readings and events into ClickHouse, which it starts;
-//! `--outage` stops one of them for a minute in the middle, and the server must say so.
+//! `--engines services` puts the registry into PostgreSQL, readings and events into ClickHouse and files into a bucket of
+//! an S3 server, all of which it starts; at the end one device is exported into the bucket and erased. `--outage` stops
+//! PostgreSQL or ClickHouse for a minute in the middle, and the server must say so.
 
 mod agents;
 mod engines;
+mod erase;
 mod watch;
 
 use crate::cargo;
@@ -59,7 +61,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
     }
     let binaries = cargo::dev_binaries();
-    let mut services = Services::start(arguments.engines, arguments.outage)?;
+    let mut services = Services::start(arguments.engines, arguments.outage, &dir)?;
     let settings = services.settings();
     let more: Vec<&str> = settings.iter().flat_map(|setting| ["--set", setting]).collect();
     let mut server =
@@ -244,6 +246,9 @@ fn finish(
     stop_agents(fleet)?;
     let mut verdicts = watch::verdicts(&sample, &models, alerts);
     verdicts.extend(services.verdict());
+    if let Some(running) = services.running() {
+        verdicts.extend(erase::device(server, &mut api, running)?);
+    }
     println!("{:<32} {:>10}", "summary", "found");
     for verdict in &verdicts {
         println!(

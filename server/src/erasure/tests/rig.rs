@@ -6,10 +6,11 @@ use crate::ingest::Consumer;
 use crate::platform::clock::Clock as _;
 use crate::platform::event_log::{Kind, NewRecord, Origin};
 use crate::platform::http_kit::Page;
-use crate::platform::telemetry::LogPlace;
+use crate::platform::telemetry::{LogPlace, TelemetryStore};
 use crate::tenants::Permission;
 use crate::testing::{Answer, As, TestApp};
 use flate2::read::GzDecoder;
+use muster_services::ClickHouse;
 use muster_wire::{Event, EventKind, Reading, Telemetry, TenantId, UpClass, Value};
 use serde_json::{Value as Json, json};
 use std::io::Read as _;
@@ -25,7 +26,13 @@ pub(super) struct Rig {
     pub(super) token: String,
     pub(super) worker: Worker,
     consumer: Option<Consumer>,
+    /// Where the tests run with readings and events there.
+    clickhouse: Option<ClickHouse>,
 }
+
+/// As the store's own suite has it.
+const TELEMETRY: &str = "MUSTER_TEST_TELEMETRY";
+const DATABASE: &str = "fleet";
 
 pub(super) fn tenant(id: &str) -> TenantId {
     TenantId::parse(id).unwrap()
@@ -36,12 +43,27 @@ fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
     std::thread::scope(|scope| scope.spawn(work).join().unwrap())
 }
 
+/// Sends what is flushed and synced.
+fn send(store: &TelemetryStore) {
+    if let Some(mut sender) = store.sender().unwrap() {
+        while sender.send_next().unwrap() {}
+    }
+}
+
 impl Rig {
     pub(super) async fn start() -> Self {
-        let app = TestApp::start().await;
+        let is_remote = std::env::var(TELEMETRY).is_ok_and(|engine| engine == "clickhouse");
+        let clickhouse = is_remote.then(|| ClickHouse::start().unwrap());
+        let app = TestApp::start_with(|config| {
+            config.telemetry.url = clickhouse.as_ref().map(|server| server.url(DATABASE).parse().unwrap());
+            // ClickHouse deletes what is past its time by its own clock.
+            config.retention.telemetry_days = 30_000;
+        })
+        .await;
         let acme = app.tenant("acme").await;
         let token = app.token(&acme, Permission::ALL).await;
-        let mut rig = Self { worker: app.parts.eraser(app.clock.now_us()), app, token, consumer: None };
+        let worker = app.parts.eraser(app.clock.now_us());
+        let mut rig = Self { worker, app, token, consumer: None, clickhouse };
         rig.begin_reading();
         rig
     }
@@ -64,6 +86,7 @@ impl Rig {
             while !store.has_read(LogPlace { epoch: log.epoch(), position }) {
                 consumer.step().unwrap();
             }
+            send(&store);
         });
     }
 
@@ -182,9 +205,12 @@ impl Rig {
 
     /// How many rows of the store's tables belong to a device of this name, whatever its tenant.
     pub(super) fn stored_rows(&self, device: &str) -> i64 {
-        let (store, device) = (self.app.parts.telemetry.clone(), device.to_owned());
-        apart(move || {
+        let (store, name) = (self.app.parts.telemetry.clone(), device.to_owned());
+        let here = apart(move || {
             store.flush_all().unwrap();
+            store.sync().unwrap();
+            send(&store);
+            let device = name;
             store.read_blocking(move |view| {
                 let days: Vec<i64> =
                     view.query("SELECT day FROM reading_day", &[], |row| row.get::<i64>(0))?;
@@ -202,7 +228,22 @@ impl Rig {
                 view.query_one(&sql, &[&device], |row| row.get::<i64>(0))
             })
         })
-        .unwrap_or_else(|error: crate::platform::db::DbError| panic!("{error:?}"))
+        .unwrap_or_else(|error: crate::platform::db::DbError| panic!("{error:?}"));
+        here + self.remote_rows(device)
+    }
+
+    /// Readings and events in ClickHouse; the rollups must say the same.
+    fn remote_rows(&self, device: &str) -> i64 {
+        let Some(server) = &self.clickhouse else { return 0 };
+        let ask = |what: &str, table: &str| -> i64 {
+            let sql = format!("SELECT {what} FROM {table} WHERE device = '{device}'");
+            server.sql(DATABASE, &sql).unwrap().parse().unwrap()
+        };
+        let readings = ask("count()", "readings");
+        for rollup in ["readings_1m", "readings_1h"] {
+            assert_eq!(ask("sum(readings)", rollup), readings, "{rollup}");
+        }
+        readings + ask("count()", "events")
     }
 
     /// Rows of the store's tables that belong to no device.

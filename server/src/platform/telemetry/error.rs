@@ -54,12 +54,9 @@ pub enum TelemetryError {
     /// A block cannot be made.
     #[error("cannot make a block for ClickHouse")]
     Pack(#[source] std::io::Error),
-    /// The sender's runtime cannot be made.
-    #[error("cannot start the sender's runtime")]
+    /// A runtime for ClickHouse's client cannot be made.
+    #[error("cannot start a runtime")]
     Runtime(#[source] std::io::Error),
-    /// Rows are where an erasure does not reach.
-    #[error("readings and events are in ClickHouse, where erasing is not built yet")]
-    NotErasable,
     /// A test stopped the store.
     #[error("stopped by a test at {0:?}")]
     Crashed(CrashPoint),

@@ -16,6 +16,9 @@ use crate::platform::db::DbError;
 use crate::platform::db::sqlite::Tx;
 use std::ops::Range;
 
+/// Blocks of events of one commit: flushes come seconds apart, and a block holds 20,000.
+const EVENT_BLOCKS_MAX: usize = 8;
+
 /// Where the rows go.
 #[derive(Clone)]
 pub(super) enum Sink {
@@ -47,10 +50,8 @@ pub(super) fn shards(
         memtable.ledger.flush(tx, at)?;
         tally::add_counts(tx, &memtable.shards[at].counts)?;
     }
-    if let Sink::Outbox(policy) = sink
-        && memtable.events_wait
-    {
-        memtable.events_wait = pack_events(tx, policy, position.received_at_us)?;
+    if let Sink::Outbox(policy) = sink {
+        events(tx, memtable, policy)?;
     }
     faults.reach(CrashPoint::AfterLedger)?;
     let marks = memtable.marks_after(&position, ats);
@@ -106,14 +107,18 @@ fn rows_into_outbox(
     Ok(())
 }
 
-/// Packs events where no shard holds anything.
+/// Packs the events that wait, as many as one commit should.
 pub(super) fn events(
     tx: &mut Tx<'_>,
     memtable: &mut Memtable,
     policy: &Policy,
 ) -> Result<(), TelemetryError> {
     let now_us = memtable.position.as_ref().map_or(0, |at| at.received_at_us);
-    memtable.events_wait = pack_events(tx, policy, now_us)?;
+    for _ in 0..EVENT_BLOCKS_MAX {
+        if memtable.events_wait {
+            memtable.events_wait = pack_events(tx, policy, now_us)?;
+        }
+    }
     Ok(())
 }
 

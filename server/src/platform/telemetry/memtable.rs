@@ -224,6 +224,13 @@ impl Memtable {
         first..(first + size).min(SHARDS)
     }
 
+    /// Takes out the readings of devices that are erased.
+    pub(super) fn drop_rows_of(&mut self, device_ids: &[i64]) {
+        for id in device_ids {
+            self.shards[shard_of(*id)].rows.retain(|row| row.device_id != *id);
+        }
+    }
+
     /// The next in turn that has something.
     pub(super) fn next_in_turn(&self) -> Option<usize> {
         (1..=SHARDS).map(|step| (self.turn + step) % SHARDS).find(|shard| self.is_pending(*shard))

@@ -35,6 +35,7 @@ mod names;
 mod partition;
 mod query;
 mod ranges;
+mod read_out;
 mod remote;
 mod retention;
 mod seen;
@@ -49,7 +50,7 @@ pub use accounts::{
 };
 pub use batch::{RawBatch, StoredBatch, StoredItem, StoredWhat};
 pub use cursor::{LogSpan, STORE_READER, Start};
-pub use erase::{Erased, LogPlace, Part, ReadOut};
+pub use erase::{Erased, LogPlace};
 pub use error::TelemetryError;
 pub use faults::{CrashPoint, Faults};
 pub use ledger::{QUEUES_PER_DEVICE_MAX, RANGES_PER_QUEUE_MAX, TOMBSTONES_PER_CLASS};
@@ -62,6 +63,7 @@ pub use partition::DAY_US;
 pub use query::{
     Aggregate, LastValue, POINTS_MAX, Point, Points, ReadingsQuery, STEPS_MAX, last_values, readings,
 };
+pub use read_out::{Part, ReadOut};
 pub use retention::{Policy, Retained};
 pub use seen::{LastSeen, last_seen};
 pub use tally::{DEAD_LETTER_BYTES_MAX, DEAD_LETTERS_PER_TENANT_MAX};
@@ -155,6 +157,8 @@ impl TelemetryStore {
             checkpoint_pages: CHECKPOINT_PAGES,
             sync: options.sync,
             read_time_max: Some(READ_TIME_MAX),
+            // An erasure turns it on for what it deletes.
+            overwrites: false,
         };
         let db = Db::open_with(path, refinery::Runner::new(&migrations), tuning)?;
         let remote = match &options.clickhouse {

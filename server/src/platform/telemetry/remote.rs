@@ -1,6 +1,6 @@
 //! The store's side of ClickHouse: how far the outbox got, and its bound.
 
-use super::clickhouse::{self, ClickHouse, Outbox};
+use super::clickhouse::{self, ClickHouse, ClickHouseError, Outbox};
 use super::flush::{self, Sink};
 use super::retention::Policy;
 use super::{SHARDS_A_BLOCK, TelemetryError, TelemetryStore};
@@ -23,6 +23,17 @@ pub(super) struct Remote {
 impl Remote {
     pub(super) fn client(&self) -> &ClickHouse {
         &self.client
+    }
+
+    /// Asks on a thread that may block. Connections live on a runtime, and this one ends with the question.
+    pub(super) fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&ClickHouse) -> Result<T, ClickHouseError>,
+    ) -> Result<T, TelemetryError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(TelemetryError::Runtime)?;
+        let clickhouse = ClickHouse::new(self.options.clone())?;
+        Ok(runtime.block_on(question(&clickhouse))?)
     }
 }
 

@@ -48,6 +48,8 @@ pub struct Options {
     pub sync: Sync,
     /// The longest [`Db::read`], from its begin on a reader; None: no bound.
     pub read_time_max: Option<Duration>,
+    /// Whether what is deleted is overwritten in the file. Deleting costs more.
+    pub overwrites: bool,
 }
 
 /// Whether a commit waits for the disk.
@@ -64,7 +66,14 @@ pub enum Sync {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { readers: 2, cache_kib: 2048, checkpoint_pages: 1000, sync: Sync::Full, read_time_max: None }
+        Self {
+            readers: 2,
+            cache_kib: 2048,
+            checkpoint_pages: 1000,
+            sync: Sync::Full,
+            read_time_max: None,
+            overwrites: true,
+        }
     }
 }
 
@@ -357,8 +366,10 @@ fn connect(path: &Path, options: Options) -> Result<Connection, DbError> {
         Sync::OffForTrials => "OFF",
     };
     let tuning = format!(
-        "PRAGMA synchronous={sync}; PRAGMA cache_size=-{}; PRAGMA wal_autocheckpoint={};",
-        options.cache_kib, options.checkpoint_pages
+        "PRAGMA synchronous={sync}; PRAGMA cache_size=-{}; PRAGMA wal_autocheckpoint={}; PRAGMA secure_delete={};",
+        options.cache_kib,
+        options.checkpoint_pages,
+        if options.overwrites { "ON" } else { "OFF" }
     );
     connection.execute_batch(&tuning).map_err(open)?;
     connection.set_prepared_statement_cache_capacity(128);

@@ -237,3 +237,30 @@ async fn as_many_closures_as_the_bound_share_a_commit_and_no_more() {
     expect.extend([GROUP_MAX - 1; 2]);
     assert_eq!(seen, expect);
 }
+
+/// What the file holds once the database is closed.
+fn bytes_after_a_delete(overwrites: bool) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("t.db");
+    let migrations = refinery::Migration::unapplied("V1__t", "CREATE TABLE t (a TEXT) STRICT;").unwrap();
+    let options = Options { overwrites, ..Options::default() };
+    let db = Db::open_with(&path, refinery::Runner::new(&[migrations]), options).unwrap();
+    let write = |sql: &'static str| db.write_blocking(move |tx| tx.execute(sql, &[])).unwrap();
+    write(
+        "INSERT INTO t VALUES ('zebra-stripes'), ('other'), (replace(hex(zeroblob(9000)), '00', 'zebra-stripes'))",
+    );
+    write("DELETE FROM t WHERE a != 'other'");
+    drop(db);
+    let wal = dir.path().join("t.db-wal");
+    while wal.exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn what_is_deleted_is_overwritten_where_it_should_be() {
+    let holds = |bytes: &[u8]| bytes.windows(13).any(|window| window == b"zebra-stripes");
+    assert!(holds(&bytes_after_a_delete(false)));
+    assert!(!holds(&bytes_after_a_delete(true)));
+}

@@ -12,6 +12,7 @@
 //! waits for it, and queries of readings and events answer that it cannot be reached.
 
 mod block;
+mod erase;
 mod lists;
 mod outbox;
 mod pack;
@@ -23,8 +24,10 @@ mod send;
 mod tests;
 mod url;
 
+pub use erase::Deleted;
+pub(super) use erase::Whose;
 pub use outbox::Outbox;
-pub(super) use outbox::{held, open_blocks, state};
+pub(super) use outbox::{held, open_blocks, state, waiting};
 pub(super) use pack::{Packed, events as pack_events, readings as pack_readings};
 pub use query::Reader;
 pub use send::Sender;
@@ -187,6 +190,12 @@ impl ClickHouse {
             .with_setting("readonly", "2")
             .with_setting("max_execution_time", QUERY_TIME_MAX_S.to_string())
             .with_setting("cancel_http_readonly_queries_on_client_close", "1")
+    }
+
+    /// For mutations. They are begun, and not waited for in their request, whatever the user's profile says: who asks again
+    /// after a cut connection would begin another.
+    pub(super) fn mutator(&self) -> Client {
+        self.client().with_setting("mutations_sync", "0")
     }
 
     fn without_database(&self) -> Client {

@@ -73,6 +73,11 @@ pub(in super::super) fn open_blocks(tx: &mut Tx<'_>) -> Result<u64, DbError> {
     held(tx).map(|held| held.blocks)
 }
 
+/// Blocks up to a number that wait.
+pub(in super::super) fn waiting(tx: &mut Tx<'_>, batch: i64) -> Result<u64, DbError> {
+    tx.query_one("SELECT count(*) FROM outbox WHERE batch <= $1", &[&batch], |row| row.get(0))
+}
+
 /// The number of the next batch.
 pub(super) fn next_batch(tx: &mut Tx<'_>, now_us: i64) -> Result<i64, DbError> {
     const NEXT: &str = "UPDATE outbox_state SET made = max($1, made + 1) RETURNING made";

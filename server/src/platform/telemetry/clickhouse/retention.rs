@@ -5,11 +5,10 @@
 
 use super::super::retention::Policy;
 use super::super::{TelemetryError, TelemetryStore};
+use super::schema::TABLES;
 use super::{ClickHouse, ClickHouseError, Sender};
 use crate::platform::db::DbError;
 use crate::platform::db::sqlite::Tx;
-
-const TABLES: [&str; 4] = ["readings", "readings_1m", "readings_1h", "events"];
 
 impl Sender {
     /// Tells ClickHouse of tenants whose days changed. Says how many.
@@ -32,7 +31,7 @@ async fn tell(clickhouse: &ClickHouse, tenant: &str, days: u16) -> Result<(), Cl
         let sql = format!(
             "ALTER TABLE {table} UPDATE retention_days = {days} WHERE tenant = ? AND retention_days != {days}"
         );
-        clickhouse.tell(clickhouse.client().query(&sql).bind(tenant)).await?;
+        clickhouse.tell(clickhouse.mutator().query(&sql).bind(tenant)).await?;
     }
     tracing::info!(tenant, days, "ClickHouse was told how long rows are kept");
     Ok(())

@@ -7,6 +7,8 @@ use super::{ClickHouse, ClickHouseError};
 
 /// The newest version of this build.
 pub(super) const VERSION: u32 = 1;
+/// Every table with rows of tenants. What is made of readings stands behind them.
+pub(super) const TABLES: [&str; 4] = ["readings", "readings_1m", "readings_1h", "events"];
 const V1: &str = include_str!("schema_v1.sql");
 
 impl ClickHouse {

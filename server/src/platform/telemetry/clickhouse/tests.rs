@@ -356,6 +356,19 @@ fn rows_carry_how_long_they_are_kept_and_are_told_when_that_changes() {
 }
 
 #[test]
+fn one_flush_packs_more_events_than_a_block_holds() {
+    let mut bench = Bench::clickhouse();
+    for first in (1..=45_000).step_by(5_000) {
+        bench.write(&(first..first + 5_000).map(event).collect::<Vec<_>>());
+    }
+    assert!(bench.store.flush_next().unwrap());
+    let outbox = bench.store.outbox().unwrap();
+    assert_eq!((outbox.blocks, outbox.rows), (3, 45_000));
+    bench.send();
+    assert_eq!(bench.remote_sql("SELECT count() FROM events"), "45000");
+}
+
+#[test]
 fn a_block_is_of_one_month() {
     let mut bench = Bench::clickhouse();
     for seq in 1..=3 {
@@ -369,6 +382,60 @@ fn a_block_is_of_one_month() {
         "SELECT uniqExact(partition) FROM system.parts WHERE active AND database = 'fleet' AND table = ";
     assert_eq!(bench.remote_sql(&format!("{partitions}'readings'")), "3");
     assert_eq!(bench.remote_sql(&format!("{partitions}'events'")), "3");
+}
+
+#[test]
+fn an_erasure_waits_for_clickhouse_and_goes_on_where_it_died() {
+    let mut bench = Bench::clickhouse();
+    bench.write(&[one(1), one(2), event(3), of("other", 1)]);
+    bench.server_mut().kill().unwrap();
+    let place = bench.place();
+    let batch = bench.store.flush_to(place).unwrap().unwrap();
+    let is_away = |asked: Result<u64, TelemetryError>| {
+        assert!(
+            matches!(asked, Err(TelemetryError::ClickHouse(ClickHouseError::Unreachable { .. }))),
+            "{asked:?}"
+        );
+    };
+    is_away(bench.store.unsent(batch));
+    is_away(bench.store.erase_remote(&acme(), Some("cam")).map(|deleted| deleted.left));
+    bench.server_mut().start_again().unwrap();
+    assert_eq!(bench.store.unsent(batch).unwrap(), 2);
+    // Its connection was the killed server's.
+    bench.store.sync().unwrap();
+    while bench.sender().send_next().is_err() {}
+    bench.send();
+    assert_eq!(bench.store.unsent(batch).unwrap(), 0);
+    // It was told, and dies before it is done.
+    bench.remote_sql("SYSTEM STOP MERGES");
+    let begun = bench.store.erase_remote(&acme(), Some("cam")).unwrap();
+    assert_eq!((begun.rows, begun.left), (3, 5));
+    let mutations = "SELECT count() FROM system.mutations WHERE database = 'fleet'";
+    assert_eq!(bench.remote_sql(mutations), "4");
+    let again = bench.store.erase_remote(&acme(), Some("cam")).unwrap();
+    assert_eq!((again.rows, again.left, bench.remote_sql(mutations).as_str()), (0, 5, "4"));
+    bench.server_mut().kill().unwrap();
+    bench.server_mut().start_again().unwrap();
+    assert_eq!(bench.erase_remote(&acme(), Some("cam")), 0);
+    assert_eq!(bench.stored(), ["1"; 4]);
+}
+
+#[test]
+fn a_block_that_comes_again_after_the_erasure_brings_nothing_back() {
+    let (faults, armed) = once_at(CrashPoint::AfterInsert);
+    let mut bench = Bench::on_clickhouse(faults);
+    armed.store(true, Ordering::Release);
+    bench.write(&[one(1), of("other", 1)]);
+    bench.store.flush_all().unwrap();
+    bench.store.sync().unwrap();
+    assert!(matches!(bench.sender().send_next(), Err(TelemetryError::Crashed(_))));
+    // It is there, and comes once more before it counts as sent.
+    let batch = bench.store.flush_to(bench.place()).unwrap().unwrap();
+    assert_eq!(bench.store.unsent(batch).unwrap(), 1);
+    bench.send();
+    bench.erase_remote(&acme(), Some("cam"));
+    bench.send();
+    assert_eq!(bench.stored(), ["1"; 4]);
 }
 
 #[test]

@@ -74,13 +74,17 @@ impl Bench {
     }
 
     pub(in super::super) fn batch(&self, messages: &[Message]) -> RawBatch {
+        self.batch_of("acme", messages)
+    }
+
+    pub(super) fn batch_of(&self, tenant: &str, messages: &[Message]) -> RawBatch {
         let mut batch = RawBatch::new(EPOCH, self.next);
         for message in messages {
             batch.push(&LogRecord {
                 position: batch.next,
                 received_at_us: self.now,
                 kind: Kind::Message,
-                tenant: "acme",
+                tenant,
                 device: message.device,
                 class: message.class.number(),
                 qos: 1,
@@ -94,7 +98,11 @@ impl Bench {
     }
 
     pub(in super::super) fn write(&mut self, messages: &[Message]) -> StoredBatch {
-        let batch = self.batch(messages);
+        self.write_of("acme", messages)
+    }
+
+    pub(super) fn write_of(&mut self, tenant: &str, messages: &[Message]) -> StoredBatch {
+        let batch = self.batch_of(tenant, messages);
         self.next = batch.next;
         self.store.apply(batch, true).unwrap()
     }

@@ -11,6 +11,7 @@ use muster_wire::{
 
 mod bench;
 mod bounds;
+mod erase;
 mod memtable;
 mod queries;
 mod retention;
