@@ -21,15 +21,35 @@ pub(super) async fn follow_limits(
 ) {
     let mut changes = config.subscribe();
     loop {
+        // Also at the start: a reload since the parts were built must not be missed.
+        set.set(rate(&config.get()));
+        quotas.set_defaults(Quotas::of_config(&config.get().quota));
         tokio::select! {
-            changed = changes.changed() => match changed {
-                Ok(()) => {
-                    set.set(rate(&config.get()));
-                    quotas.set_defaults(Quotas::of_config(&config.get().quota));
-                }
-                Err(_) => return,
-            },
+            changed = changes.changed() => if changed.is_err() { return },
             _ = stop.changed() => return,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::config::Sources;
+    use crate::usage::Quota;
+
+    #[tokio::test]
+    async fn a_reload_while_the_server_starts_is_not_missed() {
+        let config = Live::new(Config::default());
+        let board = Arc::new(Board::new());
+        board.set_defaults(Quotas::of_config(&config.get().quota));
+        let flags = vec![("quota.messages_per_day.hard".to_owned(), "5".to_owned())];
+        config.reload(&Sources { flags, ..Sources::default() }).unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let task =
+            tokio::spawn(follow_limits(gateway::RateSetter::default(), board.clone(), config, stopped));
+        tokio::task::yield_now().await;
+        assert_eq!(board.quotas("acme").limit(Quota::MessagesPerDay).hard, Some(5));
+        stop.send_replace(true);
+        task.await.unwrap();
     }
 }
