@@ -46,22 +46,25 @@ CREATE TABLE usage_notices (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX usage_notices_untold ON usage_notices (day, tenant) WHERE told = 0;
 
--- Commits together with what was counted. commits and writer (random, of one reader's life) tell a commit whose answer was
--- lost from one that failed, and from another process's.
+-- Where the reader stands in each log that it ever counted; commits together with what was counted. commits (one row of
+-- numbers for all logs: the largest wrote last) and writer (random, of one reader's life) tell a commit whose answer was lost
+-- from one that failed, and from another process's. counted_us: what was received before is counted.
 CREATE TABLE usage_cursor (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    log_epoch TEXT NOT NULL,
+    log_epoch TEXT PRIMARY KEY,
     position INTEGER NOT NULL,
     commits INTEGER NOT NULL,
     writer TEXT NOT NULL,
+    counted_us INTEGER NOT NULL,
     saved_at_us INTEGER NOT NULL
-) STRICT;
+) STRICT, WITHOUT ROWID;
 
--- Log positions that were never counted: first..=last.
+-- Log positions that were never counted: first..=last, received after since_us. last is NULL where another log took over: what
+-- this one held beyond is unknown. Such a row goes when the reader returns to its log.
 CREATE TABLE usage_gaps (
     log_epoch TEXT NOT NULL,
     first INTEGER NOT NULL,
-    last INTEGER NOT NULL,
+    last INTEGER,
+    since_us INTEGER NOT NULL,
     at_us INTEGER NOT NULL,
     reason TEXT NOT NULL,
     PRIMARY KEY (log_epoch, first)

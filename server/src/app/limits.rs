@@ -46,3 +46,26 @@ async fn follow(config: Live, take: impl Fn(&Config), mut stop: watch::Receiver<
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::config::Sources;
+    use crate::usage::Quota;
+
+    #[tokio::test]
+    async fn a_reload_while_the_server_starts_is_not_missed() {
+        let config = Live::new(Config::default());
+        let board = Arc::new(Board::new());
+        board.set_defaults(Quotas::of_config(&config.get().quota));
+        let flags = vec![("quota.messages_per_day.hard".to_owned(), "5".to_owned())];
+        config.reload(&Sources { flags, ..Sources::default() }).unwrap();
+        let (stop, stopped) = watch::channel(false);
+        let task =
+            tokio::spawn(follow_limits(gateway::RateSetter::default(), board.clone(), config, stopped));
+        tokio::task::yield_now().await;
+        assert_eq!(board.quotas("acme").limit(Quota::MessagesPerDay).hard, Some(5));
+        stop.send_replace(true);
+        task.await.unwrap();
+    }
+}

@@ -205,7 +205,7 @@ pub(super) fn of_usage(
         let progress = progress.clone();
         Box::new(move || number(read(&progress).load(Ordering::Relaxed)))
     };
-    let all: [(&str, &str, Read); 7] = [
+    let all: [(&str, &str, Read); 8] = [
         ("usage_position", "All below is counted", count(|progress| &progress.position)),
         ("usage_records", "Records counted since the start", count(|progress| &progress.records)),
         ("usage_commits", "Commits of counts since the start", count(|progress| &progress.commits)),
@@ -214,6 +214,11 @@ pub(super) fn of_usage(
             "usage_skipped_positions",
             "Log positions that were never counted",
             count(|progress| &progress.skipped),
+        ),
+        (
+            "usage_gaps",
+            "Gaps since the start: ranges of positions, and rests of other logs, never counted",
+            count(|progress| &progress.gaps),
         ),
         (
             "usage_soft_limits_reached",

@@ -17,7 +17,7 @@ use super::down::{self, Down};
 use super::encode;
 use super::link::Link;
 use super::rate::Bucket;
-use super::reason::CloseReason;
+use super::reason::{CloseReason, Refusal};
 use super::stream::{Stream, close_with};
 use crate::usage::Allowance;
 use bytes::BytesMut;
@@ -62,8 +62,17 @@ struct Ack {
 /// What became of a PUBLISH.
 enum Outcome {
     Done,
-    /// Keep it and try again.
+    /// Keep it and try again soon: there may be room, or the rate earned something.
     Wait,
+    /// Keep it until quotas change; the board's number of changes before it was asked.
+    Park(u64),
+}
+
+/// Why the first waiting message is held, other than for want of room.
+struct Held {
+    by: Refusal,
+    /// The reasons that its tenant's refusals count it under already, a bit each.
+    counted: u16,
 }
 
 /// A connection past its CONNACK.
@@ -85,6 +94,7 @@ pub(crate) struct Connection {
     acks: VecDeque<Ack>,
     waiting: VecDeque<Publish>,
     waiting_bytes: usize,
+    held: Option<Held>,
     /// Bytes read but not yet taken: an incomplete packet, or packets while the connection waits.
     tail: BytesMut,
     out: Vec<u8>,
@@ -124,6 +134,7 @@ impl Connection {
             acks: VecDeque::new(),
             waiting: VecDeque::new(),
             waiting_bytes: 0,
+            held: None,
             tail: opened.tail,
             out: opened.out,
             down,
@@ -193,12 +204,18 @@ impl Connection {
     }
 
     fn retry_waiting(&mut self) -> Result<(), CloseReason> {
+        if self.link.is_parked.load(Ordering::Acquire) {
+            return Ok(());
+        }
         while let Some(publish) = self.waiting.pop_front() {
             match self.take_publish(&publish)? {
-                Outcome::Done => self.waiting_bytes -= publish.bytes(),
-                Outcome::Wait => {
+                Outcome::Done => {
+                    self.waiting_bytes -= publish.bytes();
+                    self.held = None;
+                }
+                outcome => {
                     self.waiting.push_front(publish);
-                    self.core.stalls.wait(&self.link);
+                    self.stand(&outcome);
                     return Ok(());
                 }
             }
@@ -383,6 +400,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         self.core.fanout.leave(&self.link);
         self.core.credits.leave(&self.link);
+        self.core.parked.leave(&self.link);
         self.core.live.remove(&self.core, &self.link, self.ended);
     }
 }

@@ -1,6 +1,6 @@
 //! What others may touch of a connection: its name, its end, its queue of messages to send.
 //!
-//! The connection's own task holds the socket; `live`, `acks`, `stalls`, `credit` and `fanout` hold this, ask for
+//! The connection's own task holds the socket; `live`, `acks`, `stalls`, `parked`, `credit` and `fanout` hold this, ask for
 //! something and wake the task. No channel: an idle connection's part here is about 200 bytes.
 //!
 //! Limits: [`OUTBOX_MESSAGES_MAX`] and [`OUTBOX_BYTES_MAX`] waiting messages.
@@ -93,6 +93,8 @@ pub(crate) struct Link {
     pub(crate) waits_for_ack: AtomicBool,
     /// In the queue of `stalls`.
     pub(crate) waits_for_room: AtomicBool,
+    /// In `parked`: what waits is not tried.
+    pub(crate) is_parked: AtomicBool,
     /// Tick of the last whole packet.
     pub(crate) heard_at_tick: AtomicU32,
     /// Ticks of silence that end it; 0 for none.
@@ -123,6 +125,7 @@ impl Link {
             waker: AtomicWaker::new(),
             waits_for_ack: AtomicBool::new(false),
             waits_for_room: AtomicBool::new(false),
+            is_parked: AtomicBool::new(false),
             heard_at_tick: AtomicU32::new(tick),
             silence_ticks_max,
             unread: AtomicBool::new(false),

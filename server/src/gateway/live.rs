@@ -203,6 +203,7 @@ pub(crate) async fn sweep(core: Arc<Core>) {
         let tick = (start.elapsed().as_millis() / (1_000 / u128::from(TICKS_PER_S))) as u32;
         core.tick.store(tick, Ordering::Relaxed);
         core.quotas.at(core.clock.now_us());
+        core.parked.wake(core.quotas.changes(), tick);
         if tick.wrapping_sub(swept_at) >= SWEEP_TICKS {
             swept_at = tick;
             core.live.close_silent(tick);

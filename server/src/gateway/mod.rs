@@ -6,7 +6,8 @@
 //! ```text
 //! listener -> connect -> connection -> publish (pure) -> EventLog::append
 //!                         ^  ^   ^------ acks   <- EventLog::on_durable
-//!                         |  |---------- stalls (log full)
+//!                         |  |---------- stalls (log full, over a rate)
+//!                         |  |---------- parked (over a quota that only time or people change)
 //!                         |  '---------- credit (who may send its backlog)
 //!                         '------------- fanout <- EventLog::reader      live: names, keep-alive, cut-off
 //! ```
@@ -41,6 +42,7 @@ mod link;
 mod listener;
 mod live;
 mod metrics;
+mod parked;
 mod publish;
 #[cfg(test)]
 mod quota_tests;
@@ -182,6 +184,7 @@ pub(crate) struct Core {
     pub(crate) live: live::Live,
     pub(crate) acks: acks::Acks,
     pub(crate) stalls: stalls::Stalls,
+    pub(crate) parked: parked::Parked,
     pub(crate) fanout: fanout::Fanout,
     pub(crate) credits: credit::Credits,
     pub(crate) quotas: Arc<Board>,
@@ -212,6 +215,7 @@ impl Core {
             live: live::Live::default(),
             acks: acks::Acks::default(),
             stalls: stalls::Stalls::default(),
+            parked: parked::Parked::default(),
             fanout: fanout::Fanout::default(),
             credits: credit::Credits::default(),
             quotas,
@@ -251,7 +255,7 @@ fn packed(rate: RateLimit) -> u64 {
 }
 
 /// Changes the rate limit of a running gateway, for connections that are up too.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct RateSetter(std::sync::Weak<Core>);
 
 impl RateSetter {

@@ -27,9 +27,20 @@ const TURNS: usize = 300;
 /// What an MQTT 5 client may have unacknowledged.
 const WINDOW: usize = 32;
 
+/// What is wrong with a message for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    None,
+    Retain,
+    ForeignTopic,
+    BadTopic,
+    BadPayload,
+}
+
 /// A device's connection that runs, and the client's end of it.
 struct Device {
     name: String,
+    fault: Fault,
     version: Version,
     qos: u8,
     link: Arc<Link>,
@@ -63,7 +74,8 @@ impl Device {
             out: Vec::new(),
         };
         tokio::spawn(Connection::new(core.clone(), opened));
-        Self { name, version, qos, link, socket, sent: 0, answers: HashMap::new(), unread: Vec::new() }
+        let (fault, answers, unread) = (Fault::None, HashMap::new(), Vec::new());
+        Self { name, fault, version, qos, link, socket, sent: 0, answers, unread }
     }
 
     fn publish(&self) -> Vec<u8> {
@@ -71,7 +83,11 @@ impl Device {
         let (queue_id, body) = (QueueId(7), [7; 20]);
         let envelope =
             Envelope { class: UpClass::Telemetry, queue_id, seq, measured_at_us: 5, body: &body }.encode();
-        let topic = format!("muster/{}/up/telemetry", self.name);
+        let topic = match self.fault {
+            Fault::ForeignTopic => "muster/quiet/d0/up/telemetry".to_owned(),
+            Fault::BadTopic => "nothing".to_owned(),
+            Fault::None | Fault::Retain | Fault::BadPayload => format!("muster/{}/up/telemetry", self.name),
+        };
         let mut rest = u16::try_from(topic.len()).expect("short").to_be_bytes().to_vec();
         rest.extend_from_slice(topic.as_bytes());
         if self.qos > 0 {
@@ -81,8 +97,10 @@ impl Device {
         if self.version == Version::Five {
             rest.push(0);
         }
-        rest.extend_from_slice(&envelope);
-        [&[0x30 | self.qos << 1, u8::try_from(rest.len()).expect("under 128")], &rest[..]].concat()
+        let payload = if self.fault == Fault::BadPayload { &b"no envelope"[..] } else { &envelope[..] };
+        rest.extend_from_slice(payload);
+        let retain = u8::from(self.fault == Fault::Retain);
+        [&[0x30 | self.qos << 1 | retain, u8::try_from(rest.len()).expect("under 128")], &rest[..]].concat()
     }
 
     fn answered(&self) -> usize {
@@ -125,12 +143,16 @@ async fn settle() {
 
 /// Messages in the log by tenant.
 fn logged(core: &Core) -> HashMap<String, usize> {
+    records(core, |kind| kind == Kind::Message)
+}
+
+fn records(core: &Core, is_counted: impl Fn(Kind) -> bool) -> HashMap<String, usize> {
     core.log.commit().expect("durable");
     let mut by_tenant = HashMap::new();
     let mut reader = core.log.reader("test", 1, Pin::Follows).expect("a reader");
     while {
         let count = |record: crate::platform::event_log::LogRecord<'_>| {
-            if record.kind == Kind::Message {
+            if is_counted(record.kind) {
                 *by_tenant.entry(record.tenant.to_owned()).or_default() += 1;
             }
         };
@@ -194,6 +216,131 @@ async fn a_tenant_at_ten_times_its_quota_is_admitted_its_quota_and_the_other_is_
 }
 
 #[tokio::test]
+async fn what_the_log_keeps_of_refused_messages_is_within_the_quota_too() {
+    const TICKS: u32 = 20;
+    const QUOTA: usize = 45 + 2 * 100;
+    const QUIET: usize = 210;
+    let (core, _dir) = core();
+    core.acks.tell(u64::MAX);
+    let rate = QuotaRateSection { soft: None, hard: Some(100), burst: Some(45) };
+    core.quotas.set_own("noisy", Some(QuotaSpec { messages_per_s: Some(rate), ..QuotaSpec::default() }));
+    let mut noisy = Vec::new();
+    for fault in [Fault::None, Fault::Retain, Fault::ForeignTopic, Fault::BadTopic, Fault::BadPayload] {
+        for at in 0..2 {
+            let name = format!("{fault:?}{at}").to_lowercase();
+            let device = Device::connect(&core, "noisy", &name, Version::Three, 1).await;
+            noisy.push(Device { fault, ..device });
+        }
+    }
+    let mut quiet = Device::connect(&core, "quiet", "d0", Version::Five, 1).await;
+    for tick in 0..=TICKS {
+        core.tick.store(tick, Ordering::Relaxed);
+        for device in &mut noisy {
+            device.link.waker.wake();
+            device.send(QUOTA).await;
+        }
+        quiet.send(10 * (tick as usize + 1)).await;
+        settle().await;
+        noisy.iter_mut().chain([&mut quiet]).for_each(Device::receive);
+    }
+    let is_kept = |kind| matches!(kind, Kind::Message | Kind::Rejected { .. });
+    let (kept, taken) = (records(&core, is_kept), logged(&core));
+    assert_eq!((kept["noisy"], kept["quiet"]), (QUOTA, QUIET));
+    assert!(taken["noisy"] < QUOTA, "the quota is one for both");
+    assert_eq!(quiet.answers, HashMap::from([(0, QUIET)]), "0 refused");
+    assert_eq!(core.quotas.of("noisy").used().0, QUOTA as u64);
+    assert!(noisy.iter().all(|device| device.link.close_asked().is_none()), "nobody is disconnected");
+}
+
+#[tokio::test]
+async fn of_a_tenant_that_may_send_nothing_the_log_keeps_nothing() {
+    let (core, _dir) = core();
+    core.acks.tell(u64::MAX);
+    let none = Some(LimitSection { soft: None, hard: Some(0) });
+    for spec in [
+        QuotaSpec { messages_per_day: none, ..QuotaSpec::default() },
+        QuotaSpec { bytes_per_day: none, ..QuotaSpec::default() },
+        QuotaSpec {
+            messages_per_s: Some(QuotaRateSection { hard: Some(0), ..QuotaRateSection::default() }),
+            ..QuotaSpec::default()
+        },
+    ] {
+        core.quotas.set_own("noisy", Some(spec));
+        for fault in [Fault::Retain, Fault::ForeignTopic, Fault::BadTopic, Fault::BadPayload] {
+            let mut device = Device::connect(&core, "noisy", "d0", Version::Three, 1).await;
+            device.fault = fault;
+            device.send(3).await;
+            settle().await;
+            device.receive();
+            assert_eq!((device.answered(), core.parked.len()), (0, 1), "{spec:?} {fault:?}");
+            drop(device);
+            settle().await;
+            assert_eq!(core.parked.len(), 0, "who ended waits no longer");
+        }
+    }
+    assert_eq!(records(&core, |kind| matches!(kind, Kind::Rejected { .. })), HashMap::new());
+}
+
+#[tokio::test]
+async fn a_message_that_waits_is_refused_once_and_qos_0_behind_it_too() {
+    let (core, _dir) = core();
+    core.acks.tell(u64::MAX);
+    let rate = QuotaRateSection { soft: None, hard: Some(10), burst: Some(1) };
+    core.quotas.set_own("noisy", Some(QuotaSpec { messages_per_s: Some(rate), ..QuotaSpec::default() }));
+    let refused = || core.quotas.of("noisy").take_refused_for_test()[Refused::MessagesPerS as usize];
+    let mut three = Device::connect(&core, "noisy", "d0", Version::Three, 1).await;
+    three.send(3).await;
+    for _ in 0..5 {
+        three.link.waker.wake();
+        settle().await;
+    }
+    assert_eq!((refused(), core.parked.len()), (1, 0), "the second of three, however often it was tried");
+    three.qos = 0;
+    three.send(4).await;
+    settle().await;
+    assert_eq!(refused(), 1, "QoS 0 is dropped and counted");
+    for tick in 1..=2 {
+        core.tick.store(tick, Ordering::Relaxed);
+        three.link.waker.wake();
+        settle().await;
+    }
+    three.receive();
+    assert_eq!((three.answered(), refused()), (3, 1), "the third waited once more");
+}
+
+#[tokio::test]
+async fn who_is_over_a_days_quota_is_not_tried_until_quotas_change() {
+    let (core, _dir) = core();
+    core.acks.tell(u64::MAX);
+    let limit = |hard| QuotaSpec {
+        messages_per_day: Some(LimitSection { soft: None, hard: Some(hard) }),
+        ..QuotaSpec::default()
+    };
+    core.quotas.set_own("noisy", Some(limit(1)));
+    core.parked.wake(core.quotas.changes(), 0);
+    let mut three = Device::connect(&core, "noisy", "d0", Version::Three, 1).await;
+    let answered = async |three: &mut Device| {
+        three.link.waker.wake();
+        settle().await;
+        three.receive();
+        three.answered()
+    };
+    three.send(3).await;
+    assert_eq!((answered(&mut three).await, core.parked.len()), (1, 1));
+    core.quotas.of("noisy").give_back(0);
+    core.parked.wake(core.quotas.changes(), 599);
+    assert_eq!(answered(&mut three).await, 1, "nothing changed, and it is not time");
+    core.parked.wake(core.quotas.changes(), 600);
+    assert_eq!((answered(&mut three).await, core.parked.len()), (2, 1), "each minute");
+    let before = core.quotas.changes();
+    core.quotas.set_own("noisy", Some(limit(3)));
+    assert_eq!(answered(&mut three).await, 2, "the sweep was not there yet");
+    core.parked.wake(core.quotas.changes(), 601);
+    assert_eq!((answered(&mut three).await, core.parked.len()), (3, 0));
+    assert!(!core.parked.wait(&core.quotas, &three.link, before), "it changed since it was refused");
+}
+
+#[tokio::test]
 async fn what_waited_for_a_quota_is_taken_when_there_is_room_again() {
     let (core, _dir) = core();
     core.acks.tell(u64::MAX);
@@ -214,7 +361,7 @@ async fn what_waited_for_a_quota_is_taken_when_there_is_room_again() {
     assert_eq!(core.metrics.refused_for_test(Refusal::Quota(Refused::MessagesPerDay)), 2);
     core.quotas.set_own("noisy", Some(limit(100)));
     core.tick.store(1, Ordering::Relaxed);
-    three.link.waker.wake();
+    core.parked.wake(core.quotas.changes(), 1);
     five.link.waker.wake();
     five.send(4).await;
     settle().await;

@@ -2,8 +2,8 @@
 //!
 //! A connection whose PUBLISH found no room keeps it, stands in line here and is woken to try again. While
 //! the log stays full only [`PROBES`] connections try in each [`RETRY`]; the first that succeeds calls all
-//! others. MQTT 3.1.1 senders over their rate wait here too, since they cannot be refused for now; they try
-//! again each [`RATE_RETRY`]. New CONNECTs are refused while [`Stalls::is_full`].
+//! others. MQTT 3.1.1 senders over a rate wait here too, since they cannot be refused for now; they try
+//! again each [`RATE_RETRY`]. Those over what no tick refills stand in `parked`. New CONNECTs are refused while [`Stalls::is_full`].
 //!
 //! Will and presence records that found no room wait in order, at most [`PRESENCE_MAX`] with at most
 //! [`PRESENCE_BODY_BYTES_MAX`] of wills; more are lost and counted, which the promise allows: they are no

@@ -1,20 +1,16 @@
 //! What each tenant may still send: atomics, one set a tenant, asked for every PUBLISH.
 //!
 //! The gateway takes a tenant's [`Allowance`] once a connection and asks [`Allowance::admit`] for each message: no lock, no
-//! allocation, and no memory that two tenants share. The service sets limits, the meter tells what it alone knows
-//! (storage, inference) and takes the refusals.
+//! allocation, and no memory that two tenants share. The service sets limits through the [`Board`](super::Board), the meter tells
+//! what it alone knows (storage, inference) and takes the refusals.
 //!
 //! Promise: however many connections and threads, the messages admitted within a day are at most the day's hard limit,
-//! and within any time at most the burst and what the rate earned in it, to the message. Days are UTC and change when
-//! [`Board::at`] is told, at most one tick late. A message that is admitted and then not taken is given back.
-//!
-//! Bounds: an allowance for each tenant that ever connected, was metered or has quotas of its own: about 300 bytes.
+//! and within any time at most the burst and what the rate earned in it, to the message. A message that is
+//! admitted and then not taken is given back.
 
-use super::model::{Quota, QuotaSpec, Quotas, Refused, day_of};
+use super::model::{Quota, Quotas, Refused};
 use muster_wire::UpClass;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Steps of the gateway's coarse clock, which rates go by.
 pub const TICKS_PER_S: u32 = 10;
@@ -63,7 +59,7 @@ impl Default for Allowance {
 
 impl Allowance {
     /// Puts limits in force; what is used stays.
-    fn set(&self, quotas: &Quotas) {
+    pub(super) fn set(&self, quotas: &Quotas) {
         let hard = |quota| quotas.limit(quota).hard.unwrap_or(NONE);
         self.per_s.store(hard(Quota::MessagesPerS), Ordering::Relaxed);
         self.burst.store(quotas.burst, Ordering::Relaxed);
@@ -84,6 +80,14 @@ impl Allowance {
         if class == UpClass::Event && self.is_over_inference.load(Ordering::Relaxed) {
             return Err(Refused::InferenceMsPerDay);
         }
+        self.take(bytes, tick)
+    }
+
+    /// As [`Self::admit`], of what is neither stored nor inferred: what the log keeps of a refused message.
+    ///
+    /// # Errors
+    /// The quota that it is over; nothing is taken then.
+    pub fn take(&self, bytes: u64, tick: u32) -> Result<(), Refused> {
         if !self.take_token(tick) {
             return Err(Refused::MessagesPerS);
         }
@@ -139,6 +143,12 @@ impl Allowance {
         });
     }
 
+    /// Whether a quota that refused may admit again within ticks, by time alone.
+    #[must_use]
+    pub fn refills(&self, quota: Refused) -> bool {
+        quota == Refused::MessagesPerS && self.per_s.load(Ordering::Relaxed) > 0
+    }
+
     /// Counts a refusal.
     pub fn refuse(&self, reason: Refused) {
         self.refused[reason as usize].fetch_add(1, Ordering::Relaxed);
@@ -186,13 +196,16 @@ impl Allowance {
         (self.messages.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed))
     }
 
-    /// What the meter alone knows: whether the day's inference and the storage are used up.
-    pub(super) fn set_over(&self, inference: bool, storage: bool) {
-        self.is_over_inference.store(inference, Ordering::Relaxed);
-        self.is_over_storage.store(storage, Ordering::Relaxed);
+    /// What the meter alone knows: whether the day's inference and the storage are used up. True where one no longer is.
+    #[must_use]
+    pub(super) fn set_over(&self, inference: bool, storage: bool) -> bool {
+        let was_inference = self.is_over_inference.swap(inference, Ordering::Relaxed);
+        let was_storage = self.is_over_storage.swap(storage, Ordering::Relaxed);
+        (was_inference && !inference) || (was_storage && !storage)
     }
 
-    fn new_day(&self) {
+    /// A day begins of which nothing was used.
+    pub(super) fn new_day(&self) {
         self.messages.store(0, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
         self.is_over_inference.store(false, Ordering::Relaxed);
@@ -216,131 +229,12 @@ fn give(counter: &AtomicU64, less: u64) {
         counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| Some(used.saturating_sub(less)));
 }
 
-#[derive(Default)]
-struct Maps {
-    defaults: Quotas,
-    own: HashMap<Box<str>, QuotaSpec>,
-    tenants: HashMap<Box<str>, Arc<Allowance>>,
-}
-
-impl Maps {
-    fn quotas(&self, tenant: &str) -> Quotas {
-        self.own.get(tenant).map_or(self.defaults, |own| self.defaults.with(own))
-    }
-}
-
-/// Every tenant's allowance. Share it in an `Arc`.
-pub struct Board {
-    maps: RwLock<Maps>,
-    day: AtomicI64,
-}
-
-impl Default for Board {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Board {
-    /// A board without any limit.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { maps: RwLock::default(), day: AtomicI64::new(i64::MIN) }
-    }
-
-    /// A tenant's allowance: once a connection, not once a message.
-    #[must_use]
-    pub fn of(&self, tenant: &str) -> Arc<Allowance> {
-        if let Some(found) = self.read().tenants.get(tenant) {
-            return found.clone();
-        }
-        let mut maps = self.write();
-        let quotas = maps.quotas(tenant);
-        let allowance = maps.tenants.entry(tenant.into()).or_insert_with(|| {
-            let new = Allowance::default();
-            new.set(&quotas);
-            Arc::new(new)
-        });
-        allowance.clone()
-    }
-
-    /// Puts other defaults in force, for connections that are up too.
-    pub fn set_defaults(&self, defaults: Quotas) {
-        let mut maps = self.write();
-        maps.defaults = defaults;
-        maps.tenants.iter().for_each(|(tenant, allowance)| allowance.set(&maps.quotas(tenant)));
-    }
-
-    /// Gives a tenant quotas of its own, or takes them away.
-    pub fn set_own(&self, tenant: &str, own: Option<QuotaSpec>) {
-        let mut maps = self.write();
-        match own {
-            Some(own) => maps.own.insert(tenant.into(), own),
-            None => maps.own.remove(tenant),
-        };
-        if let Some(allowance) = maps.tenants.get(tenant) {
-            allowance.set(&maps.quotas(tenant));
-        }
-    }
-
-    /// Gives every tenant the quotas of its own that it has now; whoever is not named has none.
-    pub fn set_all_own(&self, own: Vec<(String, QuotaSpec)>) {
-        let mut maps = self.write();
-        maps.own = own.into_iter().map(|(tenant, spec)| (tenant.into(), spec)).collect();
-        maps.tenants.iter().for_each(|(tenant, allowance)| allowance.set(&maps.quotas(tenant)));
-    }
-
-    /// The quotas in force for a tenant.
-    #[must_use]
-    pub fn quotas(&self, tenant: &str) -> Quotas {
-        self.read().quotas(tenant)
-    }
-
-    /// The quotas of a tenant's own.
-    #[must_use]
-    pub fn own(&self, tenant: &str) -> Option<QuotaSpec> {
-        self.read().own.get(tenant).copied()
-    }
-
-    /// Tells the time. On a new day every tenant begins anew; a clock that is set back changes nothing.
-    pub fn at(&self, now_us: i64) {
-        let day = day_of(now_us);
-        if day <= self.day.load(Ordering::Relaxed) {
-            return;
-        }
-        let maps = self.write();
-        let before = self.day.swap(day, Ordering::Relaxed);
-        // The first day of a process is no new day: what was restored counts.
-        if before != i64::MIN {
-            maps.tenants.values().for_each(|allowance| allowance.new_day());
-        }
-    }
-
-    /// The day that is counted.
-    #[must_use]
-    pub fn day(&self) -> i64 {
-        self.day.load(Ordering::Relaxed)
-    }
-
-    /// Every tenant that has an allowance.
-    pub(super) fn each(&self, mut each: impl FnMut(&str, &Arc<Allowance>)) {
-        self.read().tenants.iter().for_each(|(tenant, allowance)| each(tenant, allowance));
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Maps> {
-        self.maps.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Maps> {
-        self.maps.write().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::platform::config::{LimitSection, QuotaRateSection};
-    use crate::usage::model::DAY_US;
+    use crate::usage::Board;
+    use crate::usage::model::{DAY_US, QuotaSpec};
 
     const CLASS: UpClass = UpClass::Telemetry;
 
@@ -402,7 +296,20 @@ mod tests {
         board.at(DAY_US);
         assert_eq!(board.of("acme").admit(CLASS, 3, 0), Ok(()), "a new day");
         board.at(0);
-        assert_eq!(board.of("acme").used(), (1, 3), "a clock set back is not believed");
+        assert_eq!(board.of("acme").used(), (1, 3), "a clock set back by little is not believed");
+    }
+
+    #[test]
+    fn a_clock_that_was_years_ahead_is_believed_again_when_it_is_right() {
+        let board = board(day(Some(2), None));
+        let acme = board.of("acme");
+        board.at(4_000 * DAY_US);
+        assert_eq!((acme.admit(CLASS, 1, 0), board.day(), board.changes()), (Ok(()), 4_000, 2));
+        board.at(5 * DAY_US);
+        assert_eq!((acme.used(), board.day(), board.changes()), ((0, 0), 5, 3));
+        assert_eq!([(); 3].map(|()| acme.admit(CLASS, 1, 0).is_ok()), [true, true, false]);
+        board.at(6 * DAY_US);
+        assert_eq!(acme.admit(CLASS, 1, 0), Ok(()), "and its days go on");
     }
 
     #[test]
@@ -435,10 +342,10 @@ mod tests {
     fn storage_and_inference_refuse_what_would_add_to_them() {
         let board = board(QuotaSpec::default());
         let acme = board.of("acme");
-        acme.set_over(true, false);
+        assert!(!acme.set_over(true, false));
         assert_eq!(acme.admit(UpClass::Event, 1, 0), Err(Refused::InferenceMsPerDay));
         assert_eq!(acme.admit(CLASS, 1, 0), Ok(()));
-        acme.set_over(false, true);
+        assert!(acme.set_over(false, true), "events are let in again");
         for class in UpClass::ALL {
             let stored = [UpClass::Telemetry, UpClass::Event, UpClass::Senml].contains(&class);
             assert_eq!(acme.admit(class, 1, 0).is_err(), stored, "{class:?}");

@@ -1,5 +1,6 @@
 //! Price lists and invoice drafts: whole numbers only, in millionths of the currency's unit. Pure.
 
+use super::gap::GapView;
 use super::model::DayRow;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::collections::BTreeSet;
@@ -171,7 +172,7 @@ pub struct Invoice {
     month: String,
     /// Always true.
     draft: bool,
-    /// Whether the month is over.
+    /// Whether the month is over and all that the event log took of it is counted, but for the gaps.
     complete: bool,
     /// Days with usage.
     days: usize,
@@ -182,6 +183,8 @@ pub struct Invoice {
     /// Their sum.
     #[schema(value_type = String)]
     total: Money,
+    /// Records of the server that were never counted and may be of this month and tenant; the newest, at most 100.
+    gaps: Vec<GapView>,
 }
 
 impl Invoice {
@@ -192,7 +195,14 @@ impl Invoice {
         let total = Money(lines.iter().map(|line| line.amount.0).sum());
         let currency = prices.currency.clone();
         let (tenant, month) = (tenant.to_owned(), month.to_owned());
-        Self { tenant, month, draft: true, complete, days: days.len(), currency, lines, total }
+        let (days, gaps) = (days.len(), Vec::new());
+        Self { tenant, month, draft: true, complete, days, currency, lines, total, gaps }
+    }
+
+    /// Shows what was not counted.
+    #[must_use]
+    pub fn with_gaps(self, gaps: Vec<GapView>) -> Self {
+        Self { gaps, ..self }
     }
 }
 

@@ -6,7 +6,8 @@
 //!
 //! Limits: one [`Counts`] a tenant and day between two commits, and today's of each tenant.
 
-use super::allowance::{Allowance, Board};
+use super::allowance::Allowance;
+use super::board::Board;
 use super::model::{Counts, DayRow, Notice, Quota, Quotas, Refused, Used, day_of, levels};
 use crate::platform::event_log::{Kind, LogRecord};
 use muster_wire::{Event, Telemetry, UpClass, senml};
@@ -31,6 +32,8 @@ struct OfTenant {
     /// The largest that this day's row was told: devices, storage.
     told: (u64, u64),
     noticed: HashSet<(Quota, super::model::Level)>,
+    /// Its store was emptied, and it is told nothing.
+    is_erased: bool,
 }
 
 impl OfTenant {
@@ -47,6 +50,7 @@ impl OfTenant {
             stored_before: 0,
             told: (0, 0),
             noticed: HashSet::new(),
+            is_erased: false,
         }
     }
 
@@ -77,7 +81,7 @@ impl OfTenant {
     }
 
     fn storage_bytes(&self) -> u64 {
-        self.stored_before + self.today.stored_bytes()
+        if self.is_erased { 0 } else { self.stored_before + self.today.stored_bytes() }
     }
 
     fn used(&self, refused: [u64; 13]) -> Used {
@@ -110,12 +114,14 @@ pub(super) struct Meter {
     /// Records below were admitted before this process began: they count against today's quotas.
     own_from: u64,
     day: i64,
+    /// With records, since the start or since the clock was set back.
+    newest_day: Option<i64>,
 }
 
 impl Meter {
     /// A meter that knows nothing yet, on a day; the gateway of this process appends from `own_from` on.
     pub(super) fn new(board: Arc<Board>, own_from: u64, day: i64) -> Self {
-        Self { board, tenants: HashMap::new(), own_from, day }
+        Self { board, tenants: HashMap::new(), own_from, day, newest_day: None }
     }
 
     fn tenant(&mut self, tenant: &str) -> &mut OfTenant {
@@ -132,6 +138,9 @@ impl Meter {
         let of = self.tenant(&row.tenant);
         (of.day, of.today, of.told) = (row.day, row.counts, (row.devices, row.storage_bytes));
         of.devices = row.devices;
+        if let Some(more) = of.pending.get(&row.day) {
+            of.today.add(more);
+        }
         if row.day == board.day() {
             of.allowance.charge(row.counts.messages, row.counts.bytes);
         }
@@ -140,6 +149,31 @@ impl Meter {
     /// Takes up what was noticed on the meter's day.
     pub(super) fn restore_notice(&mut self, notice: &Notice) {
         self.tenant(&notice.tenant).noticed.insert((notice.quota, notice.level));
+    }
+
+    /// Whether it counts a day so far ahead that the clock must have been wrong.
+    pub(super) fn is_ahead(&self, day: i64) -> bool {
+        self.day > day.saturating_add(1)
+    }
+
+    /// Goes back to an earlier day, whose rows are to be restored next.
+    pub(super) fn set_back(&mut self, day: i64) {
+        (self.day, self.newest_day) = (day, None);
+        for of in self.tenants.values_mut() {
+            let today = of.pending.get(&day).copied().unwrap_or_default();
+            (of.day, of.today, of.told) = (day, today, (0, 0));
+            of.noticed.clear();
+        }
+    }
+
+    /// The newest day with records.
+    pub(super) fn newest_day(&self) -> Option<i64> {
+        self.newest_day
+    }
+
+    /// Who is being or was erased.
+    pub(super) fn set_erased(&mut self, erased: &HashSet<String>) {
+        self.tenants.iter_mut().for_each(|(tenant, of)| of.is_erased = erased.contains(&**tenant));
     }
 
     /// What each tenant stored on the kept days before this one.
@@ -163,15 +197,20 @@ impl Meter {
         }
     }
 
-    /// Counts a record.
-    pub(super) fn observe(&mut self, record: &LogRecord<'_>) {
+    /// Counts a record, on a day by the clock.
+    pub(super) fn observe(&mut self, record: &LogRecord<'_>, today: i64) {
         let mut counts = Counts::default();
         match record.kind {
             Kind::Message => count_message(record, &mut counts),
             Kind::Rejected { reason } => counts.refused[Refused::of_code(reason) as usize] = 1,
             Kind::Tick | Kind::Connected | Kind::Disconnected { .. } => return,
         }
-        let (day, is_before) = (day_of(record.received_at_us), record.position < self.own_from);
+        let (stamped, is_before) = (day_of(record.received_at_us), record.position < self.own_from);
+        // Within a day the two may differ: the clock went on, or back by little.
+        let day = if stamped > today.saturating_add(1) { today } else { stamped };
+        (self.day, self.newest_day) = (self.day.max(day), self.newest_day.max(Some(day)));
+        let kept_bytes =
+            if matches!(record.kind, Kind::Rejected { .. }) { record.body.len() as u64 } else { 0 };
         let board_day = self.board.day();
         let of = self.tenant(record.tenant);
         if counts.messages > 0 {
@@ -179,7 +218,9 @@ impl Meter {
         }
         of.count(day, &counts);
         if is_before && day == board_day {
-            of.allowance.charge(counts.messages, counts.bytes);
+            // What the log keeps of a refused message was charged, too.
+            let refused: u64 = counts.refused.iter().sum();
+            of.allowance.charge(counts.messages + refused, counts.bytes + kept_bytes);
         }
     }
 
@@ -197,17 +238,24 @@ impl Meter {
         for (tenant, refused) in refusing {
             self.tenant(&tenant).count(day, &Counts { refused, ..Counts::default() });
         }
-        let (mut taken, board) = (Taken::default(), self.board.clone());
+        let (mut taken, board, mut has_freed) = (Taken::default(), self.board.clone(), false);
         for (tenant, of) in &mut self.tenants {
             of.turn(day);
+            if of.is_erased {
+                rows(tenant, of, &mut taken.rows);
+                continue;
+            }
             let refused = of.pending.get(&of.day).map_or([0; 13], |counts| counts.refused);
             let (used, quotas) = (of.used(refused), board.quotas(tenant));
-            of.allowance.set_over(
+            has_freed |= of.allowance.set_over(
                 is_over(&quotas, &used, Quota::InferenceMsPerDay),
                 is_over(&quotas, &used, Quota::StorageBytes),
             );
             notice(tenant, of, &quotas, &used, now_us, &mut taken.notices);
             rows(tenant, of, &mut taken.rows);
+        }
+        if has_freed {
+            self.board.changed();
         }
         taken
     }

@@ -15,9 +15,11 @@
 
 pub mod allowance;
 pub mod api;
+mod board;
 mod calendar;
 pub mod consumer;
 mod csv;
+mod gap;
 mod invoice;
 mod meter;
 pub mod model;
@@ -26,6 +28,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 
-pub use allowance::{Allowance, Board, TICKS_PER_S};
+pub use allowance::{Allowance, TICKS_PER_S};
+pub use board::Board;
 pub use model::{Notice, Quota, Quotas, RETENTION_DAYS, Refused};
 pub use service::{UsageError, UsageService};

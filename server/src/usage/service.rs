@@ -1,8 +1,11 @@
 //! Quotas of tenants, what they used, the price list and invoice drafts.
 
-use super::allowance::Board;
+use super::board::Board;
+use super::gap::{GAPS_MAX, GapView};
 use super::invoice::{Invoice, PriceError, PriceList};
-use super::model::{DayRow, Notice, QuotaSpec, Quotas, RETENTION_DAYS, day_of, month_after, month_text};
+use super::model::{
+    DAY_US, DayRow, Notice, QuotaSpec, Quotas, RETENTION_DAYS, day_of, month_after, month_text,
+};
 use super::store;
 use crate::platform::clock::SharedClock;
 use crate::platform::config::Live;
@@ -171,7 +174,8 @@ impl UsageService {
         })
     }
 
-    /// Gives a tenant quotas of its own, in place of those before; in force when this returns.
+    /// Gives a tenant quotas of its own, in place of those before; in force when this returns. What is committed comes into
+    /// force even where the caller goes away meanwhile.
     ///
     /// # Errors
     /// No such tenant; a quota that cannot be.
@@ -185,10 +189,15 @@ impl UsageService {
             return Err(UsageError::Invalid { field, why });
         }
         self.inner.tenants.tenant(tenant).await?;
+        let changing = self.clone().change(who.audit_name(), tenant.clone(), own);
+        tokio::spawn(changing).await.map_err(|_| DbError::Closed)??;
+        self.standing(tenant).await
+    }
+
+    async fn change(self, actor: String, tenant: TenantId, own: QuotaSpec) -> Result<(), DbError> {
         let kept = Some(own).filter(|own| *own != QuotaSpec::default());
         let _one_at_a_time = self.inner.changing.lock().await;
-        let (scope, actor, now_us) =
-            (Scope::Tenant(tenant.clone()), who.audit_name(), self.inner.clock.now_us());
+        let (scope, now_us) = (Scope::Tenant(tenant.clone()), self.inner.clock.now_us());
         let write = move |tx: &mut Tx<'_>| {
             store::quotas_put(tx, &scope, kept.as_ref(), &actor, now_us)?;
             let (object, detail) = (scope.tenant()?, serde_json::json!(own));
@@ -197,7 +206,7 @@ impl UsageService {
         };
         self.inner.db.write(write).await?;
         self.inner.board.set_own(tenant.as_str(), kept);
-        self.standing(tenant).await
+        Ok(())
     }
 
     /// A tenant's days and the limits that it reached.
@@ -265,9 +274,28 @@ impl UsageService {
     pub async fn invoice(&self, tenant: &TenantId, month_start: i64) -> Result<Invoice, UsageError> {
         let prices = self.prices().await?;
         let next = month_after(month_start);
-        let (days, _) = self.days(tenant, month_start..=next - 1).await?;
-        let is_complete = self.today() >= next;
-        Ok(Invoice::draft(tenant.as_str(), &month_text(month_start), is_complete, &prices, &days))
+        let days = month_start..=next - 1;
+        let (rows, _) = self.days(tenant, days.clone()).await?;
+        let (gaps, counted_us) = self.gaps(days).await?;
+        let is_complete = self.today() >= next && counted_us >= next * DAY_US;
+        let month = month_text(month_start);
+        Ok(Invoice::draft(tenant.as_str(), &month, is_complete, &prices, &rows).with_gaps(gaps))
+    }
+
+    /// What of some days was never counted, the newest first, and up to when all else is.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn gaps(&self, days: RangeInclusive<i64>) -> Result<(Vec<GapView>, i64), UsageError> {
+        let times = (days.start() * DAY_US, (days.end() + 1) * DAY_US);
+        let read = move |tx: &mut Tx<'_>| {
+            let scope = every_tenant();
+            let last = store::cursors(tx, &scope)?.into_iter().max_by_key(|cursor| cursor.commits);
+            let gaps = store::gaps_between(tx, &scope, times, GAPS_MAX)?;
+            Ok::<_, DbError>((gaps, last.map_or(0, |last| last.counted_us)))
+        };
+        let (gaps, counted_us) = self.inner.db.read(read).await?;
+        Ok((gaps.into_iter().map(GapView::from).collect(), counted_us))
     }
 
     /// Notices whose alert is not open yet.

@@ -1,21 +1,27 @@
 //! The tables `tenant_quotas`, `usage_*` and `price_list`.
 
+use super::gap::Gap;
 use super::model::{Counts, DayRow, Level, Notice, Quota, QuotaSpec, Refused};
 use crate::platform::db::{DbError, Row, Scope, Tx};
 use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
-/// Where the reader stands.
+/// Days that go at once: what a clock that is wrong for a moment can cost.
+const PRUNE_DAYS_MAX: i64 = 3;
+
+/// Where the reader stands in a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cursor {
     /// Which log.
     pub(super) log_epoch: u64,
     /// The next position to count.
     pub(super) position: u64,
-    /// Commits so far.
+    /// Commits so far, of all logs.
     pub(super) commits: u64,
     /// Who wrote it: random, of one reader's life.
     pub(super) writer: u64,
+    /// What was received before this is counted.
+    pub(super) counted_us: i64,
 }
 
 fn bad(column: &str) -> DbError {
@@ -74,71 +80,93 @@ pub(super) fn quotas_put(
 
 // ---- the reader's place ----
 
-/// Where the reader stands; none before its first commit.
-pub(super) fn cursor(tx: &mut Tx<'_>, scope: &Scope) -> Result<Option<Cursor>, DbError> {
-    tx.query_opt(
-        scope,
-        "SELECT log_epoch, position, commits, writer FROM usage_cursor WHERE id = 1",
-        &[],
-        |row| {
-            let hex = |column: usize| -> Result<u64, DbError> {
-                u64::from_str_radix(&row.get::<String>(column)?, 16).map_err(|_| bad("hex"))
-            };
-            Ok(Cursor {
-                log_epoch: hex(0)?,
-                position: number(row, 1)?,
-                commits: number(row, 2)?,
-                writer: hex(3)?,
-            })
-        },
-    )
+/// Where the reader stands in each log.
+pub(super) fn cursors(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<Cursor>, DbError> {
+    let sql = "SELECT log_epoch, position, commits, writer, counted_us FROM usage_cursor";
+    tx.query(scope, sql, &[], |row| {
+        let (log_epoch, writer) = (hex(&row.get::<String>(0)?)?, hex(&row.get::<String>(3)?)?);
+        let (position, commits) = (number(row, 1)?, number(row, 2)?);
+        Ok(Cursor { log_epoch, position, commits, writer, counted_us: row.get(4)? })
+    })
 }
 
-/// Moves the cursor from one place to the next; false where it does not stand there (any more).
+fn hex(text: &str) -> Result<u64, DbError> {
+    u64::from_str_radix(text, 16).map_err(|_| bad("hex"))
+}
+
+/// Moves the cursor of a log from one commit, none before its first, to the next of all logs; false where another came
+/// between.
 pub(super) fn cursor_move(
     tx: &mut Tx<'_>,
     scope: &Scope,
-    commits_before: u64,
+    commits_before: Option<u64>,
     to: &Cursor,
     now_us: i64,
 ) -> Result<bool, DbError> {
+    let sql = "SELECT CAST(coalesce(max(commits), 0) AS BIGINT) FROM usage_cursor";
+    if tx.query_one(scope, sql, &[], |row| number(row, 0))? + 1 != to.commits {
+        return Ok(false);
+    }
     let (epoch, writer, position) =
         (format!("{:016x}", to.log_epoch), format!("{:016x}", to.writer), int(to.position));
-    let rows = if commits_before == 0 {
-        tx.execute(
+    let rows = match commits_before {
+        None => tx.execute(
             scope,
-            "INSERT INTO usage_cursor (id, log_epoch, position, commits, saved_at_us, writer)
-             VALUES (1, $1, $2, $3, $4, $5)
+            "INSERT INTO usage_cursor (log_epoch, position, commits, writer, counted_us, saved_at_us)
+             VALUES ($1, $2, $3, $4, $5, $6)
              ON CONFLICT DO NOTHING",
-            &[&epoch, &position, &int(to.commits), &now_us, &writer],
-        )?
-    } else {
-        tx.execute(
+            &[&epoch, &position, &int(to.commits), &writer, &to.counted_us, &now_us],
+        )?,
+        Some(before) => tx.execute(
             scope,
-            "UPDATE usage_cursor SET log_epoch = $1, position = $2, commits = $3, saved_at_us = $4, writer = $5
-             WHERE id = 1 AND commits = $6",
-            &[&epoch, &position, &int(to.commits), &now_us, &writer, &int(commits_before)],
-        )?
+            "UPDATE usage_cursor
+             SET position = $2, commits = $3, writer = $4, counted_us = $5, saved_at_us = $6
+             WHERE log_epoch = $1 AND commits = $7",
+            &[&epoch, &position, &int(to.commits), &writer, &to.counted_us, &now_us, &int(before)],
+        )?,
     };
     Ok(rows == 1)
 }
 
-/// Notes positions that were never counted.
-pub(super) fn gap_put(
-    tx: &mut Tx<'_>,
-    scope: &Scope,
-    log_epoch: u64,
-    range: &RangeInclusive<u64>,
-    why: &str,
-    now_us: i64,
-) -> Result<(), DbError> {
+/// Notes what was never counted.
+pub(super) fn gap_put(tx: &mut Tx<'_>, scope: &Scope, gap: &Gap) -> Result<(), DbError> {
     tx.execute(
         scope,
-        "INSERT INTO usage_gaps (log_epoch, first, last, at_us, reason) VALUES ($1, $2, $3, $4, $5)
+        "INSERT INTO usage_gaps (log_epoch, first, last, since_us, at_us, reason) VALUES ($1, $2, $3, $4, $5, $6)
          ON CONFLICT DO NOTHING",
-        &[&format!("{log_epoch:016x}"), &int(*range.start()), &int(*range.end()), &now_us, &why],
+        &[
+            &format!("{:016x}", gap.log_epoch),
+            &int(gap.first),
+            &gap.last.map(int),
+            &gap.since_us,
+            &gap.at_us,
+            &gap.why,
+        ],
     )?;
     Ok(())
+}
+
+/// The reader is back at a log: what it held beyond is counted after all.
+pub(super) fn gap_close(tx: &mut Tx<'_>, scope: &Scope, log_epoch: u64) -> Result<(), DbError> {
+    let sql = "DELETE FROM usage_gaps WHERE log_epoch = $1 AND last IS NULL";
+    tx.execute(scope, sql, &[&format!("{log_epoch:016x}")])?;
+    Ok(())
+}
+
+/// What was never counted and may have been received between two times, the newest first.
+pub(super) fn gaps_between(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    (from_us, until_us): (i64, i64),
+    limit: i64,
+) -> Result<Vec<Gap>, DbError> {
+    let sql = "SELECT log_epoch, first, last, since_us, at_us, reason FROM usage_gaps
+               WHERE since_us < $2 AND at_us >= $1 ORDER BY at_us DESC, log_epoch, first LIMIT $3";
+    tx.query(scope, sql, &[&from_us, &until_us, &limit], |row| {
+        let last = row.get::<Option<i64>>(2)?.map(u64::try_from).transpose().map_err(|_| bad("last"))?;
+        let (log_epoch, first) = (hex(&row.get::<String>(0)?)?, number(row, 1)?);
+        Ok(Gap { log_epoch, first, last, since_us: row.get(3)?, at_us: row.get(4)?, why: row.get(5)? })
+    })
 }
 
 // ---- meters ----
@@ -282,8 +310,16 @@ pub(super) fn stored_sums(
     })
 }
 
-/// Deletes what is older than a day.
+/// Tenants that are being or were erased.
+pub(super) fn tenants_erased(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<String>, DbError> {
+    tx.query(scope, "SELECT DISTINCT tenant FROM erasures WHERE device = ''", &[], |row| row.get(0))
+}
+
+/// Deletes what is older than a day, at most [`PRUNE_DAYS_MAX`] days of it.
 pub(super) fn prune(tx: &mut Tx<'_>, scope: &Scope, before: i64) -> Result<(), DbError> {
+    let oldest =
+        tx.query_one(scope, "SELECT min(day) FROM usage_days", &[], |row| row.get::<Option<i64>>(0))?;
+    let before = oldest.map_or(before, |oldest| before.min(oldest + PRUNE_DAYS_MAX));
     for table in ["usage_days", "usage_refusals", "usage_notices"] {
         tx.execute(scope, &format!("DELETE FROM {table} WHERE day < $1"), &[&before])?;
     }
@@ -336,10 +372,13 @@ pub(super) fn notices_of(
     tx.query(scope, &sql, &[&scope.tenant()?, days.start(), days.end()], notice)
 }
 
-/// Notices whose alert is not open yet, the oldest first.
+/// Notices whose alert is not open yet, the oldest first; an erased tenant is told nothing.
 pub(super) fn notices_untold(tx: &mut Tx<'_>, scope: &Scope, limit: i64) -> Result<Vec<Notice>, DbError> {
-    let sql =
-        format!("SELECT {NOTICE_COLUMNS} FROM usage_notices WHERE told = 0 ORDER BY day, tenant LIMIT $1");
+    let sql = format!(
+        "SELECT {NOTICE_COLUMNS} FROM usage_notices WHERE told = 0
+         AND tenant NOT IN (SELECT tenant FROM erasures WHERE device = '')
+         ORDER BY day, tenant LIMIT $1"
+    );
     tx.query(scope, &sql, &[&limit], notice)
 }
 

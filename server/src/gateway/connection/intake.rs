@@ -1,9 +1,10 @@
 //! What becomes of a connection's PUBLISHes: taken into the log, refused, or kept until there is room.
 //!
 //! Called by the connection for each one, in their order. A message is asked for at the device's rate, then at the tenant's
-//! quotas, then at the log; what is not taken is given back to those that were asked before.
+//! quotas, then at the log; what is not taken is given back to those that were asked before. Nothing goes into the log that
+//! the quotas were not asked for, also not what is kept of a refused message.
 
-use super::{Ack, Connection, Outcome};
+use super::{Ack, Connection, Held, Outcome};
 use crate::gateway::codec::{Publish, Version};
 use crate::gateway::identity::Identity;
 use crate::gateway::metrics::Taken;
@@ -29,18 +30,50 @@ impl Connection {
         if publish.qos == 1 && self.version == Version::Five && unacked >= maximum {
             return Err(CloseReason::ReceiveMaximum);
         }
-        let outcome = if self.waiting.is_empty() { self.take_publish(&publish)? } else { Outcome::Wait };
-        match outcome {
+        if !self.waiting.is_empty() {
+            self.keep_behind(publish);
+            return Ok(());
+        }
+        match self.take_publish(&publish)? {
             Outcome::Done => {}
-            Outcome::Wait if publish.qos == 0 => self.core.metrics.taken(Taken::Dropped),
-            Outcome::Wait => {
-                self.core.metrics.stalls.inc();
-                self.waiting_bytes += publish.bytes();
-                self.waiting.push_back(publish.detach());
-                self.core.stalls.wait(&self.link);
+            // It found the log full; over a quota it was refused.
+            Outcome::Wait | Outcome::Park(_) if publish.qos == 0 => self.core.metrics.taken(Taken::Dropped),
+            outcome => {
+                self.keep(publish);
+                self.stand(&outcome);
             }
         }
         Ok(())
+    }
+
+    fn keep(&mut self, publish: Publish) {
+        self.core.metrics.stalls.inc();
+        self.waiting_bytes += publish.bytes();
+        self.waiting.push_back(publish.detach());
+    }
+
+    /// Keeps a PUBLISH behind the one that waits and stands somewhere already; QoS 0 is dropped for the same reason.
+    fn keep_behind(&mut self, publish: Publish) {
+        match (publish.qos, &self.held) {
+            (0, Some(held)) => {
+                self.allowance.refuse(held.by.metered());
+                self.core.metrics.refused(held.by, 0);
+            }
+            (0, None) => self.core.metrics.taken(Taken::Dropped),
+            _ => self.keep(publish),
+        }
+    }
+
+    /// Sees to it that the first waiting message is tried again.
+    pub(super) fn stand(&self, outcome: &Outcome) {
+        let is_parked = match outcome {
+            Outcome::Done => return,
+            Outcome::Wait => false,
+            Outcome::Park(changes) => self.core.parked.wait(&self.core.quotas, &self.link, *changes),
+        };
+        if !is_parked {
+            self.core.stalls.wait(&self.link);
+        }
     }
 
     /// Takes a PUBLISH into the log, refuses it, or says that it must wait.
@@ -50,7 +83,7 @@ impl Connection {
         };
         let tick = self.core.tick();
         if !self.bucket.take(self.core.rate(), tick) {
-            return self.over(publish, Refusal::Rate);
+            return self.over(publish, Refusal::Rate, 0);
         }
         if publish.retain {
             return self.refuse(publish, Refusal::Retain);
@@ -64,10 +97,10 @@ impl Connection {
             }
             Err(refusal) => return self.refuse(publish, refusal),
         };
-        let bytes = message.bytes();
+        let (bytes, changes) = (message.bytes(), self.core.quotas.changes());
         if let Err(quota) = self.allowance.admit(message.class(), bytes, tick) {
             self.bucket.give_back();
-            return self.over(publish, Refusal::Quota(quota));
+            return self.over(publish, Refusal::Quota(quota), changes);
         }
         let failed = match self.core.append(&message.record(tenant, device, publish.qos)) {
             Ok(position) => {
@@ -87,15 +120,31 @@ impl Connection {
         }
     }
 
-    /// Over a rate or quota: refused for now where the client can be told, else it waits.
-    fn over(&mut self, publish: &Publish, refusal: Refusal) -> Result<Outcome, CloseReason> {
+    /// Over a rate or quota: refused for now where the client can be told, else it waits. `changes` is the board's before
+    /// the quota was asked.
+    fn over(&mut self, publish: &Publish, refusal: Refusal, changes: u64) -> Result<Outcome, CloseReason> {
         if self.version == Version::Three && publish.qos > 0 {
-            return Ok(Outcome::Wait);
+            return Ok(self.hold(refusal, changes));
         }
         if matches!(refusal, Refusal::Quota(_)) {
             self.over_at_tick = Some(self.core.tick());
         }
         self.refuse(publish, refusal)
+    }
+
+    /// The first waiting message cannot be refused, so it waits; for the tenant it is refused, once a reason.
+    fn hold(&mut self, refusal: Refusal, changes: u64) -> Outcome {
+        let reason = refusal.metered();
+        let held = self.held.get_or_insert(Held { by: refusal, counted: 0 });
+        held.by = refusal;
+        if held.counted & 1 << reason as u16 == 0 {
+            held.counted |= 1 << reason as u16;
+            self.allowance.refuse(reason);
+        }
+        match refusal {
+            Refusal::Quota(quota) if !self.allowance.refills(quota) => Outcome::Park(changes),
+            _ => Outcome::Wait,
+        }
     }
 
     fn taken(&mut self, publish: &Publish, position: u64, code: u8) {
@@ -133,8 +182,8 @@ impl Connection {
             }
             // The meter counts what the log holds.
             Version::Three => match self.reject(publish, refusal)? {
-                Some(position) => position,
-                None => return Ok(Outcome::Wait),
+                Ok(position) => position,
+                Err(waits) => return Ok(waits),
             },
         };
         self.core.metrics.refused(refusal, publish.qos);
@@ -142,8 +191,9 @@ impl Connection {
         Ok(Outcome::Done)
     }
 
-    /// Stores a 3.1.1 client's refused message, which will be acknowledged. `None`: no room now.
-    fn reject(&self, publish: &Publish, refusal: Refusal) -> Result<Option<u64>, CloseReason> {
+    /// Stores a 3.1.1 client's refused message, which will be acknowledged; it takes the log's room, so it counts against
+    /// the tenant's quotas as any other. The inner error: it waits.
+    fn reject(&mut self, publish: &Publish, refusal: Refusal) -> Result<Result<u64, Outcome>, CloseReason> {
         if !refusal.is_permanent() {
             self.core.metrics.refused(refusal, publish.qos);
             return Err(CloseReason::RefusedForNow);
@@ -154,13 +204,26 @@ impl Connection {
         };
         let class = publish::own_class(&self.link.name, &publish.topic);
         if class == Ok(UpClass::Credit) {
-            return Ok(Some(self.behind_all()));
+            return Ok(Ok(self.behind_all()));
         }
         let class = class.map_or(0, UpClass::number);
-        match self.core.append(&publish::rejected(tenant, device, class, publish, refusal)) {
-            Ok(position) => Ok(Some(position)),
-            Err(AppendError::Full) => Ok(None),
-            Err(AppendError::TooLarge | AppendError::Failed) => Err(CloseReason::ServerFault),
+        let record = publish::rejected(tenant, device, class, publish, refusal);
+        let (bytes, changes) = (record.body.len() as u64, self.core.quotas.changes());
+        if let Err(quota) = self.allowance.take(bytes, self.core.tick()) {
+            self.bucket.give_back();
+            return Ok(Err(self.hold(Refusal::Quota(quota), changes)));
+        }
+        let failed = match self.core.append(&record) {
+            Ok(position) => return Ok(Ok(position)),
+            Err(failed) => failed,
+        };
+        self.allowance.give_back(bytes);
+        match failed {
+            AppendError::Full => {
+                self.bucket.give_back();
+                Ok(Err(Outcome::Wait))
+            }
+            AppendError::TooLarge | AppendError::Failed => Err(CloseReason::ServerFault),
         }
     }
 }

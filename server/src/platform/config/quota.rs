@@ -32,7 +32,7 @@ pub struct QuotaRateSection {
     /// Messages a second of all the tenant's devices in the long run; absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hard: Option<u64>,
-    /// Messages at once after a silence; absent: those of ten seconds.
+    /// Messages at once after a silence, at least those of 100 ms; absent: those of ten seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub burst: Option<u64>,
 }
@@ -61,7 +61,19 @@ impl QuotaRateSection {
         if let Some(number) = self.burst.filter(|burst| *burst > QUOTA_BURST_MAX) {
             return Some(format!("has a burst of {number}, must be 0 to {QUOTA_BURST_MAX}"));
         }
-        limit.fault()
+        self.burst_fault().or_else(|| limit.fault())
+    }
+
+    /// A burst below what a tick of 100 ms earns would be a lower limit than the one that was given.
+    fn burst_fault(&self) -> Option<String> {
+        let (hard, burst) = self.hard.zip(self.burst)?;
+        match hard.div_ceil(10) {
+            0 if burst > 0 => Some(format!("has a burst of {burst} at 0 a second, must be 0")),
+            least if burst < least => {
+                Some(format!("has a burst of {burst} at {hard} a second, must be at least {least}"))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -81,6 +93,29 @@ impl QuotaSection {
         match all.into_iter().find_map(|(key, fault)| Some((key, fault?))) {
             Some((key, why)) => Err(ConfigError::Value { key, why }),
             None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_takes_nothing_from_the_rate_and_adds_nothing_to_zero() {
+        let fault = |hard, burst| QuotaRateSection { soft: None, hard: Some(hard), burst }.fault();
+        for (hard, burst, expect) in [
+            (100, 0, "at least 10"),
+            (1_000, 10, "at least 100"),
+            (1, 0, "at least 1"),
+            (11, 1, "at least 2"),
+            (0, 10, "must be 0"),
+        ] {
+            let why = fault(hard, Some(burst)).unwrap_or_default();
+            assert!(why.contains(expect), "{hard} with {burst}: {why}");
+        }
+        for (hard, burst) in [(100, 10), (1_000, 100), (1, 1), (11, 2), (0, 0)] {
+            assert_eq!((fault(hard, Some(burst)), fault(hard, None)), (None, None), "{hard} with {burst}");
         }
     }
 }

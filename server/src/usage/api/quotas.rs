@@ -22,7 +22,8 @@ pub struct QuotaView {
     /// Used so far: of the day, now, or the day's busiest second; of messages and bytes what was admitted. Null for
     /// `connections` where another process has the gateway.
     used: Option<u64>,
-    /// What was refused today for this quota: messages, of `connections` CONNECTs.
+    /// What was refused today for this quota: messages (those of MQTT 3.1.1 clients had to wait), of `connections`
+    /// CONNECTs.
     refused: u64,
     /// The limit that was reached today, if any: `soft` or `hard`.
     reached: Option<Level>,

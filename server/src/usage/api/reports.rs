@@ -4,6 +4,7 @@ use super::refused_view;
 use crate::platform::http_kit::{ApiError, ApiPath, ApiQuery, PageQuery};
 use crate::tenants::{Caller, Permission};
 use crate::usage::csv;
+use crate::usage::gap::GapView;
 use crate::usage::model::{
     Counts, DayRow, Level, Notice, Quota, RETENTION_DAYS, day_text, month_start, parse_day,
 };
@@ -59,7 +60,8 @@ pub struct CountsView {
     devices: u64,
     /// The most bytes in the store, by estimate.
     storage_bytes: u64,
-    /// Messages (`connections`: CONNECTs) that were refused, by reason; reasons without any are left out.
+    /// Messages (`connections`: CONNECTs) that were refused, by reason; reasons without any are left out. A message of an
+    /// MQTT 3.1.1 client, which waits instead, counts once when it begins to.
     #[schema(value_type = Object)]
     refused: BTreeMap<&'static str, u64>,
 }
@@ -132,6 +134,8 @@ pub struct UsageView {
     total: CountsView,
     /// Limits that were reached.
     notices: Vec<NoticeView>,
+    /// Records of the server that were never counted and may be of these days and this tenant; the newest, at most 100.
+    gaps: Vec<GapView>,
 }
 
 /// Every tenant's usage.
@@ -208,6 +212,7 @@ pub async fn get_usage(
         items: rows.into_iter().map(DayView::from).collect(),
         total: counts_view(&total.0, total.1, total.2),
         notices: notices.into_iter().map(NoticeView::from).collect(),
+        gaps: usage.gaps(days).await?.0,
     };
     Ok(Json(view).into_response())
 }

@@ -63,6 +63,8 @@ pub struct Progress {
     pub failures: AtomicU64,
     /// Log positions that were never counted, since the start.
     pub skipped: AtomicU64,
+    /// Gaps noted since the start: ranges of positions, and rests of other logs.
+    pub gaps: AtomicU64,
     /// Soft and hard limits reached since the start.
     pub noticed: [AtomicU64; 2],
 }

@@ -3,18 +3,26 @@
 //! A commit moves the cursor from the number of the commit before to its own, in the transaction of its rows. One whose
 //! answer was lost is found by that number when it is tried again: it is not added a second time. A process that was
 //! replaced finds another's number and adds nothing.
+//!
+//! Each log has a cursor of its own: where servers with logs of their own take turns, each goes on where it was. What the one
+//! before held beyond its cursor is a gap without an end, until the reader is back there.
+//!
+//! The clock: a record that its log stamped days ahead of the clock (which was wrong then; a log's stamps never step back) counts
+//! on the clock's day. Meters are pruned by the newest day with records. A clock that goes back by more than a day was wrong
+//! before: the day's counts are read back from its rows.
 
 use super::{MeterError, Progress, READER};
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Fence, Scope, Tx};
 use crate::platform::event_log::LogRecord;
 use crate::platform::secret;
-use crate::usage::allowance::Board;
+use crate::usage::Board;
+use crate::usage::gap::Gap;
 use crate::usage::meter::{Meter, Taken};
-use crate::usage::model::{Level, RETENTION_DAYS, day_of};
+use crate::usage::model::{DayRow, Level, Notice, RETENTION_DAYS, day_of};
 use crate::usage::store::{self, Cursor};
-use std::collections::HashMap;
-use std::ops::{Range, RangeInclusive};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -53,10 +61,12 @@ pub struct Parts {
 /// What one commit writes.
 #[derive(Debug)]
 struct Batch {
-    commits_before: u64,
+    /// Of this log; none before its first commit.
+    commits_before: Option<u64>,
     cursor: Cursor,
     taken: Taken,
-    gaps: Vec<(RangeInclusive<u64>, &'static str)>,
+    is_return: bool,
+    gaps: Vec<Gap>,
     prune_before: Option<i64>,
 }
 
@@ -65,11 +75,16 @@ pub struct Worker {
     parts: Parts,
     meter: Meter,
     progress: Arc<Progress>,
-    /// The last commit.
+    /// The last commit; before this reader's first one, where it begins.
     at: Cursor,
+    /// The number of this log's last commit.
+    of_log: Option<u64>,
     position: u64,
+    counted_us: i64,
     records: u64,
-    gaps: Vec<(RangeInclusive<u64>, &'static str)>,
+    /// Another log was counted since this one was.
+    is_return: bool,
+    gaps: Vec<Gap>,
     committed: Instant,
     sampled: Option<Instant>,
     pruned_day: i64,
@@ -105,8 +120,8 @@ fn write(
     let scope = scope();
     if !store::cursor_move(tx, &scope, batch.commits_before, &batch.cursor, now_us)? {
         // The commit before got no answer, or another process counts: its number and writer tell.
-        let now = store::cursor(tx, &scope)?;
-        return if now == Some(batch.cursor) { Ok(false) } else { Err(MeterError::Moved) };
+        let is_stored = store::cursors(tx, &scope)?.contains(&batch.cursor);
+        return if is_stored { Ok(false) } else { Err(MeterError::Moved) };
     }
     #[cfg(test)]
     if fault == Some(Step::CursorMoved) {
@@ -122,13 +137,40 @@ fn write(
     for notice in &batch.taken.notices {
         store::notice_put(tx, &scope, notice)?;
     }
-    for (range, why) in &batch.gaps {
-        store::gap_put(tx, &scope, batch.cursor.log_epoch, range, why, now_us)?;
+    if batch.is_return {
+        store::gap_close(tx, &scope, batch.cursor.log_epoch)?;
+    }
+    for gap in &batch.gaps {
+        store::gap_put(tx, &scope, gap)?;
     }
     if let Some(before) = batch.prune_before {
         store::prune(tx, &scope, before)?;
     }
     Ok(true)
+}
+
+/// What the registry holds of a day.
+type OfDay = (Vec<DayRow>, Vec<Notice>);
+
+fn read_day(tx: &mut Tx<'_>, scope: &Scope, day: i64) -> Result<OfDay, DbError> {
+    Ok((store::days_on(tx, scope, day)?, store::notices_on(tx, scope, day)?))
+}
+
+fn restore(meter: &mut Meter, (days, notices): &OfDay) {
+    days.iter().for_each(|row| meter.restore(row));
+    notices.iter().for_each(|notice| meter.restore_notice(notice));
+}
+
+/// Where to begin in a log that holds these positions, and what it no longer holds.
+fn begin(own: Option<&Cursor>, held: &Range<u64>) -> (u64, Range<u64>) {
+    match own.map_or(held.start, |own| own.position) {
+        position if position < held.start => (held.start, position..held.start),
+        position if position > held.end => {
+            tracing::warn!(position, "the event log is older than what was counted of it");
+            (held.end, 0..0)
+        }
+        position => (position, 0..0),
+    }
 }
 
 impl Worker {
@@ -143,41 +185,28 @@ impl Worker {
         let day = day_of(now_us);
         let read = move |tx: &mut Tx<'_>| {
             let scope = scope();
-            let days = store::days_on(tx, &scope, day)?;
-            Ok::<_, DbError>((store::cursor(tx, &scope)?, days, store::notices_on(tx, &scope, day)?))
+            Ok::<_, DbError>((store::cursors(tx, &scope)?, read_day(tx, &scope, day)?))
         };
-        let (cursor, days, notices) = parts.db.read_blocking(read)?;
+        let (cursors, of_day) = parts.db.read_blocking(read)?;
         let mut meter = Meter::new(parts.board.clone(), held.end, day);
-        days.iter().for_each(|row| meter.restore(row));
-        notices.iter().for_each(|notice| meter.restore_notice(notice));
-        let mut lost = None;
-        let position = match cursor {
-            // Another log: from its beginning. What the lost one held beyond the cursor was never counted.
-            Some(cursor) if cursor.log_epoch != epoch => held.start,
-            Some(cursor) if cursor.position < held.start => {
-                lost = Some(cursor.position..held.start);
-                held.start
-            }
-            Some(cursor) if cursor.position > held.end => {
-                tracing::warn!(
-                    position = cursor.position,
-                    "the event log is older than what was counted of it"
-                );
-                held.end
-            }
-            Some(cursor) => cursor.position,
-            None => held.start,
-        };
-        let commits = cursor.map_or(0, |cursor| cursor.commits);
+        restore(&mut meter, &of_day);
+        let own = cursors.iter().find(|cursor| cursor.log_epoch == epoch);
+        let last = cursors.iter().max_by_key(|cursor| cursor.commits);
+        let other = last.filter(|last| last.log_epoch != epoch);
+        let (position, lost) = begin(own, &held);
         let writer = u64::from_le_bytes(secret::random_bytes());
-        let at = Cursor { log_epoch: epoch, position, commits, writer };
+        let (commits, counted_us) =
+            (last.map_or(0, |last| last.commits), own.map_or(0, |own| own.counted_us));
         let mut worker = Self {
             parts,
             meter,
             progress: Arc::default(),
-            at,
+            at: Cursor { log_epoch: epoch, position, commits, writer, counted_us },
+            of_log: own.map(|own| own.commits),
             position,
+            counted_us,
             records: 0,
+            is_return: own.is_some() && other.is_some(),
             gaps: Vec::new(),
             committed: Instant::now(),
             sampled: None,
@@ -186,8 +215,9 @@ impl Worker {
             #[cfg(test)]
             fault: None,
         };
-        if let Some(range) = lost {
-            worker.skipped(&range, "the log no longer holds it");
+        worker.skipped(&lost, "the log no longer holds it");
+        if let Some(other) = other {
+            worker.left_behind(other);
         }
         worker.sample()?;
         Ok(worker)
@@ -213,9 +243,11 @@ impl Worker {
 
     /// Counts the next record.
     pub fn observe(&mut self, record: &LogRecord<'_>) {
+        let now_us = self.parts.clock.now_us();
         self.position = record.position + 1;
+        self.counted_us = self.counted_us.max(record.received_at_us.min(now_us));
         self.records += 1;
-        self.meter.observe(record);
+        self.meter.observe(record, day_of(now_us));
         self.progress.records.fetch_add(1, Ordering::Relaxed);
         self.progress.position.store(self.position, Ordering::Relaxed);
     }
@@ -232,9 +264,23 @@ impl Worker {
             why,
             "log positions were not counted"
         );
-        self.gaps.push((range.start..=range.end - 1, why));
+        self.note_gap(self.at.log_epoch, range.start, Some(range.end - 1), (self.counted_us, why));
         self.position = self.position.max(range.end);
         self.progress.skipped.fetch_add(range.end - range.start, Ordering::Relaxed);
+    }
+
+    /// Notes that another log was counted before this one, up to there; how much more it held is not known.
+    fn left_behind(&mut self, other: &Cursor) {
+        const WHY: &str = "another event log was counted from then on; what this one held beyond is unknown";
+        let epoch = format!("{:016x}", other.log_epoch);
+        tracing::error!(reader = READER, log_epoch = epoch, first = other.position, "{WHY}");
+        self.note_gap(other.log_epoch, other.position, None, (other.counted_us, WHY));
+    }
+
+    fn note_gap(&mut self, log_epoch: u64, first: u64, last: Option<u64>, (since_us, why): (i64, &str)) {
+        let (at_us, why) = (self.parts.clock.now_us(), why.to_owned());
+        self.gaps.push(Gap { log_epoch, first, last, since_us, at_us, why });
+        self.progress.gaps.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Whether it is time to commit.
@@ -256,6 +302,10 @@ impl Worker {
             self.sample()?;
         }
         let now_us = self.parts.clock.now_us();
+        let day = day_of(now_us);
+        if self.meter.is_ahead(day) {
+            self.set_back(now_us)?;
+        }
         let taken = self.meter.take(now_us);
         let is_nothing = taken.rows.is_empty() && taken.notices.is_empty() && self.gaps.is_empty();
         let moved = self.position != self.at.position;
@@ -264,14 +314,28 @@ impl Worker {
         {
             return Ok(());
         }
-        let day = day_of(now_us);
-        let prune_before = (day > self.pruned_day).then_some(day - RETENTION_DAYS + 1);
-        self.pruned_day = day;
-        let cursor = Cursor { position: self.position, commits: self.at.commits + 1, ..self.at };
-        let (commits_before, gaps) = (self.at.commits, std::mem::take(&mut self.gaps));
-        self.waiting = Some(Arc::new(Batch { commits_before, cursor, taken, gaps, prune_before }));
+        let newest = self.meter.newest_day().filter(|newest| *newest > self.pruned_day);
+        let prune_before = newest.map(|newest| newest - RETENTION_DAYS + 1);
+        self.pruned_day = newest.unwrap_or(self.pruned_day);
+        let (position, counted_us) = (self.position, self.counted_us);
+        let cursor = Cursor { position, counted_us, commits: self.at.commits + 1, ..self.at };
+        let (commits_before, is_return) = (self.of_log, std::mem::take(&mut self.is_return));
+        let gaps = std::mem::take(&mut self.gaps);
+        let batch = Batch { commits_before, cursor, taken, is_return, gaps, prune_before };
+        self.waiting = Some(Arc::new(batch));
         self.records = 0;
         self.commit_waiting()
+    }
+
+    /// The clock was wrong and is right again: takes up what the registry holds of the day that it is.
+    fn set_back(&mut self, now_us: i64) -> Result<(), MeterError> {
+        let day = day_of(now_us);
+        let of_day = self.parts.db.read_blocking(move |tx| read_day(tx, &scope(), day))?;
+        self.parts.board.at(now_us);
+        self.meter.set_back(day);
+        restore(&mut self.meter, &of_day);
+        (self.pruned_day, self.sampled) = (i64::MIN, None);
+        self.sample()
     }
 
     fn commit_waiting(&mut self) -> Result<(), MeterError> {
@@ -300,7 +364,8 @@ impl Worker {
             );
         }
         self.waiting = None;
-        (self.at, self.committed) = (batch.cursor, Instant::now());
+        (self.at, self.of_log) = (batch.cursor, Some(batch.cursor.commits));
+        self.committed = Instant::now();
         self.progress.commits.fetch_add(1, Ordering::Relaxed);
         for notice in &batch.taken.notices {
             let (tenant, quota, level) = (&notice.tenant, notice.quota.as_str(), notice.level.as_str());
@@ -317,25 +382,35 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks at what the log does not tell: devices, and what earlier days left in the store.
+    /// Looks at what the log does not tell: devices, what earlier days left in the store, and who was erased.
     fn sample(&mut self) -> Result<(), MeterError> {
         let day = day_of(self.parts.clock.now_us());
         let (most, others) = (self.parts.kept)();
+        let mut by_days: BTreeMap<i64, Vec<String>> = BTreeMap::new();
+        others.into_iter().for_each(|(tenant, days)| by_days.entry(days).or_default().push(tenant));
         let read = move |tx: &mut Tx<'_>| {
             let scope = scope();
-            let mut sums =
-                store::stored_sums(tx, &scope, day - most + 1, day)?.into_iter().collect::<HashMap<_, _>>();
-            for (tenant, days) in others {
-                let own = store::stored_sums(tx, &scope, day - days + 1, day)?;
-                let own = own.into_iter().find(|(of, _)| *of == tenant).map(|(_, counts)| counts);
-                sums.insert(tenant, own.unwrap_or_default());
+            let sums = |tx: &mut Tx<'_>, days: i64| {
+                let sums = store::stored_sums(tx, &scope, day - days + 1, day)?;
+                Ok::<HashMap<_, _>, DbError>(sums.into_iter().collect())
+            };
+            let mut all = sums(tx, most)?;
+            for (days, tenants) in by_days {
+                let mut own = sums(tx, days)?;
+                for tenant in tenants {
+                    let counts = own.remove(&tenant).unwrap_or_default();
+                    all.insert(tenant, counts);
+                }
             }
-            Ok::<_, DbError>(sums)
+            Ok::<_, DbError>((all, store::tenants_erased(tx, &scope)?))
         };
-        let sums = self.parts.db.read_blocking(read)?;
+        let (mut sums, erased) = self.parts.db.read_blocking(read)?;
+        let erased: HashSet<_> = erased.into_iter().collect();
+        sums.retain(|tenant, _| !erased.contains(tenant));
         let stored = sums.into_iter().map(|(tenant, counts)| (tenant, counts.stored_bytes())).collect();
         self.meter.set_stored_before(day, &stored);
         self.meter.set_devices(&(self.parts.devices)());
+        self.meter.set_erased(&erased);
         self.sampled = Some(Instant::now());
         Ok(())
     }

@@ -1,17 +1,21 @@
 //! Quotas, usage and invoices over HTTP.
 
 use crate::app::tell_notices_once;
-use crate::platform::db::{Scope, Tx};
+use crate::platform::config::LimitSection;
+use crate::platform::db::{DbError, Scope, Tx};
 use crate::tenants::Permission as P;
-use crate::testing::{As, TestApp, raw};
+use crate::testing::{As, START_US, TestApp, owner, raw};
 use crate::usage::consumer::Worker;
-use crate::usage::model::{Level, Notice, Quota};
+use crate::usage::gap::Gap;
+use crate::usage::model::{DAY_US, Level, Notice, Quota, QuotaSpec};
 use crate::usage::service::UNTOLD_MAX;
 use crate::usage::store;
 use axum::body::Body;
 use axum::http::Request;
 use muster_wire::{Reading, Telemetry, UpClass, Value};
 use serde_json::json;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 const DAY: &str = "2026-01-01";
 
@@ -244,5 +248,73 @@ async fn an_invoice_is_a_draft_by_the_price_list() {
     let token = app.token(&acme, P::ALL).await;
     let january = format!("{invoice}?month=2026-01");
     let later = app.call(As::Token(&token), "GET", &january, None).await.expect(200);
+    assert_eq!(
+        (&later["complete"], &later["total"]),
+        (&json!(false), &json!("0.31")),
+        "the log may hold more of it"
+    );
+    counted(&app, "acme", 1).await;
+    let gap = Gap {
+        log_epoch: 7,
+        first: 5,
+        last: Some(9),
+        since_us: START_US,
+        at_us: START_US + 1,
+        why: "damage".into(),
+    };
+    let rest = Gap {
+        first: 50,
+        last: None,
+        since_us: START_US + 40 * DAY_US,
+        at_us: START_US + 41 * DAY_US,
+        ..gap.clone()
+    };
+    let put = move |tx: &mut Tx<'_>| {
+        let scope = Scope::System("usage: the meter counts every tenant's records");
+        [gap, rest].iter().try_for_each(|gap| store::gap_put(tx, &scope, gap))
+    };
+    app.parts.meter.db.write(put).await.unwrap();
+    let later = app.call(As::Token(&token), "GET", &january, None).await.expect(200);
     assert_eq!((&later["complete"], &later["total"]), (&json!(true), &json!("0.31")));
+    let shown = json!([{ "since_us": START_US, "until_us": START_US + 1, "records": 5, "reason": "damage" }]);
+    assert_eq!(later["gaps"], shown);
+    let usage = |days: &str| format!("/api/v1/tenants/acme/usage?{days}");
+    let january =
+        app.call(As::Token(&token), "GET", &usage("from=2026-01-01&to=2026-01-31"), None).await.expect(200);
+    assert_eq!(january["gaps"], shown);
+    let february =
+        app.call(As::Token(&token), "GET", &usage("from=2026-02-01&to=2026-02-28"), None).await.expect(200);
+    assert_eq!((&february["gaps"][0]["records"], &february["gaps"][1]), (&json!(null), &json!(null)));
+}
+
+#[tokio::test]
+async fn quotas_that_are_committed_are_in_force_also_where_the_caller_went_away() {
+    let app = TestApp::start().await;
+    let acme = app.tenant("acme").await;
+    let (usage, me) = (&app.parts.slices.usage, owner(&acme));
+    for polls in 1..8_u64 {
+        let limit = Some(LimitSection { soft: None, hard: Some(polls) });
+        let own = QuotaSpec { messages_per_day: limit, ..QuotaSpec::default() };
+        let mut changing = Box::pin(usage.set_quotas(&me, &acme, own));
+        for _ in 0..polls {
+            let is_over = std::future::poll_fn(|cx| Poll::Ready(changing.as_mut().poll(cx).is_ready())).await;
+            if is_over {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(changing);
+        // Writes are in order: what was begun is committed before this.
+        app.parts.meter.db.write(|_| Ok::<_, DbError>(())).await.unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let scope = Scope::Tenant(acme.clone());
+            let stored = app.parts.meter.db.read(move |tx| store::quotas_get(tx, &scope)).await.unwrap();
+            if usage.board().own("acme") == stored {
+                break;
+            }
+            assert!(Instant::now() < deadline, "after {polls} polls {stored:?} is stored and not in force");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
 }

@@ -1,10 +1,14 @@
 //! The reader killed between each two of its steps, and commits whose answer is lost: the counts equal the log's.
 
 use super::Rig;
-use crate::platform::event_log::{Kind, NewRecord};
+use crate::platform::db::Scope;
+use crate::platform::event_log::{EventLog, Kind, NewRecord, Options};
+use crate::testing::START_US;
 use crate::usage::consumer::Worker;
 use crate::usage::consumer::{MeterError, worker::Step};
+use crate::usage::gap::Gap;
 use crate::usage::model::DAY_US;
+use crate::usage::store;
 use muster_wire::UpClass;
 
 /// A small generator: what is tried follows from the seed.
@@ -90,6 +94,46 @@ fn a_reader_that_was_replaced_adds_nothing() {
     assert_eq!(rig.stored(), rig.held());
 }
 
+fn gaps(rig: &Rig) -> Vec<Gap> {
+    let scope = Scope::System("usage: the meter counts every tenant's records");
+    rig.db.read_blocking(move |tx| store::gaps_between(tx, &scope, (0, i64::MAX), 10)).unwrap()
+}
+
+#[test]
+fn servers_with_logs_of_their_own_take_turns_and_each_record_counts_once() {
+    let (mut rig, dir) = (Rig::new(), tempfile::tempdir().unwrap());
+    let options = Options { segment_bytes: 1 << 20, ..Options::at(dir.path()) };
+    let mut other = EventLog::open(&options, rig.clock.clone()).unwrap();
+    let known =
+        |gaps: &[Gap]| gaps.iter().map(|gap| (gap.log_epoch, gap.first, gap.last)).collect::<Vec<_>>();
+    let mut expect = Vec::new();
+    for turn in 0..5 {
+        rig.telemetry("acme", 1);
+        rig.telemetry("acme", 1);
+        let mut worker = rig.open();
+        rig.read(&mut worker, 1);
+        worker.commit().unwrap();
+        // The second of each turn was not read before the other took over.
+        let unread = worker.position();
+        assert_eq!(known(&gaps(&rig)), expect, "turn {turn}");
+        assert_eq!(worker.committed(), unread);
+        expect = vec![(rig.log.epoch(), unread, None)];
+        std::mem::swap(&mut rig.log, &mut other);
+    }
+    for _ in 0..2 {
+        let mut worker = rig.open();
+        rig.read(&mut worker, u64::MAX / 2);
+        worker.commit().unwrap();
+        std::mem::swap(&mut rig.log, &mut other);
+    }
+    let held = |rig: &Rig| rig.held().values().map(|counts| counts.messages).sum::<u64>();
+    let mut sent = held(&rig);
+    std::mem::swap(&mut rig.log, &mut other);
+    sent += held(&rig);
+    let stored: u64 = rig.stored().values().map(|counts| counts.messages).sum();
+    assert_eq!((stored, sent), (10, 10), "none twice, none left out");
+}
+
 #[test]
 fn another_log_is_counted_from_its_beginning_and_what_is_gone_is_a_gap() {
     let mut rig = Rig::new();
@@ -103,18 +147,9 @@ fn another_log_is_counted_from_its_beginning_and_what_is_gone_is_a_gap() {
     let mut behind = Worker::open(rig.parts.clone(), epoch, 5..9).unwrap();
     assert_eq!((behind.position(), behind.is_due()), (5, true), "what the log lost is no longer there");
     behind.commit().unwrap();
-    let gaps = "SELECT count(*), min(first), max(last) FROM usage_gaps";
-    let scope = crate::platform::db::Scope::System("test");
-    let found = rig.db.read_blocking(move |tx| {
-        tx.query_one(&scope, gaps, &[], |row| {
-            Ok::<_, crate::platform::db::DbError>((
-                row.get::<i64>(0)?,
-                row.get::<i64>(1)?,
-                row.get::<i64>(2)?,
-            ))
-        })
-    });
-    assert_eq!(found.unwrap(), (1, 2, 4));
+    let found = gaps(&rig);
+    assert_eq!((found.len(), found[0].first, found[0].last), (1, 2, Some(4)));
+    assert_eq!(found[0].since_us, START_US, "received after what was counted last");
     let ahead = Worker::open(rig.parts.clone(), epoch, 1..2).unwrap();
     assert_eq!(ahead.position(), 2, "an older copy of the log: nothing is counted twice");
     drop(rig.dir);

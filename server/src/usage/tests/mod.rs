@@ -8,7 +8,7 @@ use crate::platform::clock::ManualClock;
 use crate::platform::db::{Db, Fence, Scope};
 use crate::platform::event_log::{EventLog, Kind, LogRecord, NewRecord, Options, Origin, Pin};
 use crate::testing::{START_US, registry};
-use crate::usage::allowance::Board;
+use crate::usage::Board;
 use crate::usage::consumer::{Parts, Worker};
 use crate::usage::model::{Counts, DayRow, day_of};
 use crate::usage::store;
