@@ -235,6 +235,8 @@ async fn what_the_log_keeps_of_refused_messages_is_within_the_quota_too() {
     let mut quiet = Device::connect(&core, "quiet", "d0", Version::Five, 1).await;
     for tick in 0..=TICKS {
         core.tick.store(tick, Ordering::Relaxed);
+        // Whoever comes first takes what there is.
+        noisy.rotate_left(1);
         for device in &mut noisy {
             device.link.waker.wake();
             device.send(QUOTA).await;
@@ -299,13 +301,15 @@ async fn a_message_that_waits_is_refused_once_and_qos_0_behind_it_too() {
     three.send(4).await;
     settle().await;
     assert_eq!(refused(), 1, "QoS 0 is dropped and counted");
-    for tick in 1..=2 {
+    let mut seen = Vec::new();
+    for tick in 1..=3 {
         core.tick.store(tick, Ordering::Relaxed);
         three.link.waker.wake();
         settle().await;
+        three.receive();
+        seen.push((three.answered(), refused()));
     }
-    three.receive();
-    assert_eq!((three.answered(), refused()), (3, 1), "the third waited once more");
+    assert_eq!(seen, [(2, 1), (3, 0), (3, 0)], "the third waited once more");
 }
 
 #[tokio::test]
