@@ -300,16 +300,6 @@ async fn claims_made_elsewhere_name_the_authority_that_follows() {
 }
 
 #[tokio::test]
-async fn nothing_is_erased_elsewhere_that_the_worker_cannot_erase() {
-    let pair =
-        Pair::with(|of_alone| of_alone.telemetry.url = Some("http://127.0.0.1:1/muster".parse().unwrap()))
-            .await;
-    device(&pair, "pump").await;
-    pair.alone("POST", &format!("{DEVICES}/pump/erase"), json!({}), 409).await;
-    pair.stop().await;
-}
-
-#[tokio::test]
 async fn a_reloaded_configuration_gives_its_quotas_and_nobody_counts_connections_there() {
     let pair = Pair::start().await;
     let devices = || pair.alone.slices.usage.board().quotas("default").limit(Quota::Devices).hard;
