@@ -306,7 +306,8 @@ impl<F: Fs> Consumer<F> {
             return Ok(Step::Idle);
         }
         self.store.faults().reach(CrashPoint::AfterRead)?;
-        if batch.is_ticks_only() && self.ticks_held + batch.len() <= TICKS_HELD_MAX {
+        let may_wait = self.ticks_held + batch.len() <= TICKS_HELD_MAX && !self.store.is_awaited(self.cursor);
+        if batch.is_ticks_only() && may_wait {
             self.ticks_held += batch.len();
             return Ok(Step::Ticks);
         }

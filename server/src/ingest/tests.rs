@@ -7,7 +7,7 @@ use crate::platform::db::sqlite::{Sync, Tx};
 use crate::platform::db::{DbError, Scope};
 use crate::platform::event_log::{Kind, NewRecord, Options as LogOptions, Origin};
 use crate::platform::telemetry::{
-    self, CrashPoint, Faults, Policy, StoredBatch, StoredWhat, TelemetryError, Totals,
+    self, CrashPoint, Faults, LogPlace, Policy, StoredBatch, StoredWhat, TelemetryError, Totals,
 };
 use muster_wire::{Reading, Telemetry, UpClass, Value};
 use std::path::Path;
@@ -196,12 +196,17 @@ fn an_idle_log_ticks_and_ticks_alone_commit_nothing() {
 
 /// A consumer that is stepped by hand, on a log of its own.
 fn by_hand(dir: &Path) -> (EventLog, Consumer) {
+    let (log, _, consumer) = with_store(dir);
+    (log, consumer)
+}
+
+fn with_store(dir: &Path) -> (EventLog, TelemetryStore, Consumer) {
     let clock: SharedClock = Arc::new(SystemClock);
     let log = EventLog::open(&LogOptions::at(&dir.join("log")), clock.clone()).unwrap();
     let options = telemetry::Options { sync: Sync::OffForTrials, ..telemetry::Options::default() };
     let store = TelemetryStore::open(&dir.join("telemetry.db"), options).unwrap();
-    let consumer = Consumer::begin(log.clone(), store, clock, Vec::new()).unwrap();
-    (log, consumer)
+    let consumer = Consumer::begin(log.clone(), store.clone(), clock, Vec::new()).unwrap();
+    (log, store, consumer)
 }
 
 #[test]
@@ -242,6 +247,24 @@ fn the_cursor_stays_behind_ticks_to_their_bound_and_no_further() {
         matches!(tick(1), Step::Stored { batch, .. } if batch.next - batch.from == TICKS_HELD_MAX as u64 + 1)
     );
     assert!(matches!(tick(TICKS_HELD_MAX), Step::Ticks), "it counts anew");
+}
+
+/// An erasure on a server to which nobody sends: it would wait a minute for ticks to add up.
+#[test]
+fn ticks_are_not_held_where_somebody_waits_for_the_log_to_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, store, mut consumer) = with_store(dir.path());
+    let mut tick = || {
+        log.append(&NewRecord::tick()).unwrap();
+        log.commit().unwrap();
+        consumer.step().unwrap()
+    };
+    assert!(matches!(tick(), Step::Ticks));
+    let place = LogPlace { epoch: log.epoch(), position: log.durable_next() };
+    assert!(!store.has_read(place));
+    assert!(matches!(tick(), Step::Stored { .. }));
+    assert!(store.has_read(place));
+    assert!(matches!(tick(), Step::Ticks), "nobody waits any more");
 }
 
 const RECORD: usize = 64 * 1024;

@@ -20,6 +20,7 @@ use super::partition;
 use super::{TelemetryError, TelemetryStore, device_of, tenant_of};
 use crate::platform::db::sqlite::Tx;
 use crate::platform::db::{DbError, Scope};
+use std::sync::atomic::Ordering;
 
 /// Rows deleted in one transaction.
 const ROWS_PER_STEP: i64 = 5_000;
@@ -43,11 +44,24 @@ pub enum Erased {
 }
 
 impl TelemetryStore {
-    /// Whether all of the log below a place is applied.
+    /// Whether all of the log below a place is applied. Where it is not, somebody waits for it ([`Self::is_awaited`]).
     #[must_use]
     pub fn has_read(&self, place: LogPlace) -> bool {
-        let memtable = self.memtable();
-        memtable.position.as_ref().is_some_and(|at| at.epoch == place.epoch && at.applied >= place.position)
+        let stands = self.memtable().position.as_ref().map(|at| (at.epoch, at.applied));
+        match stands {
+            Some((epoch, applied)) if epoch == place.epoch && applied >= place.position => true,
+            Some((epoch, _)) if epoch == place.epoch => {
+                self.awaited.fetch_max(place.position, Ordering::Relaxed);
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether somebody waits until the log is applied beyond a position, be it ticks alone.
+    #[must_use]
+    pub fn is_awaited(&self, position: u64) -> bool {
+        self.awaited.load(Ordering::Relaxed) > position
     }
 
     /// The tenant's devices of which something is stored, by name from after `after` on.

@@ -76,7 +76,7 @@ use muster_journal::{Fs as _, RealFs};
 use muster_wire::{EventKind, Value};
 use remote::Remote;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -96,7 +96,6 @@ const READERS: usize = SERIES_READS_MAX + 1;
 pub const SERIES_READS_MAX: usize = 2;
 /// The longest query: under the HTTP timeout (30 s), so that its caller is told why.
 const READ_TIME_MAX: Duration = Duration::from_secs(10);
-
 /// Shards that become one block for ClickHouse: it takes few large blocks better than many small ones.
 const SHARDS_A_BLOCK: usize = 8;
 
@@ -140,6 +139,8 @@ pub struct TelemetryStore {
     sync_failed: Arc<AtomicBool>,
     disk_reserve_bytes: u64,
     remote: Option<Arc<Remote>>,
+    /// Up to where somebody waits for the log to be applied.
+    awaited: Arc<AtomicU64>,
     policy: Arc<Mutex<Policy>>,
     faults: Faults,
 }
@@ -179,6 +180,7 @@ impl TelemetryStore {
             sync_failed: Arc::default(),
             disk_reserve_bytes,
             remote,
+            awaited: Arc::default(),
             policy: Arc::new(Mutex::new(policy)),
             faults,
         })
