@@ -12,10 +12,13 @@
 //! [`model::FILE_ROWS_MAX`] rows and is kept for [`model::EXPORT_DAYS`] days.
 
 pub mod api;
+mod expiry;
 mod export;
 pub mod model;
+mod rows;
 pub mod service;
 mod store;
+mod sweep;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -461,8 +461,12 @@ impl Devices {
 
 const NO_DEVICE: DevicesError = DevicesError::NotFound("device");
 
-/// Inserts within the quota.
+/// Inserts within the quota. A name that is being erased is free only once that is done: what is erased again after a
+/// crash is never another device.
 fn insert_device(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow, max: u32) -> Result<(), DevicesError> {
+    if store::is_in_erasure(tx, scope, &row.device)? {
+        return Err(erase::IN_ERASURE);
+    }
     if store::device_count(tx, scope)? >= i64::from(max) {
         return Err(DevicesError::Quota { noun: "devices", max });
     }
