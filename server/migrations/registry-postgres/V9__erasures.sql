@@ -1,6 +1,6 @@
 -- Jobs that export and erase a device (or, where `device` is empty, the whole tenant). A job's row is what is left to
 -- show of it, so it stays. state: shutting_out, draining, exporting, erasing, sweeping, done. place: JSON of the step.
--- requested_by_id: user:<user_id> or token:<token_id>. tries: in vain, in a row. next_try_at_us: not before.
+-- requester: the id of the account or API token. tries: in vain, in a row. next_try_at_us: not before.
 CREATE TABLE erasures (
     tenant TEXT COLLATE "C" NOT NULL REFERENCES tenants (tenant),
     id TEXT COLLATE "C" NOT NULL,
@@ -8,7 +8,7 @@ CREATE TABLE erasures (
     state TEXT NOT NULL,
     with_export SMALLINT NOT NULL CHECK (with_export IN (0, 1)),
     requested_by TEXT NOT NULL,
-    requested_by_id TEXT COLLATE "C" NOT NULL,
+    requester TEXT NOT NULL,
     requested_at_us BIGINT NOT NULL,
     members TEXT NOT NULL,
     log_epoch TEXT,

@@ -117,8 +117,8 @@ pub struct Job {
     pub with_export: bool,
     /// As in audit rows.
     pub requested_by: String,
-    /// `user:<user_id>` or `token:<token_id>`: addresses change hands, ids do not.
-    pub requested_by_id: String,
+    /// The id of that account or API token: an address may be another account's one day.
+    pub requester: String,
     /// When.
     pub requested_at_us: i64,
     /// Who was a member of the tenant.

@@ -215,7 +215,7 @@ fn new_job(
         state: State::ShuttingOut,
         with_export,
         requested_by: who.audit_name(),
-        requested_by_id: id_of(who),
+        requester: who.id().to_owned(),
         requested_at_us: now_us,
         members: Vec::new(),
         log: None,
@@ -262,23 +262,16 @@ fn insert(tx: &mut Tx<'_>, mut job: Job) -> Result<Job, ErasureError> {
     Ok(job)
 }
 
-/// Who it is, by what never changes.
-fn id_of(who: &Principal) -> String {
-    match who {
-        Principal::User { user_id, .. } => format!("user:{user_id}"),
-        Principal::Token { token_id, .. } => format!("token:{token_id}"),
-    }
-}
-
-/// Whether a caller is who asked for a job: it may look at it when it is a member no longer.
+/// Whether a caller is who asked for the erasure of a tenant: it may look at it, though it is a member no longer. A
+/// device's erasure takes nothing from whoever asked, so who may not see it otherwise may not see it for that.
 #[must_use]
 pub fn asked_for(who: &Principal, job: &Job) -> bool {
     let is_pending = matches!(who, Principal::User { password_pending: true, .. });
-    !is_pending && id_of(who) == job.requested_by_id
+    let is_asker = who.audit_name() == job.requested_by && who.id() == job.requester;
+    job.device.is_none() && is_asker && !is_pending
 }
 
 /// The members whose accounts go with the tenant: all but who asked, who has yet to fetch the export.
 pub(super) fn leaving(job: &Job) -> Vec<Member> {
-    let asked = |member: &&Member| format!("user:{}", member.user_id) != job.requested_by_id;
-    job.members.iter().filter(asked).cloned().collect()
+    job.members.iter().filter(|member| member.user_id != job.requester).cloned().collect()
 }

@@ -6,7 +6,7 @@ use muster_wire::{DeviceId, TenantId};
 
 const COLUMNS: &str = "tenant, id, device, state, with_export, requested_by, requested_at_us, members, log_epoch, \
      log_position, since_us, place, rows_exported, rows_erased, waiting_for, done_at_us, export_until_us, \
-     requested_by_id, tries, next_try_at_us";
+     requester, tries, next_try_at_us";
 
 fn bad(column: &str) -> DbError {
     DbError::Column { column: column.into() }
@@ -34,7 +34,7 @@ fn job(row: &Row<'_>) -> Result<Job, DbError> {
         waiting_for: row.get(14)?,
         done_at_us: row.get(15)?,
         export_until_us: row.get(16)?,
-        requested_by_id: row.get(17)?,
+        requester: row.get(17)?,
         tries: row.get(18)?,
         next_try_at_us: row.get(19)?,
     })
@@ -48,7 +48,7 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<(), Db
     tx.execute(
         scope,
         "INSERT INTO erasures (tenant, id, device, state, with_export, requested_by, requested_at_us, members,
-             since_us, place, rows_exported, rows_erased, requested_by_id, tries, next_try_at_us)
+             since_us, place, rows_exported, rows_erased, requester, tries, next_try_at_us)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, 0, 0)",
         &[
             &scope.tenant()?,
@@ -61,7 +61,7 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<(), Db
             &json(&job.members, "members")?,
             &job.since_us,
             &json(&job.place, "place")?,
-            &job.requested_by_id,
+            &job.requester,
         ],
     )
     .map(drop)

@@ -51,11 +51,7 @@ impl Worker {
             return Ok(Step::Moved);
         }
         self.devices.erase(&job.requested_by, &job.tenant, &device).await?;
-        let (mut done, now_us) = (job.clone(), self.now_us());
-        let write = move |tx: &mut Tx<'_>| finish(tx, &mut done, now_us);
-        self.erasures.db.write(write).await?;
-        self.tell(job);
-        Ok(Step::Moved)
+        self.finish(job).await
     }
 
     async fn sweep_tenant(&self, job: &mut Job) -> Result<Step, WorkerError> {
@@ -105,41 +101,40 @@ impl Worker {
 
     async fn sweep_rows(&self, job: &mut Job) -> Result<Step, WorkerError> {
         job.go_on();
-        let (mut changed, now_us, gone) = (job.clone(), self.now_us(), leaving(job));
+        let mut changed = job.clone();
         let write = move |tx: &mut Tx<'_>| {
-            let (scope, accounts) = (scope(&changed), Scope::System("erasure"));
-            let (rows, is_all) = tables::erase_tenant(tx, &scope, ROWS_PER_STEP)?;
+            let (rows, is_all) = tables::erase_tenant(tx, &scope(&changed), ROWS_PER_STEP)?;
             changed.rows_erased += rows;
-            if !is_all {
-                store::update(tx, &scope, &changed)?;
-                return Ok((changed, false));
-            }
-            for member in &gone {
-                changed.rows_erased += store::account_forget(tx, &accounts, &member.user_id)?.cast_signed();
-            }
-            changed.members.clear();
-            finish(tx, &mut changed, now_us)?;
-            Ok::<_, DbError>((changed, true))
+            store::update(tx, &scope(&changed), &changed)?;
+            Ok::<_, DbError>((changed, is_all))
         };
         let is_all;
         (*job, is_all) = self.erasures.db.write(write).await?;
-        if is_all {
-            self.tell(job);
+        if !is_all {
+            return Ok(Step::Moved);
         }
-        Ok(Step::Moved)
+        for member in leaving(job) {
+            let write =
+                move |tx: &mut Tx<'_>| store::account_forget(tx, &Scope::System("erasure"), &member.user_id);
+            job.rows_erased += self.erasures.db.write(write).await?.cast_signed();
+        }
+        job.members.clear();
+        self.finish(job).await
     }
 
-    fn tell(&self, job: &Job) {
+    async fn finish(&self, job: &mut Job) -> Result<Step, WorkerError> {
+        job.enter_next(self.now_us());
+        let (done, at_us) = (job.clone(), self.now_us());
+        let write = move |tx: &mut Tx<'_>| {
+            let scope = scope(&done);
+            store::update(tx, &scope, &done)?;
+            let detail = serde_json::json!({ "rows": done.rows_erased, "exported": done.rows_exported });
+            let (actor, action, object) = ("server", "erasure.done", done.id.as_str());
+            audit::append(tx, &scope, &AuditEntry { at_us, actor, action, object, detail })
+        };
+        self.erasures.db.write(write).await?;
         self.forget(job);
         tracing::info!(tenant = %job.tenant, erasure = job.id, rows = job.rows_erased, "erased");
+        Ok(Step::Moved)
     }
-}
-
-fn finish(tx: &mut Tx<'_>, job: &mut Job, at_us: i64) -> Result<(), DbError> {
-    job.enter_next(at_us);
-    let scope = scope(job);
-    store::update(tx, &scope, job)?;
-    let detail = serde_json::json!({ "rows": job.rows_erased, "exported": job.rows_exported });
-    let (actor, action, object) = ("server", "erasure.done", job.id.as_str());
-    audit::append(tx, &scope, &AuditEntry { at_us, actor, action, object, detail })
 }

@@ -432,7 +432,7 @@ fn requester(job: &Job) -> Principal {
             scopes: Vec::new(),
         },
         other => Principal::User {
-            user_id: job.requested_by_id.strip_prefix("user:").unwrap_or_default().to_owned(),
+            user_id: job.requester.clone(),
             email: other.map_or("", |(_, email)| email).to_owned(),
             memberships: Vec::new(),
             system_admin: false,

@@ -326,6 +326,15 @@ impl Principal {
         self.membership_in(tenant).map(|membership| membership.reach.clone()).unwrap_or_default()
     }
 
+    /// The account's id, or the token's.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        match self {
+            Self::User { user_id, .. } => user_id,
+            Self::Token { token_id, .. } => token_id,
+        }
+    }
+
     /// How it stands in audit rows: `user:<email>` or `token:<id>`.
     #[must_use]
     pub fn audit_name(&self) -> String {

@@ -269,8 +269,8 @@ impl Blobs {
                 return Ok(true);
             }
             for beside in listed.common_prefixes.iter().map(Prefix::listed) {
-                if beside != next {
-                    self.delete_some(&beside).await?;
+                // A folder that holds nothing may be listed for a while after it was emptied.
+                if beside != next && self.delete_some(&beside).await? > 0 {
                     return Ok(true);
                 }
             }
