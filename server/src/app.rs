@@ -160,6 +160,7 @@ impl App {
         tasks.spawn(parts.skipped.clone().run(stopped.clone()));
         tasks.spawn(usage::tell_notices(parts.slices.clone(), stopped.clone()));
         tasks.spawn(parts.eraser(started_at_us).run(stopped.clone()));
+        tasks.spawn(parts.slices.erasures.clone().forget_exports(stopped.clone()));
         tasks.spawn(retention::run(parts.slices.clone(), clock, stopped.clone()));
         let following = share(&mut parts, &mut tasks, stopped).await?;
         tracing::info!(%addresses, "listening");

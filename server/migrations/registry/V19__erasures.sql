@@ -1,6 +1,6 @@
 -- Jobs that export and erase a device (or, where `device` is empty, the whole tenant). A job's row is what is left to
--- show of it, so it stays. requester: the id of the account or API
--- token. state: shutting_out, draining, exporting, erasing, sweeping, done. place: JSON of the step.
+-- show of it, so it stays. state: shutting_out, draining, exporting, erasing, sweeping, done. place: JSON of the step.
+-- requester: the id of the account or API token. tries: in vain, in a row. next_try_at_us: not before.
 CREATE TABLE erasures (
     tenant TEXT NOT NULL REFERENCES tenants (tenant),
     id TEXT NOT NULL,
@@ -18,11 +18,15 @@ CREATE TABLE erasures (
     rows_exported INTEGER NOT NULL,
     rows_erased INTEGER NOT NULL,
     waiting_for TEXT,
+    tries INTEGER NOT NULL,
+    next_try_at_us INTEGER NOT NULL,
     done_at_us INTEGER,
     export_until_us INTEGER,
     PRIMARY KEY (tenant, id)
 ) STRICT, WITHOUT ROWID;
 CREATE UNIQUE INDEX erasures_open ON erasures (tenant, device) WHERE done_at_us IS NULL;
+CREATE INDEX erasures_by_turn ON erasures (tenant, id) WHERE done_at_us IS NULL;
+CREATE INDEX erasures_by_expiry ON erasures (export_until_us) WHERE export_until_us IS NOT NULL;
 
 CREATE TABLE erasure_files (
     tenant TEXT NOT NULL,

@@ -74,7 +74,7 @@ impl ApiAlone {
             rules: RuleService::new(registry.clone(), clock.clone(), Arc::new(RuleBoard::default())),
             // Nobody can subscribe to this bus.
             alerts: AlertService::new(registry.clone(), clock.clone(), LiveBus::new()),
-            erasures: Erasures::new(registry.clone(), clock.clone(), blobs, devices.clone()),
+            erasures: Erasures::new(registry.clone(), clock.clone(), blobs, devices.clone(), tenants.clone()),
             page: None,
             usage: usage.clone().without_gateway(),
             registry: registry.clone(),

@@ -6,7 +6,7 @@ use crate::devices::Devices;
 use crate::devices::directory::{Directory, IntegrationToken};
 use crate::devices::pki::Pki;
 use crate::erasure::service::Erasures;
-use crate::erasure::worker::Worker;
+use crate::erasure::worker::{Memory, Worker};
 use crate::http::Slices;
 use crate::ingest::queries::Queries;
 use crate::ingest::skipped::Skipped;
@@ -92,7 +92,8 @@ pub(crate) async fn build(config: &Live, clock: &SharedClock) -> Result<Parts, A
     let page = PageState { bus: live.clone(), feed, presence, devices: devices.clone() };
     let rule_service = RuleService::new(registry.clone(), clock.clone(), board);
     let alerts = AlertService::new(registry.clone(), clock.clone(), live);
-    let erasures = Erasures::new(registry.clone(), clock.clone(), Some(blobs), devices.clone());
+    let erasures =
+        Erasures::new(registry.clone(), clock.clone(), Some(blobs), devices.clone(), tenants.clone());
     let skipped = Skipped::new(telemetry.clone(), alerts.clone(), tenants.clone(), clock.clone());
     let slices = Slices {
         rules: rule_service,
@@ -176,11 +177,11 @@ impl Parts {
         Worker {
             erasures: self.slices.erasures.clone(),
             devices: self.slices.devices.clone(),
-            tenants: self.slices.tenants.clone(),
             rules: self.slices.rules.clone(),
             telemetry: self.telemetry.clone(),
             log: self.log.clone(),
             started_at_us,
+            memory: Memory::default(),
         }
     }
 }

@@ -106,7 +106,7 @@ pub struct ErasureView {
     rows_exported: i64,
     /// Rows deleted so far.
     rows_erased: i64,
-    /// What it waits for, where it cannot go on; tried again each second.
+    /// What it waits for, where it cannot go on; tried again after a second, later after up to a minute.
     waiting_for: Option<String>,
     /// Microseconds since 1970 (UTC).
     done_at_us: Option<i64>,
@@ -169,7 +169,8 @@ pub async fn erase_device(
 }
 
 /// Exports everything of a tenant and erases it. Members, API tokens and claims are taken away at once; who asked still
-/// sees the erasure and fetches the export. The id is never given away again.
+/// sees the erasure and fetches the export, so an API token of the tenant asks without one. The id is never given away
+/// again, and exports of before go too.
 #[utoipa::path(post, path = "/api/v1/tenants/{tenant}/erase", tag = "erasures",
     params(("tenant" = String, Path)), request_body = EraseTenantBody,
     responses((status = 202, description = "It has begun", body = ErasureView)))]

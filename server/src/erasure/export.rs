@@ -3,9 +3,9 @@
 //! The worker calls it, with a job whose device or tenant is shut out and whose records the store has read. A file and
 //! the place behind it are one commit; a file that a crash cut off from its commit is written again under its name.
 
-use super::model::{FILE_BYTES_MAX, FILE_ROWS_MAX, File, Job, Place};
+use super::model::{FILE_BYTES_MAX, FILE_ROWS_MAX, File, Job, MANIFEST_FILES_MAX, Place};
 use super::service::{ErasureError, Erasures};
-use super::{store, tables};
+use super::{rows, store, tables};
 use crate::platform::blob::{BlobError, Key};
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::telemetry::{Part, TelemetryError, TelemetryStore};
@@ -16,8 +16,9 @@ use muster_wire::DeviceId;
 use serde_json::{Value as Json, json};
 use std::io::Write as _;
 
-/// Rows read at once.
+/// Rows read at once; the first time, before it is known how large they are, fewer.
 const PIECE_ROWS: usize = 2_000;
+const PIECE_ROWS_FIRST: usize = 100;
 /// Devices looked through in one step that yield nothing.
 const DEVICES_PER_STEP: usize = 500;
 
@@ -56,10 +57,23 @@ impl Lines {
         self.rows >= FILE_ROWS_MAX || self.text.len() >= FILE_BYTES_MAX
     }
 
+    /// How many rows to read next: about as many as the file takes yet.
+    fn wanted(&self) -> usize {
+        let mean = self.text.len().checked_div(self.rows).map(|mean| mean.max(1));
+        let fit = mean.map_or(PIECE_ROWS_FIRST, |mean| FILE_BYTES_MAX.saturating_sub(self.text.len()) / mean);
+        fit.clamp(1, PIECE_ROWS).min(FILE_ROWS_MAX.saturating_sub(self.rows).max(1))
+    }
+
     fn add(&mut self, row: &Json) {
         self.text.extend_from_slice(row.to_string().as_bytes());
         self.text.push(b'\n');
         self.rows += 1;
+    }
+
+    /// Takes back what was added since there were so many bytes and rows.
+    fn cut(&mut self, (bytes, rows): (usize, usize)) {
+        self.text.truncate(bytes);
+        self.rows = rows;
     }
 }
 
@@ -71,15 +85,14 @@ pub(super) async fn step(
 ) -> Result<bool, ErasureError> {
     let sources = Source::all();
     let Some(source) = sources.get(job.place.part).copied() else {
-        manifest(erasures, job).await?;
-        return Ok(true);
+        return manifest(erasures, job).await;
     };
     let (lines, next) = gather(erasures, telemetry, job, source).await?;
     let mut file = None;
     if lines.rows > 0 {
         let name = format!("{}-{:05}.ndjson.gz", source.file(), job.place.files + 1);
         let rows = lines.rows as i64;
-        let packed = pack(&lines.text)?;
+        let packed = pack(lines.text).await?;
         file = Some(put(erasures, job, name, packed, rows).await?);
         job.rows_exported += rows;
     }
@@ -102,9 +115,13 @@ async fn commit(erasures: &Erasures, job: &Job, file: Option<File>) -> Result<()
     Ok(erasures.db.write(write).await?)
 }
 
-fn pack(text: &[u8]) -> Result<Vec<u8>, ErasureError> {
-    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-    let packed = encoder.write_all(text).and_then(|()| encoder.finish());
+/// Compresses, on a thread that may be busy for a while.
+async fn pack(text: Vec<u8>) -> Result<Vec<u8>, ErasureError> {
+    let pack = move || {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(&text).and_then(|()| encoder.finish())
+    };
+    let packed = tokio::task::spawn_blocking(pack).await.map_err(|_| DbError::Closed)?;
     packed.map_err(|error| BlobError::Failed(format!("cannot compress: {error}")).into())
 }
 
@@ -120,32 +137,59 @@ async fn put(
     Ok(File { name, bytes: stored.bytes.cast_signed(), sha256: stored.sha256, rows })
 }
 
-/// The last file names all others, so that the folder explains itself.
-async fn manifest(erasures: &Erasures, job: &mut Job) -> Result<(), ErasureError> {
-    let (mut files, mut after) = (Vec::new(), String::new());
-    loop {
-        let (scope, id, from) = (Scope::Tenant(job.tenant.clone()), job.id.clone(), after.clone());
-        let page =
-            erasures.db.read(move |tx| store::file_list(tx, &scope, &id, &from, PIECE_ROWS as i64)).await?;
-        let Some(last) = page.last() else { break };
-        after.clone_from(&last.name);
-        files.extend(page.iter().filter(|file| file.name != MANIFEST).map(|file| {
-            json!({ "name": file.name, "bytes": file.bytes, "rows": file.rows,
-                    "sha256": hex::encode(file.sha256) })
-        }));
+const MANIFEST: &str = "manifest.json";
+
+/// The last file names all others, so that the folder explains itself. Where they are many, pages are written before
+/// that name them, one a step, and the last file names the pages. Says whether it is written.
+async fn manifest(erasures: &Erasures, job: &mut Job) -> Result<bool, ErasureError> {
+    let (pages, after) = (job.place.files, job.place.after.clone().unwrap_or_default());
+    let mut files = named(erasures, job, (false, after), MANIFEST_FILES_MAX + 1).await?;
+    let is_one = pages == 0 && files.len() <= MANIFEST_FILES_MAX;
+    files.truncate(MANIFEST_FILES_MAX);
+    if !is_one && let Some(last) = files.last() {
+        (job.place.after, job.place.files) = (Some(last.name.clone()), pages + 1);
+        let page = put_manifest(erasures, job, format!("manifest-{:05}.json", pages + 1), &files).await?;
+        commit(erasures, job, Some(page)).await?;
+        return Ok(false);
     }
+    if !is_one {
+        files = named(erasures, job, (true, String::new()), MANIFEST_FILES_MAX).await?;
+    }
+    let file = put_manifest(erasures, job, MANIFEST.to_owned(), &files).await?;
+    commit(erasures, job, Some(file)).await?;
+    Ok(true)
+}
+
+async fn named(
+    erasures: &Erasures,
+    job: &Job,
+    (pages, after): (bool, String),
+    limit: usize,
+) -> Result<Vec<File>, ErasureError> {
+    let (scope, id) = (Scope::Tenant(job.tenant.clone()), job.id.clone());
+    let read = move |tx: &mut Tx<'_>| store::files_named(tx, &scope, &id, (pages, &after), limit as i64);
+    Ok(erasures.db.read(read).await?)
+}
+
+async fn put_manifest(
+    erasures: &Erasures,
+    job: &Job,
+    name: String,
+    files: &[File],
+) -> Result<File, ErasureError> {
+    let shown = files.iter().map(|file| {
+        json!({ "name": file.name, "bytes": file.bytes, "rows": file.rows, "sha256": hex::encode(file.sha256) })
+    });
     let manifest = json!({
         "version": 1, "tenant": job.tenant, "device": job.device, "erasure": job.id,
         "requested_by": job.requested_by, "requested_at_us": job.requested_at_us,
-        "exported_at_us": erasures.clock.now_us(), "rows": job.rows_exported, "files": files,
+        "exported_at_us": erasures.clock.now_us(), "rows": job.rows_exported,
+        "files": shown.collect::<Vec<_>>(),
     });
     let text =
         serde_json::to_vec_pretty(&manifest).map_err(|_| DbError::Column { column: "manifest".into() })?;
-    let file = put(erasures, job, MANIFEST.to_owned(), text, 1).await?;
-    commit(erasures, job, Some(file)).await
+    put(erasures, job, name, text, 1).await
 }
-
-const MANIFEST: &str = "manifest.json";
 
 /// Gathers a file's rows; the second is the place behind them, none at the source's end.
 async fn gather(
@@ -176,22 +220,31 @@ async fn registry(
     job: &Job,
     table: &'static tables::Table,
 ) -> Result<(Lines, Option<Place>), ErasureError> {
-    let mut skip: i64 = job.place.after.as_deref().and_then(|after| after.parse().ok()).unwrap_or(0);
+    let mut after = job.place.after.clone();
     let mut lines = Lines::default();
     loop {
         let (scope, device) = (Scope::Tenant(job.tenant.clone()), job.device.clone());
+        let (behind, wanted) = (after.clone(), lines.wanted());
         let read = move |tx: &mut Tx<'_>| {
             let device = device.as_ref().map(DeviceId::as_str);
-            tables::read(tx, &scope, table, device, (skip, PIECE_ROWS as i64))
+            rows::read(tx, &scope, table, device, (behind.as_deref(), wanted as i64))
         };
-        let rows = erasures.db.read(read).await?;
-        rows.iter().for_each(|row| lines.add(row));
-        skip += rows.len() as i64;
-        if rows.len() < PIECE_ROWS {
+        let piece = erasures.db.read(read).await?;
+        let is_last = piece.len() < wanted;
+        let mut is_taken = true;
+        for (place, row) in piece {
+            if lines.is_full() {
+                is_taken = false;
+                break;
+            }
+            lines.add(&row);
+            after = Some(place);
+        }
+        if is_last && is_taken {
             return Ok((lines, None));
         }
         if lines.is_full() {
-            return Ok((lines, Some(Place { after: Some(skip.to_string()), ..job.place.clone() })));
+            return Ok((lines, Some(Place { after, ..job.place.clone() })));
         }
     }
 }
@@ -216,15 +269,7 @@ fn stored(
             place.device = next;
         }
         loop {
-            let piece =
-                telemetry.read_out(&scope, &place.device, part, place.after.as_deref(), PIECE_ROWS)?;
-            for mut row in piece.rows {
-                if let Some(object) = row.as_object_mut() {
-                    object.insert("device".to_owned(), place.device.clone().into());
-                }
-                lines.add(&row);
-            }
-            place.after = piece.next;
+            place.after = piece(telemetry, &scope, (&place, part), &mut lines)?;
             if lines.is_full() || place.after.is_none() {
                 break;
             }
@@ -234,4 +279,34 @@ fn stored(
         }
     }
     Ok((lines, Some(place)))
+}
+
+/// Adds a piece; gives where the next one begins. A piece with more than the file takes is read again up to there,
+/// since only the place behind its last row is known.
+fn piece(
+    telemetry: &TelemetryStore,
+    scope: &Scope,
+    (place, part): (&Place, Part),
+    lines: &mut Lines,
+) -> Result<Option<String>, TelemetryError> {
+    let (before, mut wanted) = ((lines.text.len(), lines.rows), lines.wanted());
+    loop {
+        let read = telemetry.read_out(scope, &place.device, part, place.after.as_deref(), wanted)?;
+        let found = read.rows.len();
+        for mut row in read.rows {
+            if lines.is_full() {
+                break;
+            }
+            if let Some(object) = row.as_object_mut() {
+                object.insert("device".to_owned(), place.device.clone().into());
+            }
+            lines.add(&row);
+        }
+        let taken = lines.rows - before.1;
+        if taken == found {
+            return Ok(read.next);
+        }
+        lines.cut(before);
+        wanted = taken;
+    }
 }

@@ -9,13 +9,17 @@
 //! row stay, and a tenant's id is never given away again.
 //!
 //! Limits: [`model::OPEN_PER_TENANT_MAX`] jobs of a tenant at once; a file of an export holds at most
-//! [`model::FILE_ROWS_MAX`] rows and is kept for [`model::EXPORT_DAYS`] days.
+//! [`model::FILE_ROWS_MAX`] rows, ends with the row that takes it over [`model::FILE_BYTES_MAX`] bytes, and is kept for
+//! [`model::EXPORT_DAYS`] days.
 
 pub mod api;
+mod expiry;
 mod export;
 pub mod model;
+mod rows;
 pub mod service;
 mod store;
+mod sweep;
 mod tables;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,12 @@ use serde::{Deserialize, Serialize};
 
 /// Jobs of a tenant that are not done.
 pub const OPEN_PER_TENANT_MAX: i64 = 100;
+/// The longest between two tries of what cannot be done yet.
+pub const WAIT_US_MAX: i64 = 8_000_000;
+/// The longest between two tries of what fails.
+pub const FAIL_US_MAX: i64 = 60_000_000;
+/// Files that one page of a manifest names.
+pub const MANIFEST_FILES_MAX: usize = 10_000;
 /// Rows of one file of an export.
 pub const FILE_ROWS_MAX: usize = 20_000;
 /// Bytes of one file before they are compressed; one row may go beyond.
@@ -93,6 +99,9 @@ pub struct Member {
     pub email: String,
     /// Its role.
     pub role: String,
+    /// The places that it reaches; empty: the whole tenant.
+    #[serde(default)]
+    pub reach: String,
 }
 
 /// A job.
@@ -128,6 +137,10 @@ pub struct Job {
     pub rows_erased: i64,
     /// Why it does not go on.
     pub waiting_for: Option<String>,
+    /// How often in a row it did not go on.
+    pub tries: u32,
+    /// It is not tried before.
+    pub next_try_at_us: i64,
     /// When it was done.
     pub done_at_us: Option<i64>,
     /// Until when its files are kept.
@@ -144,12 +157,25 @@ impl Job {
     /// Enters the next state.
     pub fn enter_next(&mut self, now_us: i64) {
         self.state = self.state.next(self.with_export);
-        (self.since_us, self.place, self.waiting_for) = (now_us, Place::default(), None);
+        (self.since_us, self.place) = (now_us, Place::default());
+        self.go_on();
         if self.state == State::Done {
             self.done_at_us = Some(now_us);
             let kept_us = EXPORT_DAYS * 86_400_000_000;
             self.export_until_us = self.with_export.then_some(now_us.saturating_add(kept_us));
         }
+    }
+
+    /// A step was done: the next one may be, at once.
+    pub fn go_on(&mut self) {
+        (self.waiting_for, self.tries, self.next_try_at_us) = (None, 0, 0);
+    }
+
+    /// A step was not done: a few tries a second apart, then fewer and fewer, at least one each `max_us`.
+    pub fn put_off(&mut self, now_us: i64, max_us: i64) {
+        let doublings = self.tries.saturating_sub(2).min(16);
+        let delay_us = (1_000_000_i64 << doublings).min(max_us);
+        (self.tries, self.next_try_at_us) = (self.tries.saturating_add(1), now_us.saturating_add(delay_us));
     }
 }
 

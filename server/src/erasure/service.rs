@@ -10,7 +10,7 @@ use crate::platform::http_kit::{NotHere, Page};
 use crate::platform::secret;
 use crate::platform::telemetry::TelemetryError;
 use crate::tenants::audit::{self, AuditEntry};
-use crate::tenants::{Permission, Principal};
+use crate::tenants::{Permission, Principal, Tenants};
 use bytes::Bytes;
 use muster_wire::{DeviceId, TenantId};
 
@@ -54,13 +54,14 @@ pub struct Erasures {
     /// None in a process without a blob store of its own.
     blobs: Option<Blobs>,
     devices: Devices,
+    tenants: Tenants,
 }
 
 impl Erasures {
     /// On open stores.
     #[must_use]
-    pub fn new(db: Db, clock: SharedClock, blobs: Option<Blobs>, devices: Devices) -> Self {
-        Self { db, clock, blobs, devices }
+    pub fn new(db: Db, clock: SharedClock, blobs: Option<Blobs>, devices: Devices, tenants: Tenants) -> Self {
+        Self { db, clock, blobs, devices, tenants }
     }
 
     /// As [`Devices::admit`].
@@ -100,7 +101,7 @@ impl Erasures {
     /// Asks for a tenant to be erased: its members, tokens and claims are shut out before this returns.
     ///
     /// # Errors
-    /// Not confirmed; no such tenant; it is erased already.
+    /// Not confirmed; no such tenant; it is erased already; an export that nobody could fetch.
     pub async fn erase_tenant(
         &self,
         who: &Principal,
@@ -110,6 +111,12 @@ impl Erasures {
     ) -> Result<Job, ErasureError> {
         if confirm != tenant.as_str() {
             return Err(ErasureError::NotConfirmed);
+        }
+        let is_own = matches!(who, Principal::Token { membership, .. } if membership.tenant == *tenant);
+        if with_export && is_own {
+            let why = "API tokens of the tenant go with it, and who asks fetches the export: ask as a person or a system \
+                       administrator, or with \"export\": false";
+            return Err(ErasureError::Conflict(why));
         }
         self.begin(who, tenant, None, with_export).await
     }
@@ -121,57 +128,11 @@ impl Erasures {
         device: Option<DeviceId>,
         with_export: bool,
     ) -> Result<Job, ErasureError> {
-        let now_us = self.clock.now_us();
-        // Ids are listed in the order of their times.
-        let id = format!("{:016x}{}", now_us.max(0), hex::encode(secret::random_bytes::<4>()));
-        let mut job = Job {
-            tenant: tenant.clone(),
-            id,
-            device,
-            state: State::ShuttingOut,
-            with_export,
-            requested_by: who.audit_name(),
-            requester: who.id().to_owned(),
-            requested_at_us: now_us,
-            members: Vec::new(),
-            log: None,
-            since_us: now_us,
-            place: Place::default(),
-            rows_exported: 0,
-            rows_erased: 0,
-            waiting_for: None,
-            done_at_us: None,
-            export_until_us: None,
-        };
-        let scope = Scope::Tenant(tenant.clone());
-        let write = move |tx: &mut Tx<'_>| {
-            if !store::tenant_exists(tx, &scope)? {
-                return Err(ErasureError::NotFound("tenant"));
-            }
-            if store::is_tenant_erased(tx, &scope)? {
-                return Err(ErasureError::Conflict("the tenant is being erased"));
-            }
-            if job.device.is_some() && store::open_count(tx, &scope)? >= OPEN_PER_TENANT_MAX {
-                return Err(ErasureError::TooMany);
-            }
-            let (action, object) = match &job.device {
-                Some(device) => ("erasure.device", device.as_str().to_owned()),
-                None => ("erasure.tenant", job.tenant.to_string()),
-            };
-            if job.device.is_none() {
-                store::shut_people_out(tx, &Scope::System("erasure"), &mut job)?;
-            }
-            store::insert(tx, &scope, &job).map_err(|error| match error.is_unique_violation() {
-                true => ErasureError::Conflict("the device is being erased"),
-                false => error.into(),
-            })?;
-            let detail = serde_json::json!({ "id": job.id, "export": job.with_export });
-            let entry =
-                AuditEntry { at_us: now_us, actor: &job.requested_by, action, object: &object, detail };
-            audit::append(tx, &scope, &entry)?;
-            Ok(job)
-        };
-        self.db.write(write).await
+        let job = new_job(who, tenant, device, with_export, self.clock.now_us());
+        if job.device.is_some() {
+            return self.db.write(move |tx| insert(tx, job)).await;
+        }
+        self.tenants.revoke_all_tokens(&who.audit_name(), tenant, move |tx| insert(tx, job)).await
     }
 
     /// Shuts out who is a member of a job's tenant now; gives the job, which remembers them.
@@ -240,6 +201,67 @@ impl Erasures {
         let key = Key::new(tenant, &format!("{}/{}", job.folder(), file.name))?;
         Ok(self.blobs()?.get(&key, Some(&file.sha256)).await?)
     }
+}
+
+fn new_job(
+    who: &Principal,
+    tenant: &TenantId,
+    device: Option<DeviceId>,
+    with_export: bool,
+    now_us: i64,
+) -> Job {
+    // Ids are listed in the order of their times.
+    let id = format!("{:016x}{}", now_us.max(0), hex::encode(secret::random_bytes::<4>()));
+    Job {
+        tenant: tenant.clone(),
+        id,
+        device,
+        state: State::ShuttingOut,
+        with_export,
+        requested_by: who.audit_name(),
+        requester: who.id().to_owned(),
+        requested_at_us: now_us,
+        members: Vec::new(),
+        log: None,
+        since_us: now_us,
+        place: Place::default(),
+        rows_exported: 0,
+        rows_erased: 0,
+        waiting_for: None,
+        tries: 0,
+        next_try_at_us: 0,
+        done_at_us: None,
+        export_until_us: None,
+    }
+}
+
+/// Of a tenant nobody is a member any more with this commit, and no claim enrols a device.
+fn insert(tx: &mut Tx<'_>, mut job: Job) -> Result<Job, ErasureError> {
+    let scope = Scope::Tenant(job.tenant.clone());
+    if !store::tenant_exists(tx, &scope)? {
+        return Err(ErasureError::NotFound("tenant"));
+    }
+    if store::is_tenant_erased(tx, &scope)? {
+        return Err(ErasureError::Conflict("the tenant is being erased"));
+    }
+    if job.device.is_some() && store::open_count(tx, &scope)? >= OPEN_PER_TENANT_MAX {
+        return Err(ErasureError::TooMany);
+    }
+    let (action, object) = match &job.device {
+        Some(device) => ("erasure.device", device.as_str().to_owned()),
+        None => ("erasure.tenant", job.tenant.to_string()),
+    };
+    if job.device.is_none() {
+        store::shut_people_out(tx, &Scope::System("erasure"), &mut job)?;
+    }
+    store::insert(tx, &scope, &job).map_err(|error| match error.is_unique_violation() {
+        true => ErasureError::Conflict("the device is being erased"),
+        false => error.into(),
+    })?;
+    let (at_us, actor) = (job.requested_at_us, job.requested_by.as_str());
+    let detail = serde_json::json!({ "id": job.id, "export": job.with_export });
+    audit::append(tx, &scope, &AuditEntry { at_us, actor, action, object: &object, detail })?;
+    Ok(job)
 }
 
 /// Whether a caller is who asked for the erasure of a tenant: it may look at it, though it is a member no longer. A

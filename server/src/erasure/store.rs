@@ -6,7 +6,8 @@ use crate::tenants::hold_account;
 use muster_wire::{DeviceId, TenantId};
 
 const COLUMNS: &str = "tenant, id, device, state, with_export, requested_by, requested_at_us, members, log_epoch, \
-     log_position, since_us, place, rows_exported, rows_erased, waiting_for, done_at_us, export_until_us, requester";
+     log_position, since_us, place, rows_exported, rows_erased, waiting_for, done_at_us, export_until_us, \
+     requester, tries, next_try_at_us";
 
 fn bad(column: &str) -> DbError {
     DbError::Column { column: column.into() }
@@ -35,6 +36,8 @@ fn job(row: &Row<'_>) -> Result<Job, DbError> {
         done_at_us: row.get(15)?,
         export_until_us: row.get(16)?,
         requester: row.get(17)?,
+        tries: row.get(18)?,
+        next_try_at_us: row.get(19)?,
     })
 }
 
@@ -46,8 +49,8 @@ pub(super) fn insert(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<(), Db
     tx.execute(
         scope,
         "INSERT INTO erasures (tenant, id, device, state, with_export, requested_by, requested_at_us, members,
-             since_us, place, rows_exported, rows_erased, requester)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11)",
+             since_us, place, rows_exported, rows_erased, requester, tries, next_try_at_us)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, 0, 0)",
         &[
             &scope.tenant()?,
             &job.id,
@@ -70,7 +73,8 @@ pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<bool, 
     let rows = tx.execute(
         scope,
         "UPDATE erasures SET state = $3, members = $4, log_epoch = $5, log_position = $6, since_us = $7, place = $8,
-             rows_exported = $9, rows_erased = $10, waiting_for = $11, done_at_us = $12, export_until_us = $13
+             rows_exported = $9, rows_erased = $10, waiting_for = $11, done_at_us = $12, export_until_us = $13,
+             tries = $14, next_try_at_us = $15
          WHERE tenant = $1 AND id = $2",
         &[
             &scope.tenant()?,
@@ -86,6 +90,8 @@ pub(super) fn update(tx: &mut Tx<'_>, scope: &Scope, job: &Job) -> Result<bool, 
             &job.waiting_for,
             &job.done_at_us,
             &job.export_until_us,
+            &job.tries,
+            &job.next_try_at_us,
         ],
     )?;
     Ok(rows == 1)
@@ -118,20 +124,42 @@ pub(super) fn is_tenant_erased(tx: &mut Tx<'_>, scope: &Scope) -> Result<bool, D
     Ok(tx.query_one(scope, sql, &[&scope.tenant()?], |row| row.get::<i64>(0))? > 0)
 }
 
-/// Every job that is not done, of every tenant, the oldest first.
-pub(super) fn open(tx: &mut Tx<'_>, scope: &Scope, limit: i64) -> Result<Vec<Job>, DbError> {
+/// Of each tenant behind `after` the oldest job that may be tried now; a tenant's many jobs hold up nobody else's.
+pub(super) fn due(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    now_us: i64,
+    after: &str,
+    limit: i64,
+) -> Result<Vec<Job>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
     let sql = format!(
-        "SELECT {COLUMNS} FROM erasures WHERE done_at_us IS NULL ORDER BY requested_at_us, id LIMIT $1"
+        "SELECT {COLUMNS} FROM erasures WHERE done_at_us IS NULL AND next_try_at_us <= $1 AND tenant > $2
+             AND NOT EXISTS (SELECT 1 FROM erasures o WHERE o.tenant = erasures.tenant AND o.done_at_us IS NULL
+                             AND o.next_try_at_us <= $1 AND o.id < erasures.id)
+         ORDER BY tenant LIMIT $3"
     );
-    tx.query(scope, &sql, &[&limit], job)
+    tx.query(scope, &sql, &[&now_us, &after, &limit], job)
 }
 
-/// Jobs whose export is past its time, of every tenant.
-pub(super) fn expired(tx: &mut Tx<'_>, scope: &Scope, now_us: i64, limit: i64) -> Result<Vec<Job>, DbError> {
+/// A job whose export is past its time and may be tried now, of any tenant.
+pub(super) fn expired(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Option<Job>, DbError> {
     debug_assert!(matches!(scope, Scope::System(_)));
-    let sql = format!("SELECT {COLUMNS} FROM erasures WHERE export_until_us <= $1 ORDER BY id LIMIT $2");
-    tx.query(scope, &sql, &[&now_us, &limit], job)
+    let sql = format!(
+        "SELECT {COLUMNS} FROM erasures WHERE export_until_us <= $1 AND next_try_at_us <= $1
+         ORDER BY export_until_us, tenant, id LIMIT 1"
+    );
+    tx.query_opt(scope, &sql, &[&now_us], job)
+}
+
+/// Ends the tenant's other jobs: theirs is done with the tenant's, and their exports go as well.
+pub(super) fn end_others(tx: &mut Tx<'_>, scope: &Scope, id: &str, now_us: i64) -> Result<(), DbError> {
+    let (tenant, done) = (scope.tenant()?, State::Done.as_str());
+    let exports = "UPDATE erasures SET export_until_us = NULL WHERE tenant = $1 AND id <> $2";
+    tx.execute(scope, exports, &[&tenant, &id])?;
+    let open = "UPDATE erasures SET state = $3, done_at_us = $4, waiting_for = NULL
+                WHERE tenant = $1 AND id <> $2 AND done_at_us IS NULL";
+    tx.execute(scope, open, &[&tenant, &id, &done, &now_us]).map(drop)
 }
 
 /// A file is written again where a crash came before its job knew of it.
@@ -173,18 +201,46 @@ pub(super) fn file_list(
     tx.query(scope, sql, &[&scope.tenant()?, &id, &after, &limit], file)
 }
 
-pub(super) fn files_forget(tx: &mut Tx<'_>, scope: &Scope, id: &str) -> Result<usize, DbError> {
-    let sql = "DELETE FROM erasure_files WHERE tenant = $1 AND id = $2";
-    tx.execute(scope, sql, &[&scope.tenant()?, &id])
+/// Files that hold rows, by name; or, with `pages`, the manifest's pages.
+pub(super) fn files_named(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    id: &str,
+    (pages, after): (bool, &str),
+    limit: i64,
+) -> Result<Vec<File>, DbError> {
+    let named = if pages { "name LIKE 'manifest-%'" } else { "name NOT LIKE 'manifest%'" };
+    let sql = format!(
+        "SELECT name, bytes, sha256, row_count FROM erasure_files
+         WHERE tenant = $1 AND id = $2 AND name > $3 AND {named} ORDER BY name LIMIT $4"
+    );
+    tx.query(scope, &sql, &[&scope.tenant()?, &id, &after, &limit], file)
+}
+
+/// Forgets files of a job, or with `others` of the tenant's other jobs, at most `limit`; gives how many.
+pub(super) fn files_forget(
+    tx: &mut Tx<'_>,
+    scope: &Scope,
+    id: &str,
+    others: bool,
+    limit: i64,
+) -> Result<usize, DbError> {
+    let of = if others { "<>" } else { "=" };
+    let sql = format!(
+        "DELETE FROM erasure_files WHERE tenant = $1 AND (id, name) IN
+             (SELECT id, name FROM erasure_files WHERE tenant = $1 AND id {of} $2 LIMIT $3)"
+    );
+    tx.execute(scope, &sql, &[&scope.tenant()?, &id, &limit])
 }
 
 /// Who belongs to the tenant. `accounts` sees the addresses.
 pub(super) fn members(tx: &mut Tx<'_>, accounts: &Scope, tenant: &TenantId) -> Result<Vec<Member>, DbError> {
     debug_assert!(matches!(accounts, Scope::System(_)));
-    let sql = "SELECT u.user_id, u.email, m.role FROM memberships m JOIN users u ON u.user_id = m.user_id
+    let sql =
+        "SELECT u.user_id, u.email, m.role, m.reach FROM memberships m JOIN users u ON u.user_id = m.user_id
                WHERE m.tenant = $1 ORDER BY u.email";
     tx.query(accounts, sql, &[&tenant.as_str()], |row| {
-        Ok(Member { user_id: row.get(0)?, email: row.get(1)?, role: row.get(2)? })
+        Ok(Member { user_id: row.get(0)?, email: row.get(1)?, role: row.get(2)?, reach: row.get(3)? })
     })
 }
 

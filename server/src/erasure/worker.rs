@@ -1,35 +1,37 @@
 //! Works the jobs off, in the process that holds the store: one step of each open job in turn.
 //!
 //! `app.rs` runs it; tests take its steps one by one. A step's effects are safe to have twice, and its end is a commit
-//! of the job's row: whatever stops the process between two, the next one goes on. What fails is tried again each
-//! second, and stands in the job as what it waits for.
+//! of the job's row: whatever stops the process between two, the next one goes on. What fails is tried again after a
+//! second, later after up to a minute, and stands in the job as what it waits for. Tenants take turns.
 
-mod stored;
+pub(super) mod stored;
 
-use super::model::{Job, State};
-use super::service::{ErasureError, Erasures, leaving};
+use super::model::{FAIL_US_MAX, Job, Place, State, WAIT_US_MAX};
+use super::service::{ErasureError, Erasures};
 use super::{export, store, tables};
 use crate::devices::{Devices, DevicesError};
-use crate::platform::blob::{BlobError, PAGE_MAX, Prefix};
+use crate::platform::blob::BlobError;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::event_log::{EventLog, EventLogError};
+use crate::platform::http_kit::chain;
 use crate::platform::http_kit::condition::Precondition;
-use crate::platform::http_kit::{Page, chain};
 use crate::platform::telemetry::{TelemetryError, TelemetryStore};
 use crate::rules::service::{RuleError, RuleService};
-use crate::tenants::audit::{self, AuditEntry};
 use crate::tenants::model::Membership;
-use crate::tenants::service::TenantsError;
-use crate::tenants::{Principal, Role, Tenants};
-use muster_wire::{DeviceId, TenantId};
+use crate::tenants::{Principal, Role};
+use muster_wire::DeviceId;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Jobs that are worked on in turn.
-const JOBS_AT_ONCE: i64 = 20;
-/// Devices, tokens or rules of one step.
-const PER_STEP: u32 = 100;
+/// Tenants of one round, a job of each.
+pub(super) const JOBS_AT_ONCE: i64 = 20;
+/// Devices or rules of one step.
+const PER_STEP: i64 = 100;
+/// Rows of the registry that one transaction deletes.
+pub(super) const ROWS_PER_STEP: i64 = 5_000;
 /// Steps between two looks at the stop.
 const STEPS_PER_PASS: usize = 50;
 
@@ -42,9 +44,6 @@ pub enum WorkerError {
     /// The registry's slice.
     #[error("devices")]
     Devices(#[from] DevicesError),
-    /// The accounts' slice.
-    #[error("accounts")]
-    Tenants(#[from] TenantsError),
     /// The rules' slice.
     #[error("rules")]
     Rules(#[from] RuleError),
@@ -64,7 +63,7 @@ pub enum WorkerError {
 
 /// What a step came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
     /// The job's row says how far.
     Moved,
     /// Nothing can be done now.
@@ -77,8 +76,6 @@ pub struct Worker {
     pub erasures: Erasures,
     /// The registry.
     pub devices: Devices,
-    /// Accounts.
-    pub tenants: Tenants,
     /// Rules.
     pub rules: RuleService,
     /// The store.
@@ -87,6 +84,17 @@ pub struct Worker {
     pub log: EventLog,
     /// Connections that began before have ended.
     pub started_at_us: i64,
+    /// Begins empty.
+    pub memory: Memory,
+}
+
+/// What a worker knows beside the jobs' rows; another process begins without it.
+#[derive(Debug, Default)]
+pub struct Memory {
+    /// The tenant that had its turn last.
+    turn: Mutex<String>,
+    /// What the rules were asked to forget, by job.
+    asked: Mutex<HashMap<String, u64>>,
 }
 
 impl Worker {
@@ -116,47 +124,78 @@ impl Worker {
         }
     }
 
-    /// One step of each open job. Says whether any came further.
+    /// One step of a job of each of the tenants whose turn it is. Says whether there is more to do at once.
     ///
     /// # Errors
     /// The jobs cannot be read or written.
     pub async fn step_all(&self) -> Result<bool, WorkerError> {
-        let read = |tx: &mut Tx<'_>| store::open(tx, &Scope::System("erasure"), JOBS_AT_ONCE);
-        let mut moved = false;
-        for mut job in self.erasures.db.read(read).await? {
+        let jobs = self.turn().await?;
+        let mut moved = jobs.len() as i64 == JOBS_AT_ONCE;
+        for mut job in jobs {
             let before = job.waiting_for.clone();
-            let why = match self.step(&mut job).await {
+            let (why, max_us) = match self.step(&mut job).await {
                 Ok(Step::Moved) => {
                     moved = true;
                     continue;
                 }
-                Ok(Step::Waits(why)) => why,
+                Ok(Step::Waits(why)) => (why, WAIT_US_MAX),
                 Err(error) => {
                     let why = format!("{} fails: {}", job.state.as_str(), chain(&error));
                     // The same again differs in its times: once is enough.
                     if before.as_deref().is_none_or(|before| !before.contains(" fails: ")) {
                         tracing::warn!(tenant = %job.tenant, erasure = job.id, why, "an erasure waits, will retry");
                     }
-                    why
+                    (why, FAIL_US_MAX)
                 }
             };
-            if before.as_deref() != Some(&why) {
-                self.note(&job, why).await?;
-            }
+            self.put_off(&job, why, max_us).await?;
         }
-        self.forget_exports().await?;
         Ok(moved)
     }
 
-    /// Only what it waits for: the step may have changed its own copy of the job before it failed.
-    async fn note(&self, job: &Job, why: String) -> Result<(), WorkerError> {
-        let (scope, id) = (Scope::Tenant(job.tenant.clone()), job.id.clone());
+    /// A job of each of the next tenants; behind the last one the first is next.
+    async fn turn(&self) -> Result<Vec<Job>, WorkerError> {
+        let now_us = self.now_us();
+        let due = async |after: String| {
+            let read = move |tx: &mut Tx<'_>| {
+                store::due(tx, &Scope::System("erasure"), now_us, &after, JOBS_AT_ONCE)
+            };
+            self.erasures.db.read(read).await
+        };
+        let after = self.memory.turn.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut jobs = due(after.clone()).await?;
+        if jobs.is_empty() && !after.is_empty() {
+            jobs = due(String::new()).await?;
+        }
+        let last = jobs.last().filter(|_| jobs.len() as i64 == JOBS_AT_ONCE);
+        let last = last.map(|job| job.tenant.to_string()).unwrap_or_default();
+        *self.memory.turn.lock().unwrap_or_else(PoisonError::into_inner) = last;
+        Ok(jobs)
+    }
+
+    /// Only what it waits for and until when: the step may have changed its own copy of the job before it failed.
+    async fn put_off(&self, job: &Job, why: String, max_us: i64) -> Result<(), WorkerError> {
+        let (scope, id, now_us) = (scope(job), job.id.clone(), self.now_us());
         let write = move |tx: &mut Tx<'_>| {
             let Some(mut job) = store::get(tx, &scope, &id)? else { return Ok(()) };
             job.waiting_for = Some(why);
+            job.put_off(now_us, max_us);
             store::update(tx, &scope, &job).map(drop)
         };
         Ok(self.erasures.db.write(write).await?)
+    }
+
+    /// Whether the rules have forgotten devices that are not known any more since this was asked first. None: they have.
+    pub(super) fn rules_forget(&self, job: &Job) -> Option<Step> {
+        let board = self.rules.board();
+        let mut asked = self.memory.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let asked = *asked.entry(job.id.clone()).or_insert_with(|| board.ask_to_forget());
+        (!board.has_forgotten(asked))
+            .then(|| Step::Waits("the rules to forget what they know of it".to_owned()))
+    }
+
+    pub(super) fn forget(&self, job: &Job) {
+        self.memory.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.id);
     }
 
     async fn step(&self, job: &mut Job) -> Result<Step, WorkerError> {
@@ -175,13 +214,13 @@ impl Worker {
         }
     }
 
-    fn now_us(&self) -> i64 {
+    pub(super) fn now_us(&self) -> i64 {
         self.erasures.clock.now_us()
     }
 
-    async fn save(&self, job: &mut Job) -> Result<Step, WorkerError> {
-        job.waiting_for = None;
-        let (scope, job) = (Scope::Tenant(job.tenant.clone()), job.clone());
+    pub(super) async fn save(&self, job: &mut Job) -> Result<Step, WorkerError> {
+        job.go_on();
+        let (scope, job) = (scope(job), job.clone());
         self.erasures.db.write(move |tx| store::update(tx, &scope, &job).map(drop)).await?;
         Ok(Step::Moved)
     }
@@ -196,34 +235,22 @@ impl Worker {
             self.devices.shut_out(&job.requested_by, &job.tenant, device).await?;
             return self.enter_next(job).await;
         }
-        let who = requester(job);
-        let first = Page { limit: PER_STEP, after: None };
-        let tokens = self.tenants.token_list(&job.tenant, &first).await?;
-        if !tokens.is_empty() {
-            for token in tokens {
-                match self.tenants.delete_token(&who, &job.tenant, token.token_id).await {
-                    Ok(()) | Err(TenantsError::NotFound(_)) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            return self.save(job).await;
-        }
         // Once more: a request that was let in before may have brought somebody in since.
         *job = self.erasures.shut_people_out(job).await?;
         let page = self.page(job).await?;
         for device in &page {
             self.devices.shut_out(&job.requested_by, &job.tenant, device).await?;
         }
-        self.turn(job, page.last()).await
+        self.go_behind(job, page.last()).await
     }
 
     /// The tenant's registered devices behind the place.
-    async fn page(&self, job: &Job) -> Result<Vec<DeviceId>, WorkerError> {
-        Ok(self.devices.ids(&job.tenant, &job.place.device, i64::from(PER_STEP)).await?)
+    pub(super) async fn page(&self, job: &Job) -> Result<Vec<DeviceId>, WorkerError> {
+        Ok(self.devices.ids(&job.tenant, &job.place.device, PER_STEP).await?)
     }
 
     /// Goes behind the last device, or to the next state where there was none.
-    async fn turn(&self, job: &mut Job, last: Option<&DeviceId>) -> Result<Step, WorkerError> {
+    async fn go_behind(&self, job: &mut Job, last: Option<&DeviceId>) -> Result<Step, WorkerError> {
         match last {
             Some(last) => {
                 job.place.device = last.to_string();
@@ -251,6 +278,10 @@ impl Worker {
                 job.place.part = 1;
                 self.save(job).await
             }
+            _ if job.log.is_none_or(|(epoch, _)| epoch != self.log.epoch()) => {
+                job.place = Place::default();
+                self.save(job).await
+            }
             (Some(device), _) => {
                 let device = device.clone();
                 self.devices.hide(&job.tenant, &device).await;
@@ -260,8 +291,10 @@ impl Worker {
                 if let Some(step) = self.erase_stored(job, &device).await? {
                     return Ok(step);
                 }
-                self.erase_rows(job, device).await?;
-                self.enter_next(job).await
+                match self.erase_rows(job, device).await? {
+                    true => self.enter_next(job).await,
+                    false => Ok(Step::Moved),
+                }
             }
             (None, 1) => {
                 let page = self.page(job).await?;
@@ -292,7 +325,7 @@ impl Worker {
     /// Rules go by their service, so that the engine hears of it.
     async fn erase_rules(&self, job: &mut Job) -> Result<Step, WorkerError> {
         let who = requester(job);
-        let rules = self.rules.list(&job.tenant, "", i64::from(PER_STEP)).await?;
+        let rules = self.rules.list(&job.tenant, "", PER_STEP).await?;
         if rules.is_empty() {
             return self.enter_next(job).await;
         }
@@ -305,108 +338,24 @@ impl Worker {
         self.save(job).await
     }
 
-    async fn erase_rows(&self, job: &mut Job, device: DeviceId) -> Result<(), WorkerError> {
-        let scope = scope(job);
-        let write = move |tx: &mut Tx<'_>| tables::erase_device(tx, &scope, device.as_str());
-        job.rows_erased += self.erasures.db.write(write).await?.cast_signed();
-        Ok(())
-    }
-
-    /// The rules may have written once more of what they had in memory; the registry's row goes last, since it keeps the
-    /// name from being given to another device meanwhile.
-    async fn sweep(&self, job: &mut Job) -> Result<Step, WorkerError> {
-        if let Some(waits) = self.is_quiet(job).await? {
-            return Ok(waits);
-        }
-        if let Some(device) = job.device.clone() {
-            // The log may be another one than that which was read to its end.
-            if job.log.is_none_or(|(epoch, _)| epoch != self.log.epoch()) {
-                job.log = Some(self.log_end().await?);
-                return self.save(job).await;
-            }
-            if let Some(step) = self.erase_stored(job, &device).await? {
-                return Ok(step);
-            }
-            self.erase_rows(job, device.clone()).await?;
-            self.devices.erase(&job.requested_by, &job.tenant, &device).await?;
-            return self.finish(job).await;
-        }
-        let page = self.page(job).await?;
-        if let Some(last) = page.last() {
-            for device in &page {
-                self.devices.erase(&job.requested_by, &job.tenant, device).await?;
-            }
-            job.place.device = last.to_string();
-            return self.save(job).await;
-        }
-        self.erase_blobs(&job.tenant).await?;
-        let scope = scope(job);
-        let write = move |tx: &mut Tx<'_>| tables::erase_tenant(tx, &scope);
-        job.rows_erased += self.erasures.db.write(write).await?.cast_signed();
-        for member in leaving(job) {
-            let write =
-                move |tx: &mut Tx<'_>| store::account_forget(tx, &Scope::System("erasure"), &member.user_id);
-            job.rows_erased += self.erasures.db.write(write).await?.cast_signed();
-        }
-        job.members.clear();
-        self.finish(job).await
-    }
-
-    async fn finish(&self, job: &mut Job) -> Result<Step, WorkerError> {
-        job.enter_next(self.now_us());
-        let (scope, done, at_us) = (scope(job), job.clone(), self.now_us());
+    /// Deletes some of what the registry's tables hold of a device. Says whether that was all.
+    pub(super) async fn erase_rows(&self, job: &mut Job, device: DeviceId) -> Result<bool, WorkerError> {
+        job.go_on();
+        let mut changed = job.clone();
         let write = move |tx: &mut Tx<'_>| {
-            store::update(tx, &scope, &done)?;
-            let detail = serde_json::json!({ "rows": done.rows_erased, "exported": done.rows_exported });
-            let (actor, action, object) = ("server", "erasure.done", done.id.as_str());
-            audit::append(tx, &scope, &AuditEntry { at_us, actor, action, object, detail })
+            let scope = scope(&changed);
+            let (rows, is_all) = tables::erase_device(tx, &scope, device.as_str(), ROWS_PER_STEP)?;
+            changed.rows_erased += rows;
+            store::update(tx, &scope, &changed)?;
+            Ok::<_, DbError>((changed, is_all))
         };
-        self.erasures.db.write(write).await?;
-        tracing::info!(tenant = %job.tenant, erasure = job.id, rows = job.rows_erased, "erased");
-        Ok(Step::Moved)
-    }
-
-    /// Everything but exports, which have a time of their own.
-    async fn erase_blobs(&self, tenant: &TenantId) -> Result<(), WorkerError> {
-        let (all, exports) = (Prefix::of(tenant), format!("{tenant}/exports/"));
-        let mut after = None;
-        loop {
-            let page = self.erasures.blobs()?.list(&all, after.as_ref(), PAGE_MAX).await?;
-            for blob in &page.items {
-                if !blob.key.as_str().starts_with(&exports) {
-                    self.erasures.blobs()?.delete(&blob.key).await?;
-                }
-            }
-            after = page.items.last().map(|blob| blob.key.clone());
-            if !page.more {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Deletes exports that are past their time.
-    async fn forget_exports(&self) -> Result<(), WorkerError> {
-        let now_us = self.now_us();
-        let read = move |tx: &mut Tx<'_>| store::expired(tx, &Scope::System("erasure"), now_us, JOBS_AT_ONCE);
-        for mut job in self.erasures.db.read(read).await? {
-            let folder = Prefix::below(&job.tenant, &job.folder())?;
-            if let Err(error) = self.erasures.blobs()?.delete_prefix(&folder).await {
-                tracing::warn!(error = %chain(&error), "an export past its time is not deleted yet, will retry");
-                continue;
-            }
-            job.export_until_us = None;
-            let scope = scope(&job);
-            let write = move |tx: &mut Tx<'_>| {
-                store::files_forget(tx, &scope, &job.id)?;
-                store::update(tx, &scope, &job).map(drop)
-            };
-            self.erasures.db.write(write).await?;
-        }
-        Ok(())
+        let is_all;
+        (*job, is_all) = self.erasures.db.write(write).await?;
+        Ok(is_all)
     }
 }
 
-fn scope(job: &Job) -> Scope {
+pub(super) fn scope(job: &Job) -> Scope {
     Scope::Tenant(job.tenant.clone())
 }
 

@@ -1,8 +1,8 @@
 //! What people do with rules.
 
 use super::model::{FieldError, RULES_PER_TENANT_MAX, Rule, RuleHealth, RuleSpec, Selector, Trigger};
-use super::store;
 use super::validate::{Written, compile};
+use super::{snapshot, store};
 use crate::alerts::model::Severity;
 use crate::platform::clock::SharedClock;
 use crate::platform::db::{Db, DbError, Scope, Tx};
@@ -87,6 +87,9 @@ fn enabled() -> bool {
 #[derive(Debug, Default)]
 pub struct RuleBoard {
     generation: AtomicU64,
+    /// How often it was asked that devices be forgotten, and how much of that is done.
+    asked: AtomicU64,
+    forgotten: AtomicU64,
     health: RwLock<HashMap<(String, String), RuleHealth>>,
 }
 
@@ -100,6 +103,26 @@ impl RuleBoard {
     /// Makes the consumer read them again: a change was committed, here or by another process.
     pub fn changed(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// Asks the consumer to forget every device that is not known any more; gives the number to wait for.
+    #[must_use]
+    pub fn ask_to_forget(&self) -> u64 {
+        self.asked.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// Whether what was asked for is done and committed.
+    #[must_use]
+    pub fn has_forgotten(&self, asked: u64) -> bool {
+        self.forgotten.load(Ordering::Acquire) >= asked
+    }
+
+    pub(super) fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_forgotten(&self, asked: u64) {
+        self.forgotten.fetch_max(asked, Ordering::AcqRel);
     }
 
     /// How a rule fares, where it runs.
@@ -133,6 +156,15 @@ impl RuleService {
     #[must_use]
     pub fn board(&self) -> &Arc<RuleBoard> {
         &self.board
+    }
+
+    /// Whether what the rules committed covers the log below a position.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn has_committed(&self, log_epoch: u64, position: u64) -> Result<bool, RuleError> {
+        let cursor = self.db.read(|tx| store::cursor(tx, &snapshot::scope())).await?;
+        Ok(cursor.is_some_and(|cursor| cursor.log_epoch == log_epoch && cursor.position >= position))
     }
 
     /// Checks a rule without storing it.

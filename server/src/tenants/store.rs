@@ -324,6 +324,17 @@ pub fn token_delete(tx: &mut Tx<'_>, scope: &Scope, token_id: &str) -> Result<Op
     tx.query_opt(scope, sql, &[&scope.tenant()?, &token_id], |row| row.get(0))
 }
 
+/// Deletes every token of the tenant; gives their ids.
+pub fn tokens_delete(tx: &mut Tx<'_>, scope: &Scope) -> Result<Vec<String>, DbError> {
+    let sql = "DELETE FROM api_tokens WHERE tenant = $1 RETURNING token_id";
+    tx.query(scope, sql, &[&scope.tenant()?], |row| row.get(0))
+}
+
+/// Whether the whole tenant is being or was erased.
+pub fn is_in_erasure(tx: &mut Tx<'_>, scope: &Scope) -> Result<bool, DbError> {
+    Ok(count(tx, scope, "SELECT count(*) FROM erasures WHERE tenant = $1 AND device = ''")? > 0)
+}
+
 /// Deletes the tenant's tokens past their life, so that they do not count as open; gives their hashes.
 pub fn tokens_expire(tx: &mut Tx<'_>, scope: &Scope, now_us: i64) -> Result<Vec<[u8; 32]>, DbError> {
     let sql = "DELETE FROM api_tokens WHERE tenant = $1 AND expires_at_us <= $2 RETURNING token_sha256";

@@ -135,6 +135,8 @@ fn plan(
         }
         if store::device_get(tx, scope, &row.device)?.is_some() {
             errors.push(LineError::new(row.line, "id", "the device exists already"));
+        } else if store::is_in_erasure(tx, scope, &row.device)? {
+            errors.push(LineError::new(row.line, "id", "the device is being erased"));
         }
         let labels = labels_of(row, profiles.get(row.profile.as_deref().unwrap_or_default()));
         if let Err(error) = model::check_labels(&labels) {

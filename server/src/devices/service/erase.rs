@@ -58,7 +58,7 @@ impl Devices {
         self.inner.labels.remove(tenant.as_str(), device.as_str());
     }
 
-    /// Deletes a device's row and revokes its certificates: from now on its name may be given to another.
+    /// Deletes a device's row and revokes its certificates. Its name may be given to another once the erasure is done.
     ///
     /// # Errors
     /// The database's.
@@ -84,6 +84,8 @@ impl Devices {
     }
 }
 
+pub(super) const IN_ERASURE: DevicesError = DevicesError::Conflict("the device is being erased");
+
 /// A device's row, unless it is being erased: then it stays as it is, disabled, and its name taken.
 pub(super) fn row_to_change(
     tx: &mut Tx<'_>,
@@ -92,7 +94,7 @@ pub(super) fn row_to_change(
 ) -> Result<DeviceRow, DevicesError> {
     let row = store::device_get(tx, scope, device)?.ok_or(NO_DEVICE)?;
     match store::is_in_erasure(tx, scope, device)? {
-        true => Err(DevicesError::Conflict("the device is being erased")),
+        true => Err(IN_ERASURE),
         false => Ok(row),
     }
 }

@@ -477,8 +477,12 @@ const NO_DEVICE: DevicesError = DevicesError::NotFound("device");
 const DELETED: &str = "a deleted device had this id, and what is stored of it stays for a time: \
      whoever reaches the whole tenant may give the id again";
 
-/// Inserts within the quota.
+/// Inserts within the quota. A name that is being erased is free only once that is done: what is erased again after a
+/// crash is never another device.
 fn insert_device(tx: &mut Tx<'_>, scope: &Scope, row: &DeviceRow, max: u32) -> Result<(), DevicesError> {
+    if store::is_in_erasure(tx, scope, &row.device)? {
+        return Err(erase::IN_ERASURE);
+    }
     if store::device_count(tx, scope)? >= i64::from(max) {
         return Err(DevicesError::Quota { noun: "devices", max });
     }

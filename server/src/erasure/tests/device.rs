@@ -2,7 +2,6 @@
 
 use super::rig::{ROWS_OF_ONE_OF_EACH, Rig, tenant};
 use crate::erasure::model::{EXPORT_DAYS, State};
-use crate::erasure::store;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::tenants::Permission;
 use crate::testing::As;
@@ -125,10 +124,10 @@ async fn an_erasure_whose_steps_are_cut_off_and_taken_twice_ends_the_same() {
         }
         rig.step().await;
         // The step's effects are there, its end is not: as if the process died before the commit.
-        let undone = job.clone();
-        let write = move |tx: &mut Tx<'_>| store::update(tx, &Scope::Tenant(tenant("acme")), &undone);
-        rig.app.parts.slices.erasures.db.write::<_, DbError>(write).await.unwrap();
+        rig.put_back(&job).await;
         rig.begin_reading();
+        rig.read_log();
+        rig.step().await;
         rig.read_log();
         rig.step().await;
         rig.begin_reading();
@@ -170,10 +169,10 @@ async fn nothing_is_erased_before_its_export_is_written_and_exports_have_an_end(
     let file = format!("/api/v1/tenants/acme/erasures/{id}/files/manifest.json");
     assert!(!rig.app.download(As::Token(&rig.token), &file).await.is_empty());
     rig.app.clock.advance_us(EXPORT_DAYS * 86_400_000_000 - 10_000_000);
-    rig.step().await;
+    rig.expire().await;
     assert!(!rig.files("acme", &id).await.is_empty());
     rig.app.clock.advance_us(10_000_000);
-    rig.step().await;
+    rig.expire().await;
     assert!(rig.files("acme", &id).await.is_empty());
     assert!(!blobs.join("acme/exports").join(&id).exists());
     rig.token = rig.app.token(&tenant("acme"), Permission::ALL).await;
@@ -222,4 +221,78 @@ async fn a_devices_export_has_its_own_audit_rows_and_is_for_who_may_export() {
     for path in [path.clone(), format!("{path}/files"), format!("{path}/files/manifest.json")] {
         rig.app.call(As::Token(&eraser), "GET", &path, None).await.refused("permission_denied", None);
     }
+}
+
+#[tokio::test]
+async fn a_name_is_given_to_another_device_only_once_the_erasure_is_done() {
+    let mut rig = Rig::start().await;
+    rig.create("acme", "pump").await;
+    let id = rig.erase_device("acme", "pump").await;
+    let sweeping = rig.until("acme", &id, State::Sweeping).await;
+    rig.finish("acme", &id).await;
+    // The device is gone, and the process died before the job was done.
+    rig.put_back(&sweeping).await;
+    let devices = "/api/v1/tenants/acme/devices";
+    let create = async || rig.call("POST", devices, Some(json!({ "id": "pump" }))).await;
+    create().await.refused("conflict", None);
+    let batch = json!({ "devices": [{ "id": "pump" }] });
+    let answer = rig.call("POST", "/api/v1/tenants/acme/devices/batch", Some(batch)).await;
+    assert!(answer.status.is_client_error(), "{}", answer.text);
+    rig.begin_reading();
+    rig.finish("acme", &id).await;
+    rig.create("acme", "pump").await;
+    rig.step().await;
+    rig.call("GET", "/api/v1/tenants/acme/devices/pump", None).await.expect(200);
+}
+
+#[tokio::test]
+async fn rules_that_lag_are_waited_for_and_leave_nothing_behind() {
+    let mut rig = Rig::start().await;
+    for device in ["pump", "valve"] {
+        rig.create("acme", device).await;
+    }
+    let rule = json!({ "name": "hot", "on": { "telemetry": {} }, "severity": "info", "for_s": 30,
+                       "condition": "value > 30 && last[\"serial\"] >= 0" });
+    rig.call("POST", "/api/v1/tenants/acme/rules", Some(rule)).await.expect(201);
+    rig.read_log();
+    rig.rules_are_held = true;
+    rig.one_of_each("acme", "pump");
+    rig.read_log();
+    let id = rig.erase_device("acme", "pump").await;
+    rig.until("acme", &id, State::Sweeping).await;
+    for _ in 0..20 {
+        rig.step().await;
+    }
+    let job = rig.job("acme", &id).await;
+    assert!(
+        job.waiting_for.as_deref().is_some_and(|why| why.starts_with("the rules to read the event log")),
+        "{job:?}"
+    );
+    rig.rules_are_held = false;
+    rig.read_log();
+    for table in ["rule_state", "rule_last"] {
+        assert!(rig.registry_rows(table, "pump").await > 0, "it is no test of lagging rules: {table}");
+    }
+    rig.finish("acme", &id).await;
+    // What was pending would open an alert now.
+    rig.app.clock.advance_us(60_000_000);
+    rig.telemetry("acme", "valve", 1, 1);
+    rig.read_log();
+    for table in ["alerts", "rule_state", "rule_last"] {
+        assert_eq!(rig.registry_rows(table, "pump").await, 0, "{table}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_was_put_in_place_of_another_holds_up_no_sweep() {
+    let mut rig = Rig::start().await;
+    rig.create("acme", "pump").await;
+    rig.one_of_each("acme", "pump");
+    rig.read_log();
+    let id = rig.erase_device("acme", "pump").await;
+    let mut job = rig.until("acme", &id, State::Sweeping).await;
+    job.log = Some((rig.app.parts.log.epoch() ^ 1, u64::MAX >> 1));
+    rig.put_back(&job).await;
+    rig.finish("acme", &id).await;
+    assert_eq!((rig.stored_rows("pump"), rig.orphans()), (0, 0));
 }

@@ -1,12 +1,16 @@
 //! A server in process whose log is written and read by hand.
 
 use crate::erasure::model::{File, Job, State};
+use crate::erasure::store;
 use crate::erasure::worker::Worker;
 use crate::ingest::Consumer;
 use crate::platform::clock::Clock as _;
-use crate::platform::event_log::{Kind, NewRecord, Origin};
+use crate::platform::config::Config;
+use crate::platform::db::{DbError, Scope, Tx};
+use crate::platform::event_log::{Kind, NewRecord, Origin, Pin};
 use crate::platform::http_kit::Page;
 use crate::platform::telemetry::{LogPlace, TelemetryStore};
+use crate::rules::consumer as rules;
 use crate::tenants::Permission;
 use crate::testing::{Answer, As, TestApp};
 use flate2::read::GzDecoder;
@@ -28,6 +32,9 @@ pub(super) struct Rig {
     consumer: Option<Consumer>,
     /// Where the tests run with readings and events there.
     clickhouse: Option<ClickHouse>,
+    rules: Option<rules::Worker>,
+    /// The rules read nothing, as if they lagged.
+    pub(super) rules_are_held: bool,
 }
 
 /// As the store's own suite has it.
@@ -52,18 +59,24 @@ fn send(store: &TelemetryStore) {
 
 impl Rig {
     pub(super) async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    pub(super) async fn start_with(change: impl FnOnce(&mut Config)) -> Self {
         let is_remote = std::env::var(TELEMETRY).is_ok_and(|engine| engine == "clickhouse");
         let clickhouse = is_remote.then(|| ClickHouse::start().unwrap());
         let app = TestApp::start_with(|config| {
             config.telemetry.url = clickhouse.as_ref().map(|server| server.url(DATABASE).parse().unwrap());
             // ClickHouse deletes what is past its time by its own clock.
             config.retention.telemetry_days = 30_000;
+            change(config);
         })
         .await;
         let acme = app.tenant("acme").await;
         let token = app.token(&acme, Permission::ALL).await;
         let worker = app.parts.eraser(app.clock.now_us());
-        let mut rig = Self { worker, app, token, consumer: None, clickhouse };
+        let (consumer, rules) = (None, None);
+        let mut rig = Self { worker, app, token, consumer, clickhouse, rules, rules_are_held: false };
         rig.begin_reading();
         rig
     }
@@ -74,10 +87,30 @@ impl Rig {
         let (log, store) = (self.app.parts.log.clone(), self.app.parts.telemetry.clone());
         let clock = self.app.parts.clock.clone();
         self.consumer = Some(apart(move || Consumer::begin(log, store, clock, Vec::new()).unwrap()));
+        let (log, parts) = (self.app.parts.log.clone(), self.app.parts.rules.clone());
+        let held = log.first()..log.durable_next();
+        self.rules = Some(apart(move || rules::Worker::open(parts, log.epoch(), held).unwrap()));
         self.worker = self.app.parts.eraser(self.app.clock.now_us());
     }
 
-    /// The store reads all that is in the log.
+    /// The rules read all that is in the log, and commit.
+    fn judge(&mut self) {
+        let (log, worker) = (self.app.parts.log.clone(), self.rules.as_mut().unwrap());
+        apart(move || {
+            worker.reload_if_changed().unwrap();
+            worker.forget_if_asked().unwrap();
+            let mut reader = log.reader("rules-test", worker.position(), Pin::Follows).unwrap();
+            loop {
+                let batch = reader.next_batch(1 << 20, |record| worker.observe(&record)).unwrap();
+                if batch.next == batch.from {
+                    break;
+                }
+            }
+            worker.checkpoint().unwrap();
+        });
+    }
+
+    /// The store reads all that is in the log, the rules too where they are not held.
     pub(super) fn read_log(&mut self) {
         let (log, store) = (self.app.parts.log.clone(), self.app.parts.telemetry.clone());
         let consumer = self.consumer.as_mut().unwrap();
@@ -88,6 +121,9 @@ impl Rig {
             }
             send(&store);
         });
+        if !self.rules_are_held {
+            self.judge();
+        }
     }
 
     pub(super) async fn call(&self, method: &str, path: &str, body: Option<Json>) -> Answer {
@@ -99,7 +135,15 @@ impl Rig {
         self.call("POST", &path, Some(json!({ "id": device }))).await.expect(201);
     }
 
-    fn append(&self, tenant: &str, device: &str, kind: Kind, class: UpClass, seq: u64, body: &[u8]) {
+    pub(super) fn append(
+        &self,
+        tenant: &str,
+        device: &str,
+        kind: Kind,
+        class: UpClass,
+        seq: u64,
+        body: &[u8],
+    ) {
         let origin = match kind {
             Kind::Message => Origin::Queue { queue_id: 5, seq },
             _ => Origin::Direct,
@@ -168,6 +212,27 @@ impl Rig {
     pub(super) async fn step(&self) -> bool {
         self.app.clock.advance_us(1_000_000);
         self.worker.step_all().await.unwrap()
+    }
+
+    /// Deletes what is past its time.
+    pub(super) async fn expire(&self) {
+        while self.app.parts.slices.erasures.forget_page().await.unwrap() {}
+    }
+
+    /// Writes a job's row, as if the commits since had not been.
+    pub(super) async fn put_back(&self, job: &Job) {
+        let (scope, job) = (Scope::Tenant(job.tenant.clone()), job.clone());
+        let write = move |tx: &mut Tx<'_>| store::update(tx, &scope, &job);
+        self.app.parts.slices.erasures.db.write::<_, DbError>(write).await.unwrap();
+    }
+
+    /// Rows of a table of the registry that name a device.
+    pub(super) async fn registry_rows(&self, table: &'static str, device: &'static str) -> i64 {
+        let read = move |tx: &mut Tx<'_>| {
+            let sql = format!("SELECT count(*) FROM {table} WHERE tenant = 'acme' AND device = $1");
+            tx.query_one(&Scope::Tenant(tenant("acme")), &sql, &[&device], |row| row.get::<i64>(0))
+        };
+        self.app.parts.slices.erasures.db.read::<_, DbError>(read).await.unwrap()
     }
 
     /// Steps until a job is in a state, or done.

@@ -27,7 +27,7 @@ impl Worker {
     }
 
     /// Connections that are just being closed may still bring something.
-    pub(super) async fn is_quiet(&self, job: &Job) -> Result<Option<Step>, WorkerError> {
+    pub(in crate::erasure) async fn is_quiet(&self, job: &Job) -> Result<Option<Step>, WorkerError> {
         if self.now_us() < job.since_us.saturating_add(DRAIN_US) {
             return Ok(Some(Step::Waits("connections to end".to_owned())));
         }
@@ -40,13 +40,13 @@ impl Worker {
     }
 
     /// Where the log ends, once all that was appended so far is on disk.
-    pub(super) async fn log_end(&self) -> Result<(u64, u64), WorkerError> {
+    pub(in crate::erasure) async fn log_end(&self) -> Result<(u64, u64), WorkerError> {
         let log = self.log.clone();
         let end = tokio::task::spawn_blocking(move || log.commit()).await.map_err(|_| DbError::Closed)??;
         Ok((self.log.epoch(), end))
     }
 
-    fn log_place(&self, job: &Job) -> LogPlace {
+    pub(in crate::erasure) fn log_place(&self, job: &Job) -> LogPlace {
         let (epoch, position) = job.log.unwrap_or((self.log.epoch(), u64::MAX));
         LogPlace { epoch, position }
     }
@@ -67,7 +67,7 @@ impl Worker {
     }
 
     /// What the store has of a device, wherever. Some: it cannot yet.
-    pub(super) async fn erase_stored(
+    pub(in crate::erasure) async fn erase_stored(
         &self,
         job: &mut Job,
         device: &DeviceId,
@@ -95,7 +95,7 @@ impl Worker {
             return self.save(job).await;
         }
         let (store, of) = (self.telemetry.clone(), scope(job));
-        let devices = blocking(move || Ok(store.stored_devices(&of, "", i64::from(PER_STEP))?)).await?;
+        let devices = blocking(move || Ok(store.stored_devices(&of, "", PER_STEP)?)).await?;
         if !devices.is_empty() {
             return match self.erase_here(job, devices).await? {
                 Some(waits) => Ok(waits),
@@ -114,7 +114,7 @@ impl Worker {
     }
 }
 
-fn behind(place: LogPlace) -> Step {
+pub(in crate::erasure) fn behind(place: LogPlace) -> Step {
     Step::Waits(format!("the store to read the event log up to position {}", place.position))
 }
 

@@ -1,10 +1,13 @@
 //! HTTP for `object_store`: our hyper and our rustls instead of a second HTTP stack.
 //!
 //! Promise: one TLS provider; certificates from the authorities that are configured; a connection that does not come
-//! about and an answer that does not begin end with an error that says so. Connections are kept for a while.
+//! about, a request whose body does not move and an answer that does not begin end with an error that says so; a body
+//! that moves slowly goes up. Connections are kept for a while.
 
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::Uri;
+use hyper::body::{Body, Frame, SizeHint};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -16,15 +19,20 @@ use object_store::client::{
 use rustls::pki_types::ServerName;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(5);
-/// From the request to the head of its answer; a part of 8 MiB goes up in it.
-const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
+/// Without a piece of the request's body going up, and then from the last one to the head of the answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A body goes up in pieces of so many bytes.
+const PIECE_BYTES: usize = 64 << 10;
+/// What the kernel takes before it is sent: a piece that was taken is soon on its way.
+const SEND_BUFFER_BYTES: usize = 512 << 10;
 const IDLE_CONNECTIONS_MAX: usize = 4;
 const IDLE_TIME_MAX: Duration = Duration::from_secs(20);
 
@@ -53,6 +61,7 @@ impl Connector {
         let port = uri.port_u16().unwrap_or(if is_tls { 443 } else { 80 });
         let tcp = TcpStream::connect((host.as_str(), port)).await?;
         tcp.set_nodelay(true)?;
+        socket2::SockRef::from(&tcp).set_send_buffer_size(SEND_BUFFER_BYTES)?;
         let inner: Box<dyn Io> = if is_tls {
             let name = ServerName::try_from(host).map_err(|_| fail("the host is no name of a server"))?;
             Box::new(self.tls.connect(name, tcp).await?)
@@ -65,12 +74,7 @@ impl Connector {
 
 impl HttpConnector for Connector {
     fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
-        let client = Client::builder(TokioExecutor::new())
-            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
-            .pool_idle_timeout(IDLE_TIME_MAX)
-            .pool_timer(hyper_util::rt::TokioTimer::new())
-            .build(self.clone());
-        Ok(HttpClient::new(Service(client)))
+        Ok(HttpClient::new(Service::new(self.clone(), PATIENCE)))
     }
 }
 
@@ -125,18 +129,90 @@ impl AsyncWrite for Stream {
     }
 }
 
+/// A request's body that tells when it moved last.
+struct Watched {
+    body: HttpRequestBody,
+    /// Of the body's last frame.
+    rest: Bytes,
+    moved: Arc<Mutex<Instant>>,
+}
+
+impl Body for Watched {
+    type Data = Bytes;
+    type Error = HttpError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        if self.rest.is_empty() {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                other => return other,
+            }
+        }
+        let piece = self.rest.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        let upper = hint.upper();
+        hint.set_lower(hint.lower() + rest);
+        if let Some(upper) = upper {
+            hint.set_upper(upper + rest);
+        }
+        hint
+    }
+}
+
 #[derive(Debug)]
-struct Service(Client<Connector, HttpRequestBody>);
+struct Service {
+    client: Client<Connector, Watched>,
+    patience: Duration,
+}
+
+impl Service {
+    fn new(connector: Connector, patience: Duration) -> Self {
+        let client = Client::builder(TokioExecutor::new())
+            .pool_max_idle_per_host(IDLE_CONNECTIONS_MAX)
+            .pool_idle_timeout(IDLE_TIME_MAX)
+            .pool_timer(hyper_util::rt::TokioTimer::new())
+            .build(connector);
+        Self { client, patience }
+    }
+}
 
 #[async_trait::async_trait]
 impl HttpService for Service {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-        let answered = tokio::time::timeout(ANSWER_TIME_MAX, self.0.request(request)).await;
-        let answer =
-            answered.map_err(|late| HttpError::new(HttpErrorKind::Timeout, late))?.map_err(|error| {
-                let kind = if error.is_connect() { HttpErrorKind::Connect } else { kind_of(&error) };
-                HttpError::new(kind, error)
-            })?;
+        let moved = Arc::new(Mutex::new(Instant::now()));
+        let watched = |body| Watched { body, rest: Bytes::new(), moved: moved.clone() };
+        let mut answering = self.client.request(request.map(watched));
+        let answer = loop {
+            let until = *moved.lock().unwrap_or_else(PoisonError::into_inner) + self.patience;
+            if until <= Instant::now() {
+                let why = format!("nothing moved for {:?}", self.patience);
+                let late = io::Error::new(io::ErrorKind::TimedOut, why);
+                return Err(HttpError::new(HttpErrorKind::Timeout, late));
+            }
+            tokio::select! {
+                answer = &mut answering => break answer,
+                () = tokio::time::sleep_until(until) => {}
+            }
+        };
+        let answer = answer.map_err(|error| {
+            let kind = if error.is_connect() { HttpErrorKind::Connect } else { kind_of(&error) };
+            HttpError::new(kind, error)
+        })?;
         let (head, body) = answer.into_parts();
         let body = body.map_err(|error| HttpError::new(kind_of(&error), error));
         Ok(HttpResponse::from_parts(head, HttpResponseBody::new(body)))
@@ -158,4 +234,53 @@ fn kind_of(error: &(dyn std::error::Error + 'static)) -> HttpErrorKind {
         at = error.source();
     }
     HttpErrorKind::Unknown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpSocket;
+
+    const PATIENCE: Duration = Duration::from_millis(1_500);
+    const BODY_BYTES: usize = 8 << 20;
+
+    /// A server that takes at most `upto` bytes, a piece each `every`, and answers where that was the whole body.
+    async fn put(upto: usize, every: Duration) -> (Result<u16, HttpErrorKind>, Duration) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(64 << 10).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let uri = format!("http://{}/bucket/key", listener.local_addr().unwrap());
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let (mut taken, mut piece) = (0, vec![0; 256 << 10]);
+            while taken < upto {
+                taken += stream.read(&mut piece).await.unwrap();
+                tokio::time::sleep(every).await;
+            }
+            if taken >= BODY_BYTES && upto == BODY_BYTES {
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            }
+            tokio::time::sleep(PATIENCE * 4).await;
+        });
+        let tls = crate::platform::authorities::client_tls(None).unwrap();
+        let service = Service::new(Connector::new(tls), PATIENCE);
+        let request = hyper::Request::put(uri).body(HttpRequestBody::from(vec![7; BODY_BYTES])).unwrap();
+        let began = Instant::now();
+        let answer = service.call(request).await;
+        server.abort();
+        (answer.map(|answer| answer.status().as_u16()).map_err(|error| error.kind()), began.elapsed())
+    }
+
+    #[tokio::test]
+    async fn a_body_that_moves_slowly_goes_up_and_one_that_stands_still_does_not() {
+        let (answer, took) = put(BODY_BYTES, Duration::from_millis(40)).await;
+        assert_eq!(answer, Ok(200));
+        assert!(took > PATIENCE, "{took:?}: it is no test of patience");
+        for upto in [BODY_BYTES / 4, BODY_BYTES + 1] {
+            let (answer, took) = put(upto, Duration::ZERO).await;
+            assert_eq!(answer, Err(HttpErrorKind::Timeout), "{upto} after {took:?}");
+        }
+    }
 }

@@ -80,6 +80,18 @@ impl Prefix {
     pub(super) fn object(&self) -> ObjectPath {
         ObjectPath::from(&*self.0)
     }
+
+    /// As a store lists it.
+    pub(super) fn listed(path: &ObjectPath) -> Self {
+        Self(path.as_ref().into())
+    }
+
+    /// The first prefix below this one on the way to another; none where that is not below.
+    pub(super) fn towards(&self, other: &Self) -> Option<Self> {
+        let rest = other.0.strip_prefix(&*self.0)?.strip_prefix('/')?;
+        let end = rest.find('/').unwrap_or(rest.len());
+        Some(Self(other.0[..self.0.len() + 1 + end].into()))
+    }
 }
 
 fn checked(path: &str) -> Result<(), &'static str> {

@@ -10,7 +10,7 @@
 //!
 //! Limits: [`WHOLE_BYTES_MAX`] in one piece (put, get, range), [`BLOB_BYTES_MAX`] by [`Upload`], [`PAGE_MAX`] keys a
 //! page; a page looks at every key below its prefix, at most [`SCAN_MAX`]. A request is tried [`TRIES`] times, an
-//! operation ends after [`OPERATION_TIME_MAX`].
+//! operation ends after [`OPERATION_TIME_MAX`] and the time that its content takes at [`BYTES_PER_S_MIN`].
 
 mod error;
 mod http;
@@ -28,6 +28,7 @@ pub use upload::Upload;
 use bytes::Bytes;
 use error::told;
 use futures_util::StreamExt as _;
+use muster_wire::TenantId;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt as _, PutPayload};
 use sha2::{Digest as _, Sha256};
@@ -47,8 +48,11 @@ pub const PAGE_MAX: usize = 1_000;
 pub const SCAN_MAX: usize = 1_000_000;
 /// How often a request is sent to a server that does not answer or fails.
 pub const TRIES: usize = 3;
-/// The longest operation, each page of a deletion and each part of an upload counted alone.
+/// The longest operation, each page of a deletion and each part of an upload counted alone; beside the time that content
+/// takes at [`BYTES_PER_S_MIN`].
 pub const OPERATION_TIME_MAX: Duration = Duration::from_secs(60);
+/// Content may take so long; a slower network is too slow.
+pub const BYTES_PER_S_MIN: u64 = 64 << 10;
 
 /// A blob as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,7 +129,7 @@ impl Blobs {
         self.fits(key, bytes, self.bounds.whole_bytes)?;
         let sha256 = Sha256::digest(&content).into();
         let at = key.object();
-        self.bounded(Some(key), self.store.put(&at, PutPayload::from_bytes(content))).await?;
+        self.bounded(Some(key), bytes, self.store.put(&at, PutPayload::from_bytes(content))).await?;
         Ok(Stored { key: key.clone(), bytes, sha256 })
     }
 
@@ -141,9 +145,9 @@ impl Blobs {
     /// It is missing, larger than [`WHOLE_BYTES_MAX`], not what was put, or the store's.
     pub async fn get(&self, key: &Key, sha256: Option<&[u8; 32]>) -> Result<Bytes, BlobError> {
         let at = key.object();
-        let found = self.bounded(Some(key), self.store.get(&at)).await?;
+        let found = self.bounded(Some(key), 0, self.store.get(&at)).await?;
         self.fits(key, found.meta.size, self.bounds.whole_bytes)?;
-        let content = self.bounded(Some(key), found.bytes()).await?;
+        let content = self.bounded(Some(key), found.meta.size, found.bytes()).await?;
         let is_other = |expected: &[u8; 32]| Sha256::digest(&content)[..] != expected[..];
         if sha256.is_some_and(is_other) {
             return Err(BlobError::Corrupt { key: key.clone() });
@@ -161,9 +165,10 @@ impl Blobs {
         if range.is_empty() {
             return Err(BlobError::Range { key: key.clone(), size });
         }
-        self.fits(key, range.end - range.start, self.bounds.whole_bytes)?;
+        let bytes = range.end - range.start;
+        self.fits(key, bytes, self.bounds.whole_bytes)?;
         let at = key.object();
-        self.bounded(Some(key), self.store.get_range(&at, range)).await
+        self.bounded(Some(key), bytes, self.store.get_range(&at, range)).await
     }
 
     /// A blob's size and time.
@@ -172,7 +177,7 @@ impl Blobs {
     /// It is missing, or the store's.
     pub async fn head(&self, key: &Key) -> Result<Head, BlobError> {
         let at = key.object();
-        let meta = self.bounded(Some(key), self.store.head(&at)).await?;
+        let meta = self.bounded(Some(key), 0, self.store.head(&at)).await?;
         Ok(Head { key: key.clone(), bytes: meta.size, modified_us: meta.last_modified.timestamp_micros() })
     }
 
@@ -204,7 +209,7 @@ impl Blobs {
             }
             Ok(smallest)
         };
-        let mut items: Vec<Head> = in_time(scan).await??.into_values().collect();
+        let mut items: Vec<Head> = in_time(OPERATION_TIME_MAX, scan).await??.into_values().collect();
         let more = items.len() > wanted;
         items.truncate(wanted);
         Ok(Page { items, more })
@@ -216,7 +221,7 @@ impl Blobs {
     /// The store's.
     pub async fn delete(&self, key: &Key) -> Result<(), BlobError> {
         let at = key.object();
-        match self.bounded(Some(key), self.store.delete(&at)).await {
+        match self.bounded(Some(key), 0, self.store.delete(&at)).await {
             Ok(()) | Err(BlobError::Missing { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -228,33 +233,78 @@ impl Blobs {
     /// # Errors
     /// There are more than [`SCAN_MAX`], or the store's.
     pub async fn delete_prefix(&self, below: &Prefix) -> Result<u64, BlobError> {
-        let prefix = below.object();
         let mut deleted = 0;
         // A store that goes on listing what it deleted is not asked for ever.
-        for round in 0.. {
-            if round > self.bounds.scan / PAGE_MAX {
-                return Err(BlobError::TooMany { max: self.bounds.scan });
+        for _ in 0..=self.bounds.scan / PAGE_MAX {
+            match self.delete_some(below).await? {
+                0 => return Ok(deleted),
+                some => deleted += some,
             }
-            let page = async {
-                let listed = self.store.list(Some(&prefix)).take(PAGE_MAX).collect::<Vec<_>>().await;
-                let listed: Result<Vec<ObjectMeta>, _> = listed.into_iter().collect();
-                listed.map_err(|error| told(None, error))
-            };
-            let page = in_time(page).await??;
-            if page.is_empty() {
-                break;
+        }
+        Err(BlobError::TooMany { max: self.bounds.scan })
+    }
+
+    /// As [`Self::delete_prefix`], at most [`PAGE_MAX`] blobs. Says whether to call it again.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn delete_page(&self, below: &Prefix) -> Result<bool, BlobError> {
+        Ok(self.delete_some(below).await? > 0)
+    }
+
+    /// As [`Self::delete_page`], of everything that the tenant has beside `kept`, which is not looked through.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn delete_page_beside(&self, tenant: &TenantId, kept: &Prefix) -> Result<bool, BlobError> {
+        let mut at = Prefix::of(tenant);
+        // From the tenant down to what is kept: what lies beside the way goes.
+        while let Some(next) = at.towards(kept) {
+            let prefix = at.object();
+            let listed = self.bounded(None, 0, self.store.list_with_delimiter(Some(&prefix))).await?;
+            for meta in listed.objects.iter().take(PAGE_MAX) {
+                self.delete_at(&meta.location).await?;
             }
-            for meta in &page {
-                match in_time(self.store.delete(&meta.location)).await? {
-                    Ok(()) | Err(object_store::Error::NotFound { .. }) => deleted += 1,
-                    Err(error) => return Err(told(None, error)),
+            if !listed.objects.is_empty() {
+                return Ok(true);
+            }
+            for beside in listed.common_prefixes.iter().map(Prefix::listed) {
+                // A folder that holds nothing may be listed for a while after it was emptied.
+                if beside != next && self.delete_some(&beside).await? > 0 {
+                    return Ok(true);
                 }
             }
+            if let Some(folder) = &self.folder {
+                remove_files(folder.join(at.as_str())).await?;
+            }
+            at = next;
         }
-        if let Some(folder) = &self.folder {
+        Ok(false)
+    }
+
+    /// At most a page; none: there is nothing left, unfinished uploads included.
+    async fn delete_some(&self, below: &Prefix) -> Result<u64, BlobError> {
+        let prefix = below.object();
+        let page = async {
+            let listed = self.store.list(Some(&prefix)).take(PAGE_MAX).collect::<Vec<_>>().await;
+            let listed: Result<Vec<ObjectMeta>, _> = listed.into_iter().collect();
+            listed.map_err(|error| told(None, error))
+        };
+        let page = in_time(OPERATION_TIME_MAX, page).await??;
+        for meta in &page {
+            self.delete_at(&meta.location).await?;
+        }
+        if let Some(folder) = self.folder.as_ref().filter(|_| page.is_empty()) {
             remove_folder(folder.join(below.as_str())).await?;
         }
-        Ok(deleted)
+        Ok(page.len() as u64)
+    }
+
+    async fn delete_at(&self, at: &ObjectPath) -> Result<(), BlobError> {
+        match in_time(OPERATION_TIME_MAX, self.store.delete(at)).await? {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(told(None, error)),
+        }
     }
 
     /// Whether the store answers and lets us in.
@@ -266,7 +316,8 @@ impl Blobs {
             return open::check_folder(folder);
         }
         let nothing = ObjectPath::from("-/check");
-        let first = in_time(async { self.store.list(Some(&nothing)).next().await }).await?;
+        let first = async { self.store.list(Some(&nothing)).next().await };
+        let first = in_time(OPERATION_TIME_MAX, first).await?;
         first.map_or(Ok(()), |listed| listed.map(drop).map_err(|error| told(None, error)))
     }
 
@@ -277,23 +328,43 @@ impl Blobs {
         Ok(())
     }
 
+    /// With `bytes` that go over the network.
     async fn bounded<T>(
         &self,
         key: Option<&Key>,
+        bytes: u64,
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BlobError> {
-        in_time(work).await?.map_err(|error| told(key, error))
+        let time_max = OPERATION_TIME_MAX + Duration::from_secs(bytes / BYTES_PER_S_MIN);
+        in_time(time_max, work).await?.map_err(|error| told(key, error))
     }
 }
 
-async fn in_time<T>(work: impl Future<Output = T>) -> Result<T, BlobError> {
-    let ended = tokio::time::timeout(OPERATION_TIME_MAX, work).await;
-    ended.map_err(|_| BlobError::Unreachable(format!("no answer within {OPERATION_TIME_MAX:?}")))
+async fn in_time<T>(time_max: Duration, work: impl Future<Output = T>) -> Result<T, BlobError> {
+    let ended = tokio::time::timeout(time_max, work).await;
+    ended.map_err(|_| BlobError::Unreachable(format!("no answer within {time_max:?}")))
 }
 
 fn head_of(meta: &ObjectMeta) -> Option<Head> {
     let key = Key::parse(meta.location.as_ref())?;
     Some(Head { key, bytes: meta.size, modified_us: meta.last_modified.timestamp_micros() })
+}
+
+/// Uploads that nobody finished, of a folder that holds no blob itself.
+async fn remove_files(path: PathBuf) -> Result<(), BlobError> {
+    let failed =
+        |error: std::io::Error| BlobError::Failed(format!("cannot clear {}: {error}", path.display()));
+    let mut entries = match tokio::fs::read_dir(&path).await {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+    };
+    while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+        if !entry.file_type().await.map_err(failed)?.is_dir() {
+            tokio::fs::remove_file(entry.path()).await.map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// A folder's uploads that nobody finished lie beside its blobs, and no list shows them.

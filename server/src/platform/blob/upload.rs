@@ -45,15 +45,16 @@ impl Upload {
     }
 
     async fn send(&mut self) -> Result<(), BlobError> {
-        let part = PutPayload::from_bytes(self.gathered.split().freeze());
+        let part = self.gathered.split().freeze();
+        let (bytes, part) = (part.len() as u64, PutPayload::from_bytes(part));
         let sending = self.parts().await?.put_part(part);
-        self.blobs.bounded(Some(&self.key), sending).await
+        self.blobs.bounded(Some(&self.key), bytes, sending).await
     }
 
     async fn parts(&mut self) -> Result<&mut Box<dyn MultipartUpload>, BlobError> {
         if self.parts.is_none() {
             let at = self.key.object();
-            let begun = self.blobs.bounded(Some(&self.key), self.blobs.store.put_multipart(&at)).await?;
+            let begun = self.blobs.bounded(Some(&self.key), 0, self.blobs.store.put_multipart(&at)).await?;
             return Ok(self.parts.insert(begun));
         }
         Ok(self.parts.as_mut().expect("it was just looked at"))
@@ -74,7 +75,7 @@ impl Upload {
         let sha256 = std::mem::take(&mut self.sha256).finalize().into();
         if let Some(parts) = &mut self.parts {
             let completed = parts.complete();
-            self.blobs.bounded(Some(&self.key), completed).await?;
+            self.blobs.bounded(Some(&self.key), 0, completed).await?;
         }
         self.parts = None;
         Ok(Stored { key: self.key.clone(), bytes: self.bytes, sha256 })

@@ -241,6 +241,7 @@ impl<F: Fs> Run<F> {
 
     fn turn(&mut self) -> Result<(), ConsumerError> {
         self.worker.reload_if_changed()?;
+        self.worker.forget_if_asked()?;
         if self.worker.is_due() {
             self.checkpoint()?;
             self.progress.commits.fetch_add(1, Ordering::Relaxed);

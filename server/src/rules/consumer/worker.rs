@@ -251,6 +251,21 @@ impl Worker {
         self.checkpoint()
     }
 
+    /// Forgets devices where the board asks for it, and commits that, so that nothing of them is written later.
+    ///
+    /// # Errors
+    /// The database failed; it is done at the next call.
+    pub fn forget_if_asked(&mut self) -> Result<(), DbError> {
+        let asked = self.parts.board.asked();
+        if self.parts.board.has_forgotten(asked) {
+            return Ok(());
+        }
+        self.forget_devices();
+        self.checkpoint()?;
+        self.parts.board.set_forgotten(asked);
+        Ok(())
+    }
+
     /// Labels changed.
     pub fn forget_labels(&mut self) {
         self.engine.forget_labels();

@@ -2,7 +2,7 @@
 
 use super::roles::{check_places, find_role};
 use super::{DAY_US, NewToken, TOKEN_LOCKS, Tenants, TenantsError, new_id};
-use crate::platform::db::{Scope, Tx};
+use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::http_kit::Page;
 use crate::platform::secret;
 use crate::tenants::audit::{self, AuditEntry};
@@ -126,6 +126,9 @@ impl Tenants {
         };
         let write = move |tx: &mut Tx<'_>| {
             check_places(tx, &scope, &row.reach)?;
+            if store::is_in_erasure(tx, &scope)? {
+                return Err(TenantsError::Conflict("the tenant is being erased"));
+            }
             let gone = store::tokens_expire(tx, &scope, now_us)?;
             if store::token_count(tx, &scope)? >= i64::from(max) {
                 return Err(TenantsError::Quota { noun: "API tokens", max });
@@ -180,6 +183,32 @@ impl Tenants {
         let sha256 = self.inner.db.write(write).await?;
         self.inner.tokens.remove(&sha256);
         Ok(())
+    }
+
+    /// Revokes all of a tenant's tokens in one transaction with `also`: none is taken any more once this returned.
+    ///
+    /// # Errors
+    /// `also`'s, or the database's; then none is revoked.
+    pub async fn revoke_all_tokens<T: Send + 'static, E: From<DbError> + Send + 'static>(
+        &self,
+        actor: &str,
+        tenant: &TenantId,
+        also: impl FnOnce(&mut Tx<'_>) -> Result<T, E> + Send + 'static,
+    ) -> Result<T, E> {
+        let (scope, actor, at_us) = (Scope::Tenant(tenant.clone()), actor.to_owned(), self.now_us());
+        let write = move |tx: &mut Tx<'_>| {
+            let done = also(tx)?;
+            for token_id in store::tokens_delete(tx, &scope)? {
+                let (action, detail) = ("token.revoke", serde_json::json!({}));
+                let entry = AuditEntry { at_us, actor: &actor, action, object: &token_id, detail };
+                audit::append(tx, &scope, &entry)?;
+            }
+            Ok::<_, E>(done)
+        };
+        let _held = self.lock_tokens(tenant).await;
+        let done = self.inner.db.write(write).await?;
+        self.inner.tokens.replace(tenant, Vec::new());
+        Ok(done)
     }
 
     /// Reads a tenant's tokens again: another process changed them.

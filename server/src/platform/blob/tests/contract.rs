@@ -10,6 +10,7 @@ pub(super) async fn all(blobs: &Blobs) {
     uploads(blobs).await;
     bounds(blobs).await;
     prefixes(blobs).await;
+    all_but_one(blobs).await;
 }
 
 async fn round_trip(blobs: &Blobs) {
@@ -148,5 +149,26 @@ async fn prefixes(blobs: &Blobs) {
     assert_eq!(blobs.delete_prefix(&below).await.unwrap(), 0);
     assert_eq!(blobs.delete_prefix(&Prefix::of(&tenant("acme"))).await.unwrap(), 1);
     assert_eq!(&blobs.get(&other, None).await.unwrap()[..], b"1");
+    assert_eq!(blobs.delete_prefix(&Prefix::of(&tenant("acme2"))).await.unwrap(), 1);
+}
+
+async fn all_but_one(blobs: &Blobs) {
+    let other = Key::new(&tenant("acme2"), "exports/j-2/a").unwrap();
+    let kept = [key("exports/j-1/a"), key("exports/j-1/b/c")];
+    let gone = ["exports/j-10/a", "exports/j-2/a/b", "exports/a", "frames/1/2", "model"].map(key);
+    for at in kept.iter().chain(&gone).chain([&other]) {
+        blobs.put(at, Bytes::from_static(b"1")).await.unwrap();
+    }
+    let one = Prefix::below(&tenant("acme"), "exports/j-1").unwrap();
+    let mut pages = 0;
+    while blobs.delete_page_beside(&tenant("acme"), &one).await.unwrap() {
+        pages += 1;
+        assert!(pages < 20, "it never ends");
+    }
+    let left = blobs.list(&Prefix::of(&tenant("acme")), None, 100).await.unwrap();
+    assert_eq!(left.items.into_iter().map(|head| head.key).collect::<Vec<_>>(), kept);
+    assert_eq!(&blobs.get(&other, None).await.unwrap()[..], b"1");
+    while blobs.delete_page(&Prefix::of(&tenant("acme"))).await.unwrap() {}
+    assert!(!blobs.delete_page_beside(&tenant("acme"), &one).await.unwrap(), "nothing is there");
     assert_eq!(blobs.delete_prefix(&Prefix::of(&tenant("acme2"))).await.unwrap(), 1);
 }
