@@ -354,9 +354,10 @@ pub(super) const EXPORTED: [Table; 25] = [
 
 /// Tables that are not exported, with why; and columns, as `table.column`. Beside them everything is.
 #[cfg(test)]
-pub(super) const NOT_EXPORTED: [(&str, &str); 9] = [
+pub(super) const NOT_EXPORTED: [(&str, &str); 10] = [
     ("memberships", "exported as `members`, as they were when the erasure was asked for"),
     ("device_counts", "counts the rows of devices"),
+    ("deleted_devices", "names that were taken once; the audit rows say when and by whom"),
     ("idempotency_keys", "sealed answers, kept for a day"),
     ("erasures", "the jobs stay and are shown"),
     ("erasure_files", "the manifest names them"),
@@ -427,6 +428,7 @@ pub(super) fn key_of(table: &str) -> Option<String> {
     match table {
         "memberships" => Some("user_id".to_owned()),
         "device_counts" => Some("tenant".to_owned()),
+        "deleted_devices" => Some("device".to_owned()),
         "idempotency_keys" => Some("caller, key_sha256".to_owned()),
         _ => None,
     }

@@ -51,7 +51,10 @@ pub(crate) fn set_device(core: &Core, device: &str, enabled: bool) {
 pub(crate) async fn sockets() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("connected");
-    (listener.accept().await.expect("accepted").0, client)
+    let server = listener.accept().await.expect("accepted").0;
+    // As the listener does: small answers are not held back.
+    server.set_nodelay(true).expect("it is open");
+    (server, client)
 }
 
 /// Fills the log until not even a record without a body fits.
