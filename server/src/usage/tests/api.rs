@@ -254,6 +254,17 @@ async fn an_invoice_is_a_draft_by_the_price_list() {
         "the log may hold more of it"
     );
     counted(&app, "acme", 1).await;
+    let later = app.call(As::Token(&token), "GET", &january, None).await.expect(200);
+    assert_eq!((&later["complete"], &later["total"]), (&json!(true), &json!("0.31")));
+}
+
+#[tokio::test]
+async fn what_was_not_counted_is_shown_beside_usage_and_invoice() {
+    let app = TestApp::start().await;
+    let acme = app.tenant("acme").await;
+    let token = app.token(&acme, P::ALL).await;
+    let list = Some(json!({ "currency": "EUR", "prices": [] }));
+    app.call(As::Token(&token), "PUT", "/api/v1/price-list", list).await.expect(200);
     let gap = Gap {
         log_epoch: 7,
         first: 5,
@@ -274,8 +285,8 @@ async fn an_invoice_is_a_draft_by_the_price_list() {
         [gap, rest].iter().try_for_each(|gap| store::gap_put(tx, &scope, gap))
     };
     app.parts.meter.db.write(put).await.unwrap();
-    let later = app.call(As::Token(&token), "GET", &january, None).await.expect(200);
-    assert_eq!((&later["complete"], &later["total"]), (&json!(true), &json!("0.31")));
+    let january = "/api/v1/tenants/acme/usage/invoice?month=2026-01";
+    let later = app.call(As::Token(&token), "GET", january, None).await.expect(200);
     let shown = json!([{ "since_us": START_US, "until_us": START_US + 1, "records": 5, "reason": "damage" }]);
     assert_eq!(later["gaps"], shown);
     let usage = |days: &str| format!("/api/v1/tenants/acme/usage?{days}");
