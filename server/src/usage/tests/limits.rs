@@ -185,8 +185,9 @@ fn an_erased_tenant_stores_nothing_and_comes_to_no_limit() {
         let tenant = "INSERT INTO tenants (tenant, name, created_at_us) VALUES ('acme', 'acme', 0)";
         tx.execute(&scope, tenant, &[])?;
         let job = "INSERT INTO erasures (tenant, id, device, state, with_export, requested_by, requested_at_us, members,
-                                         since_us, place, rows_exported, rows_erased, done_at_us)
-                   VALUES ('acme', '1', '', 'done', 0, 'me', 0, '[]', 0, '{}', 0, 0, 1)";
+                                         since_us, place, rows_exported, rows_erased, requester, tries,
+                                         next_try_at_us, done_at_us)
+                   VALUES ('acme', '1', '', 'done', 0, 'me', 0, '[]', 0, '{}', 0, 0, 'u-1', 0, 0, 1)";
         tx.execute(&scope, job, &[])?;
         Ok::<_, DbError>(())
     };
