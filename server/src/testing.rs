@@ -26,6 +26,11 @@ use tower::ServiceExt as _;
 /// `postgres` in this variable: tests have their registry there, not in a file. `cargo xtask test` runs them on both.
 pub const ENGINE: &str = "MUSTER_TEST_REGISTRY";
 
+/// Whether tests have their registry on PostgreSQL.
+pub fn on_postgres() -> bool {
+    std::env::var(ENGINE).is_ok_and(|engine| engine == "postgres")
+}
+
 /// A server with an empty registry, where the tests run on PostgreSQL.
 pub fn postgres() -> Option<(Postgres, PostgresUrl)> {
     match std::env::var(ENGINE).as_deref() {

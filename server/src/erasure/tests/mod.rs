@@ -10,7 +10,7 @@ use super::{rows, store, tables};
 use crate::platform::blob::WHOLE_BYTES_MAX;
 use crate::platform::db::{DbError, Scope, Tx};
 use crate::platform::event_log::Kind;
-use crate::testing::As;
+use crate::testing::{As, on_postgres};
 use muster_wire::UpClass;
 use rig::{Rig, tenant as id_of};
 use serde_json::{Value as Json, json};
@@ -29,7 +29,7 @@ async fn tables_with(rig: &Rig, column: &'static str) -> BTreeSet<String> {
 /// A table that is new in the schema fails this until somebody says what becomes of its rows.
 #[tokio::test]
 async fn every_table_of_the_registry_is_erased_or_kept_on_purpose() {
-    if std::env::var("MUSTER_TEST_REGISTRY").is_ok_and(|engine| engine == "postgres") {
+    if on_postgres() {
         return; // The schemas are held against each other by a test of platform::db.
     }
     let rig = Rig::start().await;
@@ -43,7 +43,7 @@ async fn every_table_of_the_registry_is_erased_or_kept_on_purpose() {
 /// As above, of columns: what is new is exported, or somebody says why not.
 #[tokio::test]
 async fn every_column_of_a_tenants_tables_is_exported_or_left_out_on_purpose() {
-    if std::env::var("MUSTER_TEST_REGISTRY").is_ok_and(|engine| engine == "postgres") {
+    if on_postgres() {
         return;
     }
     let rig = Rig::start().await;

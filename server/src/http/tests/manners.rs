@@ -1,7 +1,7 @@
 //! Manners that every operation has: the document, unknown parameters, conditional and repeated requests, limits.
 
 use crate::tenants::{Permission as P, Role};
-use crate::testing::{Answer, As, TestApp, raw};
+use crate::testing::{Answer, As, TestApp, on_postgres, raw};
 use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::http::Request;
@@ -209,8 +209,12 @@ async fn a_client_that_goes_away_finds_its_answer() {
     for _ in 0..1_000 {
         let again = ask(&app, &token, &line, &key, Some(new.clone())).await;
         if again.status != 409 {
-            assert_eq!(header(&again, "idempotency-replayed"), Some("true"));
-            return assert_eq!(again.expect(201)["id"], "pump");
+            // On PostgreSQL, where writes have several connections, the second request may be ahead of the first.
+            let is_ahead = header(&again, "idempotency-replayed").is_none();
+            assert!(!is_ahead || on_postgres(), "the first request ended with its client");
+            assert_eq!(again.expect(201)["id"], "pump");
+            let again = ask(&app, &token, &line, &key, Some(new)).await;
+            return assert_eq!(header(&again, "idempotency-replayed"), Some("true"));
         }
         again.refused("conflict", Some("Idempotency-Key"));
     }

@@ -5,7 +5,7 @@ use crate::tenants::audit::verify::{Fault, Mark, Walk};
 use crate::tenants::audit::{self, AuditEntry};
 use crate::tenants::service::VERIFY_ROWS_MAX;
 use crate::tenants::{Permission, Role};
-use crate::testing::{As, TestApp, registry, registry_by_owner};
+use crate::testing::{As, TestApp, on_postgres, registry, registry_by_owner};
 use muster_wire::TenantId;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -38,7 +38,7 @@ fn verify(dir: &Path, noted: Option<Mark>) -> Result<Mark, Fault> {
 
 /// What a superuser of PostgreSQL, or whoever has the file, can do.
 fn tamper(dir: &Path, sql: &str) {
-    let is_postgres = std::env::var("MUSTER_TEST_REGISTRY").is_ok_and(|engine| engine == "postgres");
+    let is_postgres = on_postgres();
     if is_postgres {
         registry_by_owner(dir, &format!("SET session_replication_role = replica; {sql}"));
         return;
