@@ -16,7 +16,7 @@ pub const READING_BYTES: u64 = 45;
 pub const EVENT_BYTES: u64 = 120;
 
 macro_rules! closed {
-    ($(#[$top:meta])* $type:ident { $($(#[$doc:meta])* $name:ident = $text:literal;)* }) => {
+    ($(#[$top:meta])* $type:ident { $($(#[$doc:meta])* $name:ident = $text:tt;)* }) => {
         $(#[$top])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
         pub enum $type { $($(#[$doc])* #[serde(rename = $text)] $name,)* }
