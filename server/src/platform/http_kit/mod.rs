@@ -17,6 +17,7 @@ mod paging;
 pub mod rate;
 pub mod schema;
 pub mod serve;
+mod strict;
 
 pub use condition::{ETag, IfMatch, IfMatchHeader, Precondition, Tagged, conditional};
 pub use error::{ApiError, NotHere, Problem, chain};
