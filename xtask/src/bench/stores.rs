@@ -5,6 +5,7 @@ use crate::cargo;
 use anyhow::{Context, Result, bail};
 use muster_services::python;
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 
 /// Runs the bench on servers that it starts.
@@ -23,20 +24,25 @@ pub(crate) fn run(options: Options) -> Result<Report> {
     Ok(report)
 }
 
-/// Runs an example of the server; gives the JSON of its last line.
+/// Runs an example of the server; prints its lines as they come and gives the JSON of the last one.
 fn example(name: &str, arguments: &[&str]) -> Result<Value> {
     let mut command = cargo::cargo();
     command.args(["run", "--quiet", "--locked", "--profile", "dist", "--package", "muster-server"]);
     command.args(["--example", name, "--"]).args(arguments);
-    let output = command.stderr(Stdio::inherit()).output().context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("{name} ended with {}", output.status);
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let output = child.stdout.take().context("its output is piped")?;
+    let mut last = String::new();
+    for line in BufReader::new(output).lines() {
+        let before = std::mem::replace(&mut last, line.context("cannot read its output")?);
+        if !before.is_empty() {
+            println!("{before}");
+        }
     }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let (rounds, line) =
-        text.trim_end().rsplit_once('\n').with_context(|| format!("{name} printed too little"))?;
-    println!("{rounds}");
-    serde_json::from_str(line).with_context(|| format!("the last line is no JSON: {line}"))
+    let status = child.wait().context("cannot wait for it")?;
+    if !status.success() {
+        bail!("{name} ended with {status}");
+    }
+    serde_json::from_str(&last).with_context(|| format!("the last line is no JSON: {last}"))
 }
 
 fn rates(found: &Value, name: &str) -> Result<Vec<f64>> {
