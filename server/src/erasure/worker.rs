@@ -19,7 +19,7 @@ use crate::platform::telemetry::{TelemetryError, TelemetryStore};
 use crate::rules::service::{RuleError, RuleService};
 use crate::tenants::model::Membership;
 use crate::tenants::{Principal, Role};
-use muster_wire::DeviceId;
+use muster_wire::{DeviceId, TenantId};
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -93,8 +93,8 @@ pub struct Worker {
 pub struct Memory {
     /// The tenant that had its turn last.
     turn: Mutex<String>,
-    /// What the rules were asked to forget, by job.
-    asked: Mutex<HashMap<String, u64>>,
+    /// What the rules were asked to forget, by tenant and job.
+    asked: Mutex<HashMap<(TenantId, String), u64>>,
 }
 
 impl Worker {
@@ -189,13 +189,16 @@ impl Worker {
     pub(super) fn rules_forget(&self, job: &Job) -> Option<Step> {
         let board = self.rules.board();
         let mut asked = self.memory.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let asked = *asked.entry(job.id.clone()).or_insert_with(|| board.ask_to_forget());
+        let asked =
+            *asked.entry((job.tenant.clone(), job.id.clone())).or_insert_with(|| board.ask_to_forget());
         (!board.has_forgotten(asked))
             .then(|| Step::Waits("the rules to forget what they know of it".to_owned()))
     }
 
+    /// A job is done, and with a tenant's its other jobs.
     pub(super) fn forget(&self, job: &Job) {
-        self.memory.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&job.id);
+        let mut asked = self.memory.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.retain(|(tenant, id), _| *tenant != job.tenant || (job.device.is_some() && *id != job.id));
     }
 
     async fn step(&self, job: &mut Job) -> Result<Step, WorkerError> {
