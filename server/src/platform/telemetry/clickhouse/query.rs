@@ -248,6 +248,9 @@ async fn raw(
     Ok(rows.into_iter().map(RawRow::point).collect())
 }
 
+/// The newest reading of a step; the bytes' layout stands in the schema.
+const NEWEST: &str = "max(last_of)";
+
 /// Readings themselves, over all steps.
 fn all_of(steps: &Steps, confirmed: i64) -> String {
     raw_source(&format!("ts >= {} AND ts < {}", steps.from, steps.to), Some(confirmed))
@@ -298,7 +301,8 @@ fn raw_source(times: &str, confirmed: Option<i64>) -> String {
         "SELECT ts, toUInt64(1) AS count_of, toUInt64(abs(ts - received_at) > {CLOCK_SUSPECT_US}) AS suspects_of,
          toUInt64(kind < 2) AS numbers_of, if(kind < 2, number, 0) AS total_of,
          if(kind < 2, number, inf) AS least_of, if(kind < 2, number, -inf) AS greatest_of,
-         (kind, number, text) AS last_of, ts AS last_at FROM readings WHERE SERIES AND {times}{batches}"
+         concat(reverse(reinterpretAsFixedString(bitXor(ts, 9223372036854775808))), char(kind),
+         reinterpretAsFixedString(number), text) AS last_of FROM readings WHERE SERIES AND {times}{batches}"
     )
 }
 
@@ -326,7 +330,7 @@ impl Rollup {
         let whole = format!(
             "SELECT ts, sum(readings) AS count_of, sum(suspects) AS suspects_of, sum(numbers) AS numbers_of,
              sum(total) AS total_of, min(least) AS least_of, max(greatest) AS greatest_of,
-             argMaxMerge(last) AS last_of, ts AS last_at
+             max(last) AS last_of
              FROM {} WHERE SERIES AND ts >= {low} AND ts < {high} GROUP BY ts",
             self.table
         );
@@ -351,7 +355,9 @@ async fn steps_of(
     let sql = format!(
         "SELECT intDiv(ts - {base}, {step}) AS step, sum(count_of) AS readings, sum(suspects_of) AS suspects,
          sum(numbers_of) AS numbers, sum(total_of) AS total, min(least_of) AS least,
-         max(greatest_of) AS greatest, argMax(last_of, last_at) AS last, max(last_at) AS last_ts
+         max(greatest_of) AS greatest, (reinterpretAsUInt8(substring({NEWEST}, 9, 1)),
+         reinterpretAsFloat64(substring({NEWEST}, 10, 8)), substring({NEWEST}, 18)) AS last,
+         bitXor(reinterpretAsInt64(reverse(substring({NEWEST}, 1, 8))), 9223372036854775808) AS last_ts
          FROM ({source}) GROUP BY step ORDER BY step LIMIT {fetch}"
     );
     let mut asked = clickhouse.reader().query(&sql);

@@ -285,6 +285,32 @@ fn steps_of_minutes_and_hours_are_read_from_rollups_and_the_edges_from_readings(
 }
 
 #[test]
+fn the_newest_of_a_step_is_the_newest_measured_wherever_it_stands() {
+    let mut bench = Bench::clickhouse();
+    let (minute, hour) = (60_000_000, 3_600_000_000_i64);
+    let begin = NOON.div_euclid(hour) * hour;
+    let ask = |bench: &Bench, step| {
+        let (from_us, to_us) = (begin, begin + hour);
+        let query =
+            ReadingsQuery { from_us, to_us, step: Some((step, Aggregate::Last)), ..query_of("cam", "t") };
+        bench.readings(&query).points.pop().unwrap().value
+    };
+    // Out of order, and in two blocks.
+    bench.write(&[at(one(1), begin + 59 * minute + 2), at(one(2), begin + 59 * minute + 1)]);
+    bench.store.flush_all().unwrap();
+    bench.send();
+    bench.write(&[at(one(3), begin + 30 * minute)]);
+    bench.store.flush_all().unwrap();
+    bench.send();
+    let newest = [hour, 20 * minute, minute, 1_000_000].map(|step| ask(&bench, step));
+    assert_eq!(newest, [(); 4].map(|()| number(1.0)));
+    // An older one that only memory has.
+    bench.write(&[at(one(4), begin + 59 * minute)]);
+    let newest = [hour, 20 * minute, minute, 1_000_000].map(|step| ask(&bench, step));
+    assert_eq!(newest, [(); 4].map(|()| number(1.0)));
+}
+
+#[test]
 fn a_process_without_a_store_reads_what_clickhouse_has() {
     let mut bench = Bench::clickhouse();
     bench.write(&[one(1), one(2), event(3)]);
