@@ -20,7 +20,7 @@ use rusqlite::Connection;
 use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const DEVICES: u64 = 1_000;
 const METRICS: [&str; 5] = ["cpu_pct", "memory_pct", "disk_pct", "temperature_c", "load"];
@@ -33,6 +33,8 @@ const DAYS: i64 = 30;
 /// Times that each query is asked; the median counts.
 const ASKED: usize = 9;
 const DATABASE: &str = "fleet";
+/// Queries are asked of a table at rest.
+const MERGE_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// One row as both engines take it.
 struct Raw {
@@ -209,24 +211,36 @@ fn clickhouse_queries(
     let (end_us, points) = (clock.now_us(), readings / (DEVICES * 5));
     let pace = DAYS * DAY_US / points as i64;
     let began = Instant::now();
-    // In slices of time, as they would have come.
+    // Device by device, in the order of the key: as parts stand after their merges, without the merges' time.
     const SLICES: u64 = 20;
+    let mut metrics = METRICS;
+    metrics.sort_unstable();
     for slice in 0..SLICES {
-        let (first, count) = (slice * points / SLICES, points / SLICES);
+        let (first, rows) = (slice * DEVICES / SLICES, DEVICES / SLICES * 5 * points);
         server.sql(
             DATABASE,
             &format!(
                 "INSERT INTO readings (tenant, device, metric, ts, received_at, kind, number, text, queue_id, class, seq,
                  idx, batch, retention_days)
-                 SELECT 'bench', concat('dev-', leftPad(toString(number % {DEVICES}), 5, '0')),
-                 arrayElement({METRICS:?}, intDiv(number, {DEVICES}) % 5 + 1) AS metric,
-                 {end_us} - ({points} - {first} - intDiv(number, {DEVICES} * 5)) * {pace} AS at, at + 100000, 0,
-                 round(20 + 5 * sin(at / 1e10 + number % 7) + (cityHash64(number) % 100) / 200, 2), '',
-                 number % {DEVICES}, 1, {first} + intDiv(number, {DEVICES} * 5) + 1, intDiv(number, {DEVICES}) % 5, 0, 30000
-                 FROM numbers({count} * {DEVICES} * 5)"
-            ).replace('"', "'"),
+                 WITH {first} + intDiv(number, {points} * 5) AS of_device, intDiv(number, {points}) % 5 AS of_metric,
+                 number % {points} AS point
+                 SELECT 'bench', concat('dev-', leftPad(toString(of_device), 5, '0')),
+                 arrayElement({metrics:?}, of_metric + 1), {end_us} - ({points} - point) * {pace} AS at, at + 100000, 0,
+                 round(20 + 5 * sin(at / 1e10 + of_device % 7) + (cityHash64(number) % 100) / 200, 2), '', of_device, 1,
+                 point + 1, of_metric, 0, 30000
+                 FROM numbers({rows}) SETTINGS parallel_view_processing = 1, max_insert_threads = 2"
+            )
+            .replace('"', "'"),
         )?;
+        if (slice + 1) % 4 == 0 {
+            let filled = (slice + 1) * rows;
+            println!(
+                "ClickHouse: {filled} of {readings} readings after {:.0} s",
+                began.elapsed().as_secs_f64()
+            );
+        }
     }
+    merge(server)?;
     println!(
         "ClickHouse holds {} readings after {:.0} s",
         server.sql(DATABASE, "SELECT count() FROM readings")?,
@@ -244,6 +258,17 @@ fn clickhouse_queries(
     )?;
     println!("column of readings, codec, bytes a reading:\n{columns}");
     queries(runtime, &store, end_us)
+}
+
+/// Waits until ClickHouse has merged what it wants to merge.
+fn merge(server: &ClickHouse) -> Result<()> {
+    let began = Instant::now();
+    while began.elapsed() < MERGE_TIME_MAX
+        && server.sql(DATABASE, "SELECT count() FROM system.merges")? != "0"
+    {
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    Ok(())
 }
 
 /// So many readings over a month, through the store: time goes with the log.
