@@ -1,9 +1,11 @@
 //! `cargo run --release --example codec_sizes`: bytes a reading takes in ClickHouse by codec and by sort order, on five million
 //! readings of a thousand devices: a temperature with two decimals, a noisy f32, a pressure in steps of ten, a load in whole
-//! percent that changes every ten seconds, a counter; once a second with 20 ms of jitter, received 15 to 24 s later.
+//! percent that changes every ten seconds, a counter; once a second with 20 ms of jitter, received 15 to 24 s later. Then how long
+//! ClickHouse takes to find the newest value of each five seconds of a series, kept in two ways.
 
 use anyhow::Result;
 use muster_services::ClickHouse;
+use std::time::Instant;
 
 const ROWS: f64 = 5e6;
 const SOURCE: &str = "INSERT INTO source SELECT 'acme', concat('pump-', leftPad(toString(d), 5, '0')),
@@ -16,7 +18,7 @@ const SOURCE: &str = "INSERT INTO source SELECT 'acme', concat('pump-', leftPad(
     FROM (SELECT number % 1000 AS d, intDiv(number, 1000) % 5 AS m, intDiv(number, 5000) AS p FROM numbers(5000000))";
 /// Column, type, the codecs that are tried; `=` marks the one that the schema has.
 const COLUMNS: [(&str, &str, &[&str]); 8] = [
-    ("device", "String", &["=ZSTD(1)", "LZ4"]),
+    ("device", "String", &["=LZ4", "ZSTD(1)"]),
     ("ts", "Int64", &["=Delta, ZSTD(1)", "DoubleDelta, ZSTD(1)", "T64, ZSTD(1)", "ZSTD(1)", "Delta, LZ4"]),
     ("received_at", "Int64", &["=Delta, ZSTD(1)", "DoubleDelta, ZSTD(1)", "T64, ZSTD(1)", "ZSTD(1)"]),
     (
@@ -29,6 +31,16 @@ const COLUMNS: [(&str, &str, &[&str]); 8] = [
     ("idx", "UInt16", &["=ZSTD(1)", "Delta, ZSTD(1)"]),
     ("batch", "UInt64", &["=Delta, ZSTD(1)", "ZSTD(1)"]),
 ];
+/// How a rollup may keep the newest value; `=` marks the schema's.
+const NEWEST: [(&str, &str); 2] = [
+    ("argMax of a tuple", "argMaxState((toUInt8(0), number, ''), ts)"),
+    (
+        "=max of bytes that sort by time",
+        "max(concat(reverse(reinterpretAsFixedString(ts)), char(0), reinterpretAsFixedString(number)))",
+    ),
+];
+/// Times that each is asked, in turns; the median counts.
+const ASKED: usize = 5;
 /// `=` marks the schema's.
 const ORDERS: [&str; 4] = [
     "=tenant, device, metric, ts",
@@ -74,7 +86,7 @@ fn main() -> Result<()> {
     );
     for (at, order) in ORDERS.iter().enumerate() {
         sql(&format!(
-            "CREATE TABLE o{at} (tenant LowCardinality(String), device String CODEC(ZSTD(1)), metric LowCardinality(String),
+            "CREATE TABLE o{at} (tenant LowCardinality(String), device String CODEC(LZ4), metric LowCardinality(String),
              ts Int64 CODEC(Delta, ZSTD(1)), received_at Int64 CODEC(Delta, ZSTD(1)), batch UInt64 CODEC(Delta, ZSTD(1)),
              queue_id UInt64 CODEC(ZSTD(1)), seq UInt64 CODEC(DoubleDelta, ZSTD(1)), idx UInt16 CODEC(ZSTD(1)),
              number Float64 CODEC(Delta, ZSTD(1))) ENGINE = MergeTree ORDER BY ({})",
@@ -93,6 +105,29 @@ fn main() -> Result<()> {
         ))?;
         let rows = estimate.split('\t').nth(3).unwrap_or("?").to_owned();
         println!("{order:<30} {:>7.3} {rows:>9}", bytes / ROWS);
+    }
+    newest(&server)
+}
+
+fn newest(server: &ClickHouse) -> Result<()> {
+    println!("\nmilliseconds to find the newest value of a million groups");
+    let mut took = [const { Vec::new() }; 2];
+    for _ in 0..ASKED {
+        for (took, (_, newest)) in took.iter_mut().zip(NEWEST) {
+            let began = Instant::now();
+            server.sql(
+                "default",
+                &format!(
+                    "SELECT tenant, device, metric, intDiv(ts, 5000000) AS step, {newest} FROM source
+                 GROUP BY tenant, device, metric, step FORMAT Null"
+                ),
+            )?;
+            took.push(began.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    for (mut took, (name, _)) in took.into_iter().zip(NEWEST) {
+        took.sort_by(f64::total_cmp);
+        println!("{name:<34} {:>7.0}", took[ASKED / 2]);
     }
     Ok(())
 }

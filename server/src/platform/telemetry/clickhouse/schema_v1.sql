@@ -2,7 +2,7 @@
 -- brought the row: what is not confirmed yet is answered from memory. A Date ends with day 65,535, in 2149. kind: 0 a number, 1 a flag (number is 0 or 1), 2 a text.
 CREATE TABLE IF NOT EXISTS readings (
     tenant LowCardinality(String),
-    device String CODEC(ZSTD(1)),
+    device String CODEC(LZ4),
     metric LowCardinality(String),
     ts Int64 CODEC(Delta, ZSTD(1)),
     received_at Int64 CODEC(Delta, ZSTD(1)),
@@ -28,7 +28,7 @@ SETTINGS non_replicated_deduplication_window = 1000;
 -- kind, number, text. Their greatest costs a quarter of argMax over a tuple (docs/performance.md).
 CREATE TABLE IF NOT EXISTS readings_1m (
     tenant LowCardinality(String),
-    device String CODEC(ZSTD(1)),
+    device String CODEC(LZ4),
     metric LowCardinality(String),
     ts Int64 CODEC(Delta, ZSTD(1)),
     month UInt32 CODEC(ZSTD(1)),
