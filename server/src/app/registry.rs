@@ -9,10 +9,9 @@ use crate::devices::replica::{Look, Replica, Seen};
 use crate::platform::condition::Condition;
 use crate::platform::db::DbError;
 use crate::platform::http_kit::chain;
+use crate::platform::threads::{Stop, Threads};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Between two looks at what was changed.
@@ -75,8 +74,7 @@ impl Progress {
 /// The running thread; dropping it stops it.
 pub(super) struct Follower {
     progress: Arc<Progress>,
-    stop: Option<SyncSender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _threads: Threads,
 }
 
 impl Follower {
@@ -86,11 +84,10 @@ impl Follower {
     /// The thread cannot be started.
     pub(super) fn start(mut replica: Replica) -> Result<Self, AppError> {
         let progress = Arc::<Progress>::default();
-        let (stop, stopped) = sync_channel(0);
-        let told = progress.clone();
-        let thread = std::thread::Builder::new().name("registry".to_owned());
-        let thread = thread.spawn(move || run(&mut replica, &told, &stopped)).map_err(AppError::Thread)?;
-        Ok(Self { progress, stop: Some(stop), thread: Some(thread) })
+        let (told, mut threads) = (progress.clone(), Threads::default());
+        let started = threads.start("registry", move |stop| run(&mut replica, &told, stop));
+        started.map_err(AppError::Thread)?;
+        Ok(Self { progress, _threads: threads })
     }
 
     /// Its counters and condition.
@@ -99,19 +96,10 @@ impl Follower {
     }
 }
 
-impl Drop for Follower {
-    fn drop(&mut self) {
-        self.stop = None;
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the registry's thread panicked");
-        }
-    }
-}
-
-fn run(replica: &mut Replica, progress: &Progress, stopped: &Receiver<()>) {
+fn run(replica: &mut Replica, progress: &Progress, stop: &Stop) {
     let _ending = progress.condition.until_end();
     let mut compared = Instant::now();
-    while stopped.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+    while !stop.wait(LOOK_INTERVAL) {
         let is_due = compared.elapsed() >= COMPARE_INTERVAL;
         let outcome = replica.look(if is_due { Look::Everything } else { Look::Changes });
         if outcome.as_ref().is_ok_and(|seen| seen.compared.is_some()) {

@@ -2,8 +2,10 @@
 //!
 //! A connection whose PUBLISH found no room keeps it, stands in line here and is woken to try again. While
 //! the log stays full only [`PROBES`] connections try in each [`RETRY`]; the first that succeeds calls all
-//! others. MQTT 3.1.1 senders over a rate wait here too, since they cannot be refused for now; they try
-//! again each [`RATE_RETRY`]. Those over what no tick refills stand in `parked`. New CONNECTs are refused while [`Stalls::is_full`].
+//! others. Senders over a rate or a tenant's quota wait here too: MQTT 3.1.1 cannot be refused for now, and the others are
+//! not read on. They try again each tick, in [`PORTIONS`]: called all at once, a noisy tenant's connections would hold up
+//! everybody's messages ten times a second. Those over what no tick refills stand in `parked`. New CONNECTs are refused
+//! while [`Stalls::is_full`].
 //!
 //! Will and presence records that found no room wait in order, at most [`PRESENCE_MAX`] with at most
 //! [`PRESENCE_BODY_BYTES_MAX`] of wills; more are lost and counted, which the promise allows: they are no
@@ -24,9 +26,9 @@ use tokio::sync::Notify;
 
 /// How often waiting connections try again: soon enough for a window of 32 to flow on.
 const RETRY: Duration = Duration::from_millis(10);
-/// How often those over their rate try again while there is room: tokens come by the tick.
-const RATE_RETRY: Duration = Duration::from_millis(1_000 / TICKS_PER_S as u64);
-/// Connections that try at once while the log is full.
+/// Those over their rate try again once in so many pauses while there is room: tokens come by the tick.
+const PORTIONS: usize = 1_000 / TICKS_PER_S as usize / RETRY.as_millis() as usize;
+/// Connections that try at once while the log is full, and the smallest portion of a line.
 const PROBES: usize = 16;
 /// Presence records that may wait: every connection's end, twice over.
 pub(crate) const PRESENCE_MAX: usize = 40_000;
@@ -199,32 +201,29 @@ impl Stalls {
         lock(&self.line).is_empty() && lock(&self.presence).queue.is_empty()
     }
 
-    /// How long to wait before the next try, unless there is room before.
-    fn pause(&self) -> Duration {
-        let for_room = self.full.load(Ordering::Relaxed) || !lock(&self.presence).queue.is_empty();
-        if for_room { RETRY } else { RATE_RETRY }
-    }
-
     /// Wakes those in line; runs for the gateway's life.
     pub(crate) async fn run(core: Arc<Core>) {
         core.stalls.serve(|| core.stalls.retry_presence(&core), tokio::time::sleep).await;
     }
 
     async fn serve<Pause: Future>(&self, retry_presence: impl Fn(), pause: impl Fn(Duration) -> Pause) {
-        let mut called = Vec::new();
+        let (mut called, mut round) = (Vec::new(), Round::default());
         loop {
             while self.is_idle() {
                 self.arrived.notified().await;
             }
-            tokio::select! {
-                () = self.room.notified() => {}
-                _ = pause(self.pause()) => {}
-            }
+            let is_room = tokio::select! {
+                () = self.room.notified() => true,
+                _ = pause(RETRY) => false,
+            };
             retry_presence();
             {
                 let mut line = lock(&self.line);
-                let count =
-                    if self.full.load(Ordering::Relaxed) { PROBES.min(line.len()) } else { line.len() };
+                let count = match (self.full.load(Ordering::Relaxed), is_room) {
+                    (true, _) => PROBES.min(line.len()),
+                    (false, true) => line.len(),
+                    (false, false) => round.portion(line.len()),
+                };
                 called.extend(line.drain(..count));
             }
             for link in called.drain(..) {
@@ -232,6 +231,27 @@ impl Stalls {
                 link.waker.wake();
             }
         }
+    }
+}
+
+/// Who stood in line when it began is called in it, spread over its pauses.
+#[derive(Default)]
+struct Round {
+    pauses: usize,
+    size: usize,
+    left: usize,
+}
+
+impl Round {
+    /// How many of the line are called after this pause.
+    fn portion(&mut self, line: usize) -> usize {
+        if self.pauses == 0 {
+            (self.pauses, self.size, self.left) = (PORTIONS, line.div_ceil(PORTIONS).max(PROBES), line);
+        }
+        self.pauses -= 1;
+        let count = self.size.min(self.left).min(line);
+        self.left -= count;
+        count
     }
 }
 
@@ -294,14 +314,33 @@ mod tests {
 
     #[test]
     fn who_fails_again_waits_for_the_next_pause() {
-        for (count, answer) in [(1, Err(AppendError::Full)), (5, Err(AppendError::Full)), (5, Ok(()))] {
+        for count in [1, 5] {
             run(async {
-                let senders = Senders::start(count, answer);
+                let senders = Senders::start(count, Err(AppendError::Full));
                 assert_eq!(senders.tried().await, count, "each once when it came");
                 assert_eq!(senders.tried().await, 0, "nothing while the pause lasts");
                 for _ in 0..3 {
                     senders.pauses.add_permits(1);
                     assert_eq!(senders.tried().await, count, "each once a pause");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn those_over_a_rate_try_once_a_round_and_a_long_line_never_at_once() {
+        for (count, portion) in [(1, PROBES), (PROBES + 1, PROBES), (30 * PORTIONS + 1, 31)] {
+            run(async {
+                let senders = Senders::start(count, Ok(()));
+                assert_eq!(senders.tried().await, count, "each once when it came");
+                for _ in 0..3 {
+                    let mut tries = Vec::new();
+                    for _ in 0..PORTIONS {
+                        senders.pauses.add_permits(1);
+                        tries.push(senders.tried().await);
+                    }
+                    assert_eq!(tries.iter().sum::<usize>(), count, "each once a round: {tries:?}");
+                    assert!(tries.iter().all(|tries| *tries <= portion), "{tries:?}");
                 }
             });
         }

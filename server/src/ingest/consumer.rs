@@ -1,12 +1,13 @@
 //! The store consumer: reads the log into the store's memtable, flushes one shard after the other, syncs now and
 //! then, releases what is synced.
 
-use super::{Progress, Stop};
+use super::Progress;
 use crate::platform::clock::SharedClock;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
 use crate::platform::telemetry::{
     CrashPoint, LogSpan, RawBatch, STORE_READER, StoredBatch, TelemetryError, TelemetryStore,
 };
+use crate::platform::threads::Stop;
 use muster_journal::{Fs, RealFs};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,7 +45,7 @@ pub enum IngestError {
     Store(#[from] TelemetryError),
     /// A thread cannot be started.
     #[error("cannot start a thread")]
-    Thread(#[source] std::io::Error),
+    Thread(#[from] std::io::Error),
 }
 
 /// What one step did.

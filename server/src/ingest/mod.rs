@@ -35,11 +35,10 @@ pub use retention::PolicySource;
 use crate::platform::clock::SharedClock;
 use crate::platform::condition::Condition;
 use crate::platform::event_log::EventLog;
-use crate::platform::priority;
 use crate::platform::telemetry::TelemetryStore;
+use crate::platform::threads::{Stop, Threads};
 use muster_journal::{Fs, RealFs};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the sender waits for the store's last flush.
@@ -47,10 +46,9 @@ const LAST_FLUSH_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The running consumers; dropping it stops them.
 pub struct Ingest {
-    stop: Arc<Stop>,
+    threads: Threads,
     progress: Arc<Progress>,
     sending: Option<Condition>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// What [`Ingest::start`] needs.
@@ -73,39 +71,27 @@ impl Ingest {
     /// # Errors
     /// The cursor cannot be read, the log cannot be read there, or a thread cannot be started.
     pub fn start<F: Fs>(parts: Parts<F>) -> Result<Self, IngestError> {
-        let stop = Arc::new(Stop::default());
         let Parts { log, store, clock, on_stored, retention } = parts;
         let mut consumer = Consumer::begin(log.clone(), store.clone(), clock.clone(), on_stored)?;
         let sender = store.sender()?;
         let sending = sender.as_ref().map(|_| Condition::default());
-        let mut ingest =
-            Self { stop, progress: consumer.progress(), sending: sending.clone(), threads: Vec::new() };
+        let (mut threads, progress) = (Threads::default(), consumer.progress());
         let flushed = Arc::new(Stop::default());
         let last_flush = flushed.clone();
-        ingest.spawn("ingest-store", move |stop| {
+        threads.background("ingest-store", move |stop| {
             consumer.run(stop);
             flushed.set();
         })?;
-        if let Some((sender, condition)) = sender.zip(sending) {
-            ingest.spawn("ingest-sender", move |stop| {
+        if let Some((sender, condition)) = sender.zip(sending.clone()) {
+            threads.background("ingest-sender", move |stop| {
                 let sender = sending::run(sender, &condition, stop);
                 last_flush.wait(LAST_FLUSH_TIME_MAX);
                 sending::finish(sender);
             })?;
         }
-        ingest.spawn("ingest-tick", move |stop| tick::run(&log, stop))?;
-        ingest.spawn("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
-        Ok(ingest)
-    }
-
-    fn spawn(&mut self, name: &str, work: impl FnOnce(&Stop) + Send + 'static) -> Result<(), IngestError> {
-        let stop = self.stop.clone();
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-            priority::background();
-            work(&stop);
-        });
-        self.threads.push(thread.map_err(IngestError::Thread)?);
-        Ok(())
+        threads.background("ingest-tick", move |stop| tick::run(&log, stop))?;
+        threads.background("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
+        Ok(Self { threads, progress, sending })
     }
 
     /// The store's counters and condition.
@@ -122,45 +108,6 @@ impl Ingest {
 
     /// Stops the threads and waits for them. What was not stored stays in the log.
     pub fn stop(&mut self) {
-        self.stop.set();
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("an ingest thread panicked");
-            }
-        }
-    }
-}
-
-impl Drop for Ingest {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-/// A flag that sleepers notice at once.
-#[derive(Default)]
-pub struct Stop {
-    set: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Stop {
-    /// Raises the flag for good.
-    pub fn set(&self) {
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_all();
-    }
-
-    /// Whether it is raised.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        *self.set.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Sleeps until it is raised or the time is over; says whether it is raised.
-    pub fn wait(&self, timeout: Duration) -> bool {
-        let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(set, timeout, |set| !*set);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
+        self.threads.stop();
     }
 }

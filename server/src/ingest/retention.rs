@@ -1,6 +1,6 @@
 //! Runs the store's retention hourly.
 
-use super::Stop;
+use crate::platform::threads::Stop;
 use crate::platform::clock::Clock;
 use crate::platform::telemetry::{Policy, Retained, TelemetryStore};
 use std::time::Duration;

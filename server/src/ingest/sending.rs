@@ -1,6 +1,6 @@
 //! Runs the store's sender: blocks of the outbox go to ClickHouse, one after the other.
 
-use super::Stop;
+use crate::platform::threads::Stop;
 use crate::platform::condition::Condition;
 use crate::platform::http_kit::chain;
 use crate::platform::telemetry::TelemetryError;

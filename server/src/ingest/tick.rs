@@ -1,6 +1,6 @@
 //! Appends a tick record each second while the log is idle, so that rules see time pass.
 
-use super::Stop;
+use crate::platform::threads::Stop;
 use crate::platform::event_log::{AppendError, EventLog};
 use muster_journal::Fs;
 use std::time::Duration;

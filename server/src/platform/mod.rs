@@ -16,3 +16,4 @@ pub mod priority;
 pub mod schema;
 pub mod secret;
 pub mod telemetry;
+pub mod threads;

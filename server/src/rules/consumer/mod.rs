@@ -15,11 +15,11 @@ pub use worker::{
 use crate::platform::condition::Condition;
 use crate::platform::db::DbError;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
-use crate::platform::priority;
+use crate::platform::http_kit::chain;
+use crate::platform::threads::{Stop, Threads};
 use muster_journal::Fs;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// The reader's name.
@@ -40,6 +40,9 @@ pub enum ConsumerError {
     /// The log failed.
     #[error("rules cannot read the event log")]
     Log(#[from] EventLogError),
+    /// The thread cannot be started.
+    #[error("cannot start the rules' thread")]
+    Thread(#[from] std::io::Error),
 }
 
 /// Counters of the consumer, for metrics and readiness.
@@ -122,9 +125,8 @@ impl Progress {
 
 /// The running consumer; dropping it stops the thread after a last commit.
 pub struct Consumer {
-    stop: Arc<AtomicBool>,
+    threads: Threads,
     progress: Arc<Progress>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Consumer {
@@ -136,21 +138,7 @@ impl Consumer {
 
     /// Stops after a last commit.
     pub fn stop(mut self) {
-        self.join();
-    }
-
-    fn join(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            // A panic was reported by the thread itself.
-            let _ = thread.join();
-        }
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.join();
+        self.threads.stop();
     }
 }
 
@@ -177,14 +165,10 @@ pub fn spawn<F: Fs>(
     warm(&log, &mut worker)?;
     let reader = log.reader(READER, worker.position(), Pin::HoldsHalf)?;
     log.release(READER, worker.position())?;
-    let (stop, progress) = (Arc::new(AtomicBool::new(false)), Arc::new(Progress::default()));
-    let run = Run { log, reader, worker, stop: stop.clone(), progress: progress.clone() };
-    let thread = std::thread::Builder::new().name("rules".into()).spawn(move || {
-        priority::background();
-        run.run(seen, changes);
-    });
-    let thread = thread.expect("a thread can be started at start-up");
-    Ok(Consumer { stop, progress, thread: Some(thread) })
+    let (mut threads, progress) = (Threads::default(), Arc::new(Progress::default()));
+    let run = Run { log, reader, worker, progress: progress.clone() };
+    threads.background("rules", move |stop| run.run(seen, changes, stop))?;
+    Ok(Consumer { threads, progress })
 }
 
 /// Reads what came just before the cursor, so that copies of it are known.
@@ -207,14 +191,13 @@ struct Run<F: Fs> {
     log: EventLog<F>,
     reader: LogReader<F>,
     worker: Worker,
-    stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
 }
 
 impl<F: Fs> Run<F> {
-    fn run(mut self, mut seen: Changes, changes: impl Fn() -> Changes) {
+    fn run(mut self, mut seen: Changes, changes: impl Fn() -> Changes, stop: &Stop) {
         let _ending = self.progress.condition.until_end();
-        while !self.stop.load(Ordering::Acquire) {
+        while !stop.is_set() {
             let now = changes();
             if now.labels != seen.labels {
                 self.worker.forget_labels();
@@ -230,7 +213,7 @@ impl<F: Fs> Run<F> {
                     self.progress.failures.fetch_add(1, Ordering::Relaxed);
                     self.progress.condition.fails(why.clone());
                     tracing::warn!(error = why, "rules are held up, will retry");
-                    self.pause();
+                    stop.wait(RETRY);
                 }
             }
         }
@@ -262,23 +245,4 @@ impl<F: Fs> Run<F> {
         self.log.release(READER, self.worker.position())?;
         Ok(())
     }
-
-    /// Waits before a retry, in steps that notice a stop.
-    fn pause(&self) {
-        let until = std::time::Instant::now() + RETRY;
-        while std::time::Instant::now() < until && !self.stop.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
-    }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }

@@ -14,11 +14,10 @@ use crate::platform::condition::Condition;
 use crate::platform::db::DbError;
 use crate::platform::event_log::{EventLog, EventLogError, LogReader, Pin};
 use crate::platform::http_kit::chain;
-use crate::platform::priority;
+use crate::platform::threads::{Stop, Threads};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// The reader's name.
 pub const READER: &str = "usage";
@@ -45,7 +44,7 @@ pub enum MeterError {
     Moved,
     /// The thread cannot be started.
     #[error("cannot start the meter's thread")]
-    Thread(#[source] std::io::Error),
+    Thread(#[from] std::io::Error),
 }
 
 /// What the reader did so far.
@@ -71,9 +70,8 @@ pub struct Progress {
 
 /// The running reader; dropping it stops the thread after a last commit.
 pub struct Consumer {
-    stop: Arc<AtomicBool>,
+    threads: Threads,
     progress: Arc<Progress>,
-    thread: Option<JoinHandle<()>>,
 }
 
 impl Consumer {
@@ -85,20 +83,7 @@ impl Consumer {
 
     /// Stops after a last commit. Blocks.
     pub fn stop(mut self) {
-        self.join();
-    }
-
-    fn join(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the meter's thread panicked");
-        }
-    }
-}
-
-impl Drop for Consumer {
-    fn drop(&mut self) {
-        self.join();
+        self.threads.stop();
     }
 }
 
@@ -110,30 +95,25 @@ pub fn spawn(log: EventLog, parts: Parts) -> Result<Consumer, MeterError> {
     let worker = Worker::open(parts, log.epoch(), log.first()..log.durable_next())?;
     let reader = log.reader(READER, worker.position(), Pin::Pins)?;
     log.release(READER, worker.position())?;
-    let (stop, progress) = (Arc::new(AtomicBool::new(false)), worker.progress());
-    let mut run = Run { log, reader, worker, stop: stop.clone() };
+    let (mut threads, progress) = (Threads::default(), worker.progress());
+    let mut run = Run { log, reader, worker };
     let until = run.log.durable_next().min(run.worker.position() + CATCH_UP_RECORDS);
     while run.worker.position() < until && run.read()? {}
-    let thread = std::thread::Builder::new().name("usage".into());
-    let thread = thread.spawn(move || {
-        priority::background();
-        run.run();
-    });
-    Ok(Consumer { stop, progress, thread: Some(thread.map_err(MeterError::Thread)?) })
+    threads.background("usage", move |stop| run.run(stop))?;
+    Ok(Consumer { threads, progress })
 }
 
 struct Run {
     log: EventLog,
     reader: LogReader,
     worker: Worker,
-    stop: Arc<AtomicBool>,
 }
 
 impl Run {
-    fn run(mut self) {
+    fn run(mut self, stop: &Stop) {
         let progress = self.worker.progress();
         let _ending = progress.condition.until_end();
-        while !self.stop.load(Ordering::Acquire) {
+        while !stop.is_set() {
             match self.turn() {
                 Ok(()) => progress.condition.works(),
                 Err(error) => {
@@ -141,7 +121,7 @@ impl Run {
                     progress.failures.fetch_add(1, Ordering::Relaxed);
                     progress.condition.fails(why.clone());
                     tracing::warn!(error = why, "usage is not counted now, will retry");
-                    self.pause();
+                    stop.wait(RETRY);
                 }
             }
         }
@@ -173,13 +153,5 @@ impl Run {
         self.worker.commit()?;
         self.log.release(READER, self.worker.committed())?;
         Ok(())
-    }
-
-    /// Waits before a retry, in steps that notice a stop.
-    fn pause(&self) {
-        let until = Instant::now() + RETRY;
-        while Instant::now() < until && !self.stop.load(Ordering::Acquire) {
-            std::thread::sleep(Duration::from_millis(50));
-        }
     }
 }
