@@ -90,7 +90,8 @@ impl Ingest {
             })?;
         }
         threads.background("ingest-tick", move |stop| tick::run(&log, stop))?;
-        threads.background("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
+        threads
+            .background("ingest-retention", move |stop| retention::run(&store, &*clock, &retention, stop))?;
         Ok(Self { threads, progress, sending })
     }
 

@@ -1,8 +1,8 @@
 //! Runs the store's retention hourly.
 
-use crate::platform::threads::Stop;
 use crate::platform::clock::Clock;
 use crate::platform::telemetry::{Policy, Retained, TelemetryStore};
+use crate::platform::threads::Stop;
 use std::time::Duration;
 
 const INTERVAL: Duration = Duration::from_secs(3600);

@@ -1,10 +1,10 @@
 //! Runs the store's sender: blocks of the outbox go to ClickHouse, one after the other.
 
-use crate::platform::threads::Stop;
 use crate::platform::condition::Condition;
 use crate::platform::http_kit::chain;
 use crate::platform::telemetry::TelemetryError;
 use crate::platform::telemetry::clickhouse::Sender;
+use crate::platform::threads::Stop;
 use std::time::{Duration, Instant};
 
 /// Pause where nothing waits.

@@ -1,7 +1,7 @@
 //! Appends a tick record each second while the log is idle, so that rules see time pass.
 
-use crate::platform::threads::Stop;
 use crate::platform::event_log::{AppendError, EventLog};
+use crate::platform::threads::Stop;
 use muster_journal::Fs;
 use std::time::Duration;
 
