@@ -43,6 +43,9 @@ pub enum Command {
         /// Seconds at the same rate that are not measured.
         #[arg(long, default_value_t = 3.0)]
         warmup: f64,
+        /// Send on when the server refuses for now, as no good device does; what it refuses is gone.
+        #[arg(long)]
+        defiant: bool,
     },
     /// As many messages as go: every device keeps a window of unacknowledged messages.
     BenchBlast {
@@ -152,8 +155,10 @@ pub struct Messages {
     pub published_with_warmup: u64,
     /// `acked`, and what the warm-up got acknowledged.
     pub acked_with_warmup: u64,
-    /// Answered with a reason of 0x80 and above, by reason.
+    /// Answered with a reason of 0x80 and above and not sent again, by reason.
     pub refused: BTreeMap<String, u64>,
+    /// Refused for now by reason, warm-up included: kept, and sent again after a pause.
+    pub refused_for_now: BTreeMap<String, u64>,
     /// Without an answer at the end, or never sent.
     pub lost: u64,
     /// Acked by published, refused and lost.
@@ -198,11 +203,12 @@ pub fn run(command: &Command) -> Result<Outcome> {
             connect_only("bench-connect", common, Duration::ZERO, *again)
         }
         Command::Idle(common) => connect_only("idle", common, Duration::from_secs_f64(common.seconds), false),
-        Command::BenchRate { common, rate, warmup } => {
+        Command::BenchRate { common, rate, warmup, defiant } => {
             if !(*rate > 0.0 && *rate <= 1e6) {
                 bail!("--rate must be above 0 and at most 1,000,000");
             }
             with_messages("bench-rate", common, |engine, measure| {
+                engine.tally.defiant = *defiant;
                 if *warmup > 0.0 {
                     engine.run_rate(*rate, Duration::from_secs_f64(*warmup))?;
                     engine.drain(Duration::from_secs_f64(common.drain_timeout))?;
@@ -354,7 +360,8 @@ fn messages(engine: &Engine, unanswered: u64, acked_in_time: u64, seconds: f64) 
         acked: tally.acked,
         published_with_warmup: tally.warmup.0 + tally.published,
         acked_with_warmup: tally.warmup.1 + tally.acked,
-        refused: tally.refused.iter().map(|(reason, count)| (format!("0x{reason:02x}"), *count)).collect(),
+        refused: by_reason(&tally.refused),
+        refused_for_now: by_reason(&tally.kept),
         lost,
         success_ratio: if all == 0 { 0.0 } else { tally.acked as f64 / all as f64 },
         acked_per_s: acked_in_time as f64 / seconds,
@@ -363,6 +370,10 @@ fn messages(engine: &Engine, unanswered: u64, acked_in_time: u64, seconds: f64) 
         service_ms: percentiles(&tally.from_sent),
         send_late_ms: percentiles(&tally.send_late),
     }
+}
+
+fn by_reason(counts: &BTreeMap<u8, u64>) -> BTreeMap<String, u64> {
+    counts.iter().map(|(reason, count)| (format!("0x{reason:02x}"), *count)).collect()
 }
 
 fn percentiles(histogram: &Histogram<u64>) -> Percentiles {

@@ -48,6 +48,8 @@ pub(crate) struct Tally {
     pub(crate) refused: BTreeMap<u8, u64>,
     /// Refusals for now, after which the record was kept.
     pub(crate) kept: BTreeMap<u8, u64>,
+    /// No refusal makes a device wait: what was refused for now is gone too.
+    pub(crate) defiant: bool,
     /// Copies sent on purpose, and those acknowledged.
     pub(crate) copies: (u64, u64),
     /// Broken messages sent on purpose, and those answered as they must be.
@@ -97,6 +99,7 @@ impl Tally {
             warmup: (0, 0),
             refused: BTreeMap::new(),
             kept: BTreeMap::new(),
+            defiant: false,
             copies: (0, 0),
             poisons: (0, 0),
             poisons_taken: 0,
@@ -251,7 +254,7 @@ impl Tally {
 
     fn refused(&mut self, device: &mut Device, message: InFlight, reason: u8, now_ns: u64) {
         let quirks = device.quirks();
-        if REASONS_FOR_NOW.contains(&reason) {
+        if REASONS_FOR_NOW.contains(&reason) && !self.defiant {
             quirks.held_until_ns = now_ns + (HOLD_NS << quirks.holds.min(6));
             quirks.holds = quirks.holds.saturating_add(1);
             *self.kept.entry(reason).or_default() += 1;
@@ -302,6 +305,9 @@ mod tests {
         }
         assert_eq!((device.lanes.backlog_len(), tally.acked, tally.refused_total()), (3, 0, 0));
         assert!(tally.effects.held && device.quirks().held_until_ns > 2_000);
+        tally.defiant = true;
+        answered(&mut tally, &mut Device::new(2), message(1_000), 0x97);
+        assert_eq!((device.lanes.backlog_len(), tally.refused.remove(&0x97)), (3, Some(1)));
         answered(&mut tally, &mut device, InFlight { seq: 7, ..message(1_000) }, 0x99);
         assert_eq!((tally.refused_total(), &device.quirks().refused[..]), (1, &[(0, 7)][..]));
         for _ in 0..REFUSED_NOTED_MAX {

@@ -66,6 +66,13 @@ impl Found {
         self.0.pointer(pointer).and_then(Value::as_f64).unwrap_or(f64::NAN)
     }
 
+    /// The sum of an object of numbers at a JSON pointer.
+    pub(crate) fn sum(&self, pointer: &str) -> Result<f64> {
+        let found = self.0.pointer(pointer).and_then(Value::as_object);
+        let found = found.with_context(|| format!("the generator told nothing at {pointer}"))?;
+        Ok(found.values().filter_map(Value::as_f64).sum())
+    }
+
     /// Bytes of the server's memory that each connection took.
     pub(crate) fn bytes_per_connection(&self) -> f64 {
         let after = self.number("/cost/server/rss_bytes");
