@@ -126,7 +126,7 @@ fn a_steady_rate_is_sent_and_acknowledged() {
     let Some(broker) = broker("a_steady_rate_is_sent_and_acknowledged") else { return };
     for mqtt in [4, 5] {
         let common = common(&broker, mqtt, 100);
-        let outcome = run(&Command::BenchRate { common, rate: 500.0, warmup: 0.2 }).unwrap();
+        let outcome = run(&Command::BenchRate { common, rate: 500.0, warmup: 0.2, defiant: false }).unwrap();
         assert_all_acked(&outcome);
         assert_eq!(outcome.messages.as_ref().unwrap().published, 500);
         assert!(outcome.messages.as_ref().unwrap().puback_ms.p50 > 0.0);
