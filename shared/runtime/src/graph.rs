@@ -6,9 +6,7 @@
 
 use std::collections::HashMap;
 
-use tract_onnx::pb::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto, type_proto,
-};
+use crate::onnx::{AttributeProto, DataType, GraphProto, ModelProto, NodeProto, TensorProto};
 
 /// Deepest nesting of subgraphs (If, Loop, Scan).
 const DEPTH_MAX: usize = 8;
@@ -40,6 +38,14 @@ pub enum Refusal {
         operator: String,
         /// The operator's domain.
         domain: String,
+    },
+    /// A function of the model's own.
+    #[error(
+        "function `{function}` of the model's own; expected operators only (inline functions when exporting)"
+    )]
+    Function {
+        /// The function.
+        function: String,
     },
     /// Softmax and the like between dequantise and quantise.
     #[error(
@@ -91,6 +97,9 @@ pub enum Refusal {
 /// # Errors
 /// The first pattern that the engine does not compute rightly.
 pub(crate) fn check_model(model: &ModelProto) -> Result<(), Refusal> {
+    if let Some(function) = model.functions.first() {
+        return Err(Refusal::Function { function: function.name.clone() });
+    }
     check_graph(model.graph.as_ref().ok_or(Refusal::NoGraph)?, 0)
 }
 
@@ -121,7 +130,7 @@ fn check_graph(graph: &GraphProto, depth: usize) -> Result<(), Refusal> {
 }
 
 fn check_tensor(tensor: &TensorProto) -> Result<(), Refusal> {
-    if tensor.data_location == Some(EXTERNAL) || !tensor.external_data.is_empty() {
+    if tensor.data_location == EXTERNAL || !tensor.external_data.is_empty() {
         return Err(Refusal::ExternalWeights { tensor: tensor.name.clone() });
     }
     Ok(())
@@ -175,9 +184,7 @@ impl<'a> Wiring<'a> {
             graph.initializer.iter().map(|tensor| (tensor.name.as_str(), tensor.data_type)).collect();
         let mut inputs = HashMap::new();
         for input in &graph.input {
-            if let Some(type_proto::Value::TensorType(tensor)) =
-                input.r#type.as_ref().and_then(|t| t.value.as_ref())
-            {
+            if let Some(tensor) = input.r#type.as_ref().and_then(|t| t.tensor_type.as_ref()) {
                 inputs.insert(input.name.as_str(), tensor.elem_type);
             }
         }
@@ -240,15 +247,15 @@ impl<'a> Wiring<'a> {
     fn output_type(&self, quantize: &NodeProto) -> Option<i32> {
         match quantize.input.get(2).filter(|name| !name.is_empty()) {
             Some(zero_point) => self.constants.get(zero_point.as_str()).copied(),
-            None => Some(tensor_proto::DataType::Uint8 as i32),
+            None => Some(DataType::Uint8 as i32),
         }
     }
 }
 
 fn eight_bit_name(data_type: i32) -> Option<&'static str> {
     match data_type {
-        t if t == tensor_proto::DataType::Uint8 as i32 => Some("uint8"),
-        t if t == tensor_proto::DataType::Int8 as i32 => Some("int8"),
+        t if t == DataType::Uint8 as i32 => Some("uint8"),
+        t if t == DataType::Int8 as i32 => Some("int8"),
         _ => None,
     }
 }
@@ -256,10 +263,10 @@ fn eight_bit_name(data_type: i32) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tract_onnx::pb::{TypeProto, ValueInfoProto};
+    use crate::onnx::{FunctionProto, TensorType, TypeProto, ValueInfoProto};
 
-    const U8: i32 = tensor_proto::DataType::Uint8 as i32;
-    const I8: i32 = tensor_proto::DataType::Int8 as i32;
+    const U8: i32 = DataType::Uint8 as i32;
+    const I8: i32 = DataType::Int8 as i32;
 
     fn node(operator: &str, inputs: &[&str], output: &str) -> NodeProto {
         NodeProto {
@@ -275,9 +282,8 @@ mod tests {
     }
 
     fn input(name: &str, elem_type: i32) -> ValueInfoProto {
-        let tensor = type_proto::Tensor { elem_type, ..Default::default() };
-        let kind = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
-        ValueInfoProto { name: name.into(), r#type: Some(kind), ..ValueInfoProto::default() }
+        let tensor_type = Some(TensorType { elem_type, shape: None });
+        ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type }) }
     }
 
     fn refusal(nodes: Vec<NodeProto>) -> Option<String> {
@@ -427,11 +433,14 @@ mod tests {
     }
 
     #[test]
-    fn external_weights_and_missing_graphs_are_refused() {
-        let tensor = TensorProto { data_location: Some(EXTERNAL), ..constant("w", I8) };
+    fn external_weights_functions_and_missing_graphs_are_refused() {
+        let tensor = TensorProto { data_location: EXTERNAL, ..constant("w", I8) };
         let graph = GraphProto { initializer: vec![tensor], ..GraphProto::default() };
         let refused = check_model(&ModelProto { graph: Some(graph), ..ModelProto::default() });
         assert_eq!(refused, Err(Refusal::ExternalWeights { tensor: "w".into() }));
         assert_eq!(check_model(&ModelProto::default()), Err(Refusal::NoGraph));
+        let functions = vec![FunctionProto { name: "gelu".into() }];
+        let refused = check_model(&ModelProto { functions, ..ModelProto::default() });
+        assert_eq!(refused, Err(Refusal::Function { function: "gelu".into() }));
     }
 }

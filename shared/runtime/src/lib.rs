@@ -1,18 +1,19 @@
 //! Model bundles: open, check, load, self-test, and score sensor rows and pictures.
 //!
 //! Cast: the agent's pipelines and `muster-agent check` call this crate; the server's inference will, so that both score
-//! identically. It calls the inference engine (tract) and the picture decoders, reads files below the bundle's directory
+//! identically. It calls an inference engine (tract or rten) and the picture decoders, reads files below the bundle's directory
 //! and the pictures that it is given, and nothing else: no clock but the monotonic one for latencies, no network, no threads.
 //!
 //! The path of a model:
 //! 1. [`Bundle::open`] reads `model.toml` and `model.onnx`, strictly and within bounds;
-//! 2. [`Model::load`] refuses graphs that the engine computes wrongly (`graph`), turns int8 weights into floats before the
-//!    engine sees them (`weights`), pins the shape, optimises one plan (`engine`), and runs the golden samples;
+//! 2. [`Model::load`] decodes the graph (`onnx`), refuses what an engine computes wrongly (`graph`), turns int8 weights into
+//!    floats before an engine sees them (`weights`), pins the shape (`prepare`), has one plan made (`engine`), and runs the
+//!    golden samples;
 //! 3. [`SeriesPipeline`] or [`ImagePipeline`] turn input into [`Inference`]s. Plans are shared by threads; a pipeline owns its state.
 //!
 //! Promise: a loaded model gave the bundle's expected answers on this machine. A model that does not is refused, with the difference.
 //!
-//! Architecture invariant: only `engine`, `graph` and `weights` name the engine's types.
+//! Architecture invariant: only `engine::tract` and `engine::rten` name an engine's types (ADR 0025).
 
 mod bundle;
 mod engine;
@@ -20,13 +21,15 @@ mod graph;
 mod inference;
 mod manifest;
 mod model;
+mod onnx;
 mod parse;
 pub mod postprocess;
+mod prepare;
 pub mod preprocess;
 mod weights;
 
 pub use bundle::{Bundle, BundleError, MANIFEST_BYTES_MAX, MODEL_BYTES_MAX};
-pub use engine::{EngineError, RunError, Session};
+pub use engine::{EngineError, EngineKind, RunError, Session};
 pub use graph::Refusal;
 pub use inference::{
     ImagePipeline, Inference, LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_NOTHING, PICTURE_BYTES_MAX, PipelineError,

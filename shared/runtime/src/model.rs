@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::bundle::{Bundle, BundleError};
-use crate::engine::{Engine, EngineError, RunError, Session};
+use crate::engine::{Engine, EngineError, EngineKind, RunError, Session};
 use crate::manifest::{Golden, GoldenExpected, GoldenInput, Manifest, Preprocess};
 use crate::preprocess::{ImageError, decode_picture, picture_tensor, series_tensor};
 
@@ -102,13 +102,25 @@ struct Inner {
 pub struct Model(Arc<Inner>);
 
 impl Model {
-    /// Loads and self-tests the model of a bundle.
+    /// Loads and self-tests the model of a bundle on this build's default engine.
+    ///
+    /// # Errors
+    /// As [`Self::load_on`], and where this build has no engine.
+    pub fn load(bundle: &Bundle) -> Result<Self, LoadError> {
+        let Some(&kind) = EngineKind::ALL.first() else {
+            let model = bundle.manifest().name.clone();
+            return Err(LoadError::Engine { model, source: EngineError::NoEngine });
+        };
+        Self::load_on(bundle, kind)
+    }
+
+    /// Loads and self-tests the model of a bundle on one engine.
     ///
     /// # Errors
     /// When the graph is refused, does not fit `model.toml`, or a golden sample's answer differs.
-    pub fn load(bundle: &Bundle) -> Result<Self, LoadError> {
+    pub fn load_on(bundle: &Bundle, kind: EngineKind) -> Result<Self, LoadError> {
         let manifest = bundle.manifest().clone();
-        let engine = Engine::load(bundle.onnx(), &manifest.input, &manifest.output)
+        let engine = Engine::load(kind, bundle.onnx(), &manifest.input, &manifest.output)
             .map_err(|source| LoadError::Engine { model: manifest.name.clone(), source })?;
         let self_test = self_test(bundle, &engine)?;
         Ok(Self(Arc::new(Inner { manifest, engine, self_test })))
@@ -118,6 +130,12 @@ impl Model {
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.0.manifest
+    }
+
+    /// The engine that runs it.
+    #[must_use]
+    pub fn engine(&self) -> EngineKind {
+        self.0.engine.kind()
     }
 
     /// What the self-test saw at load.

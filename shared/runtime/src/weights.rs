@@ -5,9 +5,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tract_onnx::pb::{GraphProto, NodeProto, TensorProto, tensor_proto::DataType};
-
 use crate::graph::attribute;
+use crate::onnx::{DataType, GraphProto, NodeProto, TensorProto};
 
 /// Replaces every DequantizeLinear of an initialiser and drops initialisers that nobody uses any more.
 /// Returns how many were replaced.
@@ -142,7 +141,7 @@ fn words(raw: &[u8]) -> Option<impl Iterator<Item = [u8; 4]> + '_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tract_onnx::pb::{AttributeProto, ValueInfoProto};
+    use crate::onnx::{AttributeProto, ValueInfoProto};
 
     fn tensor(name: &str, kind: DataType, dims: &[i64], raw_data: Vec<u8>) -> TensorProto {
         TensorProto {

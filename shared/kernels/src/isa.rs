@@ -1,0 +1,64 @@
+//! Which instructions this processor has.
+
+/// An instruction set that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// AVX-512 with VNNI and VBMI: four int8 products summed in one step (Ice Lake, Zen 4 and later).
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
+    /// AVX2: int16 products summed by pairs (every x86-64 processor since 2015 or so).
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// What every processor of the target has.
+    Portable,
+}
+
+impl Isa {
+    /// The best of this processor.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::available()[0]
+    }
+
+    /// All that this processor can run, the best first.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        let mut found = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512vl");
+            if avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
+                found.push(Self::Vnni);
+            }
+            if is_x86_feature_detected!("avx2") {
+                found.push(Self::Avx2);
+            }
+        }
+        found.push(Self::Portable);
+        found
+    }
+}
+
+impl Isa {
+    /// Whether its kernels take int16.
+    pub(crate) fn is_wide(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx2 {
+            return true;
+        }
+        false
+    }
+
+    /// What its kernels add to each element of a row: VNNI multiplies unsigned bytes by signed ones.
+    pub(crate) fn row_offset(self) -> i32 {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni => 128,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => 0,
+            Self::Portable => 0,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! Quantized two-dimensional convolution in integer arithmetic, as ONNX defines QLinearConv: int8 in, int8 out, sums in
+//! int32, one rounding at the end.
+//!
+//! Cast: the runtime's tract engine makes a [`Convolution`] of each QLinearConv at load and runs it in its own operator.
+//! Nothing is called from here but the processor.
+//!
+//! Tensors are NHWC (channels innermost) without a batch: a pixel's channels lie side by side, which is what the kernels
+//! read. Three ways through (`Plan`): pointwise (1 x 1, a matrix product as it lies), depthwise (one filter a channel), and
+//! the rest by gathering each output pixel's window into a row, then the matrix product.
+//!
+//! The sum of a window is exact, whatever the kernel: int8 products of at most 2^14 in an int32, so windows hold at most
+//! [`WINDOW_MAX`] elements. It is scaled in f32, rounded to the nearest, ties to even, as ONNX Runtime's MLAS does it; so the
+//! answers are ONNX Runtime's, bit by bit (`tests/properties.rs` holds every kernel against [`reference`]).
+//!
+//! Architecture invariant: `unsafe` stands in the files of one instruction set only, each block with its reason.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod convolution;
+mod depthwise;
+mod gemm;
+mod isa;
+mod layout;
+mod reference;
+mod requantize;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
+pub use convolution::{Convolution, Invalid, Scratch, Shape, WINDOW_MAX, Weights};
+pub use isa::Isa;
+pub use layout::{channels_first, channels_last};
+pub use reference::reference;
+pub use requantize::Requantize;

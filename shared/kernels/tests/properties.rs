@@ -1,0 +1,175 @@
+//! Every kernel of this processor gives the definition's answers, bit by bit, whatever the shape.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use muster_kernels::{Convolution, Isa, Requantize, Scratch, Shape, WINDOW_MAX, Weights, reference};
+use proptest::prelude::*;
+
+/// How groups divide the channels.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Dense,
+    Depthwise,
+    Grouped,
+}
+
+prop_compose! {
+    fn axis()(kernel in 1..5_usize, stride in 1..4_usize, dilation in 1..3_usize)
+        (pad_begin in 0..=kernel, pad_end in 0..=kernel, more in 0..9_usize,
+         (kernel, stride, dilation) in Just((kernel, stride, dilation))) -> [usize; 6] {
+        let window = dilation * (kernel - 1) + 1;
+        let input = (window + more).saturating_sub(pad_begin + pad_end).max(1);
+        let input = if input + pad_begin + pad_end < window { window } else { input };
+        [input, kernel, stride, dilation, pad_begin, pad_end]
+    }
+}
+
+fn shapes() -> impl Strategy<Value = Shape> {
+    let kind = prop_oneof![Just(Kind::Dense), Just(Kind::Depthwise), Just(Kind::Grouped)];
+    (axis(), axis(), kind, 1..40_usize, 1..40_usize, 2..4_usize).prop_map(|(y, x, kind, a, b, groups)| {
+        let (channels_in, channels_out, groups) = match kind {
+            Kind::Dense => (a, b, 1),
+            Kind::Depthwise => (a, a, a),
+            Kind::Grouped => (a.div_ceil(4) * groups, b.div_ceil(4) * groups, groups),
+        };
+        let at = |index: usize| [y[index], x[index]];
+        Shape {
+            input: at(0),
+            channels_in,
+            channels_out,
+            kernel: at(1),
+            stride: at(2),
+            dilation: at(3),
+            pad_begin: at(4),
+            pad_end: at(5),
+            groups,
+        }
+    })
+}
+
+/// Bytes of every value, the extremes more often, from a seed.
+fn bytes(count: usize, mut seed: u64) -> Vec<i8> {
+    (0..count)
+        .map(|_| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            match seed >> 60 {
+                0 => i8::MIN,
+                1 => i8::MAX,
+                _ => (seed >> 40) as i8,
+            }
+        })
+        .collect()
+}
+
+fn check(shape: &Shape, seed: u64, input_zero: i8, zero: i8, min: i8, scale: f32) {
+    let window = shape.channels_in / shape.groups * shape.kernel[0] * shape.kernel[1];
+    let values = bytes(shape.channels_out * window, seed);
+    let bias: Vec<i32> =
+        bytes(shape.channels_out, seed ^ 1).into_iter().map(|b| i32::from(b) * 1_000).collect();
+    let weights = Weights { values: &values, bias: Some(&bias), input_zero };
+    let multipliers = (0..shape.channels_out).map(|channel| scale * (1.0 + channel as f32 / 7.0)).collect();
+    let requantize = Requantize { multipliers, zero, min, max: i8::MAX };
+    let input = bytes(shape.input_elements(), seed ^ 2);
+    let expected = reference(shape, &weights, &requantize, &input);
+    for isa in Isa::available() {
+        let convolution = Convolution::on(isa, shape.clone(), &weights, requantize.clone()).unwrap();
+        let (mut found, mut scratch) = (vec![0; shape.output_elements()], Scratch::default());
+        // Twice: what the first run left in the scratch does not matter.
+        for _ in 0..2 {
+            found.fill(0x55);
+            convolution.run(&input, &mut found, &mut scratch);
+            assert!(found == expected, "{isa:?} {shape:?}: {found:?} against {expected:?}");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #[test]
+    fn kernels_agree_with_the_definition(
+        shape in shapes(),
+        seed: u64,
+        input_zero: i8,
+        zero: i8,
+        min in prop_oneof![Just(i8::MIN), any::<i8>()],
+        scale in 1e-6..0.02_f32,
+    ) {
+        check(&shape, seed, input_zero, zero, min.min(zero), scale);
+    }
+}
+
+fn square(input: usize, channels_in: usize, channels_out: usize, kernel: usize, groups: usize) -> Shape {
+    let (kernel, pad) = ([kernel; 2], [kernel / 2; 2]);
+    let (stride, dilation) = ([1; 2], [1; 2]);
+    let input = [input; 2];
+    Shape { input, channels_in, channels_out, kernel, stride, dilation, pad_begin: pad, pad_end: pad, groups }
+}
+
+#[test]
+fn the_largest_sums_are_exact() {
+    // Each product is 2^14 or so, all of one sign.
+    let shape = square(1, WINDOW_MAX, 1, 1, 1);
+    for (value, weight) in [(i8::MIN, i8::MIN), (i8::MAX, i8::MIN), (i8::MIN, i8::MAX)] {
+        let values = vec![weight; WINDOW_MAX];
+        let weights = Weights { values: &values, bias: None, input_zero: 0 };
+        let sum = i32::from(value) * i32::from(weight) * WINDOW_MAX as i32;
+        let multipliers = vec![100.0 / sum as f32];
+        let requantize = Requantize { multipliers, zero: 0, min: i8::MIN, max: i8::MAX };
+        for isa in Isa::available() {
+            let convolution = Convolution::on(isa, shape.clone(), &weights, requantize.clone()).unwrap();
+            let mut found = [0];
+            convolution.run(&vec![value; WINDOW_MAX], &mut found, &mut Scratch::default());
+            assert_eq!(found, [100], "{isa:?}");
+        }
+    }
+}
+
+#[test]
+fn halves_are_rounded_to_even() {
+    let input: Vec<i8> = (i8::MIN..=i8::MAX).collect();
+    let expected: Vec<i8> =
+        input.iter().map(|value| (f32::from(*value) / 2.0).round_ties_even() as i8).collect();
+    assert_eq!(expected[128 - 5..128 + 6], [-2, -2, -2, -1, 0, 0, 0, 1, 2, 2, 2]);
+    for (groups, channels) in [(1, 1), (2, 2)] {
+        let shape = Shape { input: [1, 256 / channels], ..square(1, channels, channels, 1, groups) };
+        let weights = Weights { values: &vec![1; channels], bias: None, input_zero: 0 };
+        let requantize = Requantize { multipliers: vec![0.5; channels], zero: 0, min: i8::MIN, max: i8::MAX };
+        assert_eq!(reference(&shape, &weights, &requantize, &input), expected);
+        for isa in Isa::available() {
+            let convolution = Convolution::on(isa, shape.clone(), &weights, requantize.clone()).unwrap();
+            let mut found = vec![0; 256];
+            convolution.run(&input, &mut found, &mut Scratch::default());
+            assert_eq!(found, expected, "{isa:?}, {groups} groups");
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_refused_with_the_field() {
+    let refused = |shape: Shape| {
+        let window = shape.channels_in / shape.groups.max(1) * shape.kernel[0] * shape.kernel[1];
+        let values = vec![0; (shape.channels_out * window).min(1 << 20)];
+        let weights = Weights { values: &values, bias: None, input_zero: 0 };
+        let multipliers = vec![1.0; shape.channels_out];
+        let requantize = Requantize { multipliers, zero: 0, min: i8::MIN, max: i8::MAX };
+        Convolution::new(shape, &weights, requantize).map(drop)
+    };
+    let good = square(4, 4, 8, 3, 1);
+    assert_eq!(refused(good.clone()), Ok(()));
+    let field = |shape: Shape| refused(shape).unwrap_err().field;
+    assert_eq!(field(Shape { stride: [0, 1], ..good.clone() }), "stride");
+    assert_eq!(field(Shape { groups: 0, ..good.clone() }), "groups");
+    assert_eq!(field(Shape { groups: 3, ..good.clone() }), "groups");
+    assert_eq!(field(Shape { kernel: [9, 9], ..good.clone() }), "kernel");
+    assert_eq!(field(square(1, WINDOW_MAX + 1, 1, 1, 1)), "kernel");
+    assert_eq!(field(Shape { input: [1 << 20, 1 << 10], ..good.clone() }), "input");
+    assert_eq!(
+        field(Shape { pad_end: [1 << 21, 1], ..good.clone() }),
+        "input, kernel, stride, dilation, pad"
+    );
+    let values = vec![0; 8 * 36];
+    let weights = Weights { values: &values[1..], bias: None, input_zero: 0 };
+    let requantize = Requantize { multipliers: vec![1.0; 8], zero: 0, min: i8::MIN, max: i8::MAX };
+    let text = Convolution::new(good, &weights, requantize).unwrap_err().to_string();
+    assert_eq!(text, "convolution: `weights` is 287, expected 288");
+}

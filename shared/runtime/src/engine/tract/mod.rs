@@ -1,0 +1,78 @@
+//! tract: optimised plans, weights packed at load, quantized convolutions by our own kernels.
+
+mod quantized;
+#[cfg(test)]
+mod quantized_tests;
+
+use std::sync::Arc;
+
+use tract_onnx::prelude::*;
+use tract_onnx::tract_core::plan::SimpleState;
+
+use super::{EngineError, Plan, Run, RunError};
+use crate::manifest::{InputSpec, OutputSpec};
+use crate::prepare::mismatch_unless;
+
+#[derive(Debug)]
+struct Tract {
+    plan: Arc<TypedSimplePlan>,
+    shape: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct State {
+    state: TypedSimpleState,
+    shape: Vec<usize>,
+}
+
+pub(super) fn load(
+    onnx: &[u8],
+    input: &InputSpec,
+    output: &OutputSpec,
+) -> Result<Box<dyn Plan>, EngineError> {
+    let mut framework = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
+    quantized::teach(&mut framework.op_register);
+    let failed = |step: &'static str| {
+        move |error: TractError| EngineError::Build { step, detail: format!("{error:#}") }
+    };
+    let mut model = framework
+        .model_for_read(&mut &*onnx)
+        .map_err(failed("reads the graph"))?
+        .with_input_fact(0, f32::fact(&input.shape).into())
+        .map_err(failed("pins the input's shape"))?
+        .into_typed()
+        .map_err(failed("infers shapes and types"))?
+        .into_decluttered()
+        .map_err(failed("tidies the graph"))?;
+    quantized::join(&mut model).map_err(failed("joins quantized layers"))?;
+    let plan = model
+        .into_optimized()
+        .map_err(failed("optimises the graph"))?
+        .into_runnable()
+        .map_err(failed("plans the graph"))?;
+    let fact = plan.model().output_fact(0).map_err(failed("reads the output"))?;
+    let fits = fact.shape.as_concrete().is_some_and(|shape| shape == output.shape);
+    mismatch_unless(fits, "output.shape", || (format!("{:?}", fact.shape), format!("{:?}", output.shape)))?;
+    Ok(Box::new(Tract { plan, shape: input.shape.clone() }))
+}
+
+impl Plan for Tract {
+    fn session(&self) -> Result<Box<dyn Run>, RunError> {
+        let state = SimpleState::new(&self.plan).map_err(failed)?;
+        Ok(Box::new(State { state, shape: self.shape.clone() }))
+    }
+}
+
+impl Run for State {
+    fn run(&mut self, input: &[f32]) -> Result<Vec<f32>, RunError> {
+        let tensor = Tensor::from_shape(&self.shape, input).map_err(failed)?;
+        let outputs = self.state.run(tvec!(tensor.into_tvalue())).map_err(failed)?;
+        let output = outputs.first().ok_or_else(|| RunError::Engine { detail: "no output".into() })?;
+        let output = output.cast_to::<f32>().map_err(failed)?;
+        output.try_as_plain_ram().and_then(|view| view.as_slice::<f32>().map(<[f32]>::to_vec)).map_err(failed)
+    }
+}
+
+fn failed(error: TractError) -> RunError {
+    RunError::Engine { detail: format!("{error:#}") }
+}
