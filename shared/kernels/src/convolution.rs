@@ -9,6 +9,8 @@ pub const WINDOW_MAX: usize = 1 << 16;
 /// Most elements of a tensor.
 const ELEMENTS_MAX: usize = 1 << 28;
 
+/// The largest height, width, step or pad: their products fit an usize of 32 bits.
+const SIZE_MAX: usize = 1 << 15;
 /// Bytes that are copied at once.
 const PIECE: usize = 16;
 
@@ -53,9 +55,15 @@ pub struct Invalid {
     /// The field.
     pub field: &'static str,
     /// Its value.
-    pub found: usize,
+    pub found: String,
     /// What it should be.
     pub expected: String,
+}
+
+impl Invalid {
+    fn of(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
+        Self { field, found: found.to_string(), expected: expected.into() }
+    }
 }
 
 /// Memory of one run, reused by the next.
@@ -87,6 +95,9 @@ pub struct Convolution {
 
 impl Shape {
     /// Height and width of the output.
+    ///
+    /// # Panics
+    /// Where [`Self::check`] refuses the shape, at most.
     #[must_use]
     pub fn output(&self) -> [usize; 2] {
         std::array::from_fn(|axis| {
@@ -118,8 +129,12 @@ impl Shape {
         Some(y? * self.input[1] + x?)
     }
 
-    fn check(&self) -> Result<(), Invalid> {
-        let refuse = |field, found, expected: &str| Err(Invalid { field, found, expected: expected.into() });
+    /// Whether there is such a convolution.
+    ///
+    /// # Errors
+    /// The field that does not fit.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let refuse = |field, found: usize, expected: &str| Err(Invalid::of(field, found, expected));
         let positive = [
             ("input", self.input[0].min(self.input[1])),
             ("channels_in", self.channels_in),
@@ -133,8 +148,8 @@ impl Shape {
             return refuse(field, found, "at least 1");
         }
         let all = [self.input, self.kernel, self.stride, self.dilation, self.pad_begin, self.pad_end];
-        if let Some(found) = all.as_flattened().iter().find(|found| **found > 1 << 20) {
-            return refuse("input, kernel, stride, dilation, pad", *found, "at most 1,048,576 each");
+        if let Some(found) = all.as_flattened().iter().find(|found| **found > SIZE_MAX) {
+            return refuse("input, kernel, stride, dilation, pad", *found, "at most 32,768 each");
         }
         if !self.channels_in.is_multiple_of(self.groups) || !self.channels_out.is_multiple_of(self.groups) {
             return refuse("groups", self.groups, "a divisor of channels_in and channels_out");
@@ -181,19 +196,23 @@ impl Convolution {
     ) -> Result<Self, Invalid> {
         if !Isa::available().contains(&isa) {
             let expected = format!("one of {:?}", Isa::available());
-            return Err(Invalid { field: "isa", found: 0, expected });
+            return Err(Invalid::of("isa", format!("{isa:?}"), expected));
         }
         shape.check()?;
         let window = shape.channels_in / shape.groups * shape.kernel[0] * shape.kernel[1];
         let counts = [
-            ("weights", weights.values.len(), shape.channels_out * window),
+            ("weights", weights.values.len(), shape.channels_out.saturating_mul(window)),
             ("bias", weights.bias.map_or(shape.channels_out, <[i32]>::len), shape.channels_out),
             ("multipliers", requantize.multipliers.len(), shape.channels_out),
         ];
         if let Some((field, found, expected)) =
             counts.into_iter().find(|(_, found, expected)| found != expected)
         {
-            return Err(Invalid { field, found, expected: expected.to_string() });
+            return Err(Invalid::of(field, found, expected.to_string()));
+        }
+        if requantize.min > requantize.max {
+            let expected = format!("at most max, {}", requantize.max);
+            return Err(Invalid::of("min", requantize.min, expected));
         }
         let input_zero = weights.input_zero;
         let is_depthwise = shape.groups == shape.channels_in && shape.channels_in == shape.channels_out;

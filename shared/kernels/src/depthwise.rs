@@ -133,8 +133,8 @@ fn portable(filters: &Depthwise, input: &[i8], run: &Run<'_>, output: &mut [i8])
                     *sum = sum.wrapping_add(i32::from(i16::from(*value) * i16::from(*weight)));
                 }
             }
-            for (lane, output) in output.iter_mut().enumerate() {
-                *output = filters.requantize.one(sums[lane], block * BLOCK + lane);
+            for ((output, sum), multiplier) in output.iter_mut().zip(sums).zip(filters.multipliers[block]) {
+                *output = filters.requantize.one(sum, multiplier);
             }
         }
     }

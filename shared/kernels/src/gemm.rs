@@ -162,17 +162,8 @@ fn portable(rows: &[[i8; STEP]], block: &Block<'_>, output: &mut [i8], to: &Targ
             }
         }
         let output = &mut output[to.first..to.first + to.lanes];
-        store(block, &sums, output);
-    }
-}
-
-#[inline(always)]
-fn store(block: &Block<'_>, sums: &[i32; BLOCK], output: &mut [i8]) {
-    let Requantize { zero, min, max, .. } = block.requantize;
-    let zero = i32::from(*zero);
-    let (low, high) = ((i32::from(*min) - zero) as f32, (i32::from(*max) - zero) as f32);
-    for ((output, sum), multiplier) in output.iter_mut().zip(sums).zip(block.multipliers) {
-        let scaled = (*sum as f32 * multiplier).clamp(low, high);
-        *output = (scaled.round_ties_even() as i32 + zero) as i8;
+        for ((output, sum), multiplier) in output.iter_mut().zip(sums).zip(block.multipliers) {
+            *output = block.requantize.one(sum, *multiplier);
+        }
     }
 }

@@ -9,8 +9,8 @@
 //! the rest by gathering each output pixel's window into a row, then the matrix product.
 //!
 //! The sum of a window is exact, whatever the kernel: int8 products of at most 2^14 in an int32, so windows hold at most
-//! [`WINDOW_MAX`] elements. It is scaled in f32, rounded to the nearest, ties to even, as ONNX Runtime's MLAS does it; so the
-//! answers are ONNX Runtime's, bit by bit (`tests/properties.rs` holds every kernel against [`reference`]).
+//! [`WINDOW_MAX`] elements. It is scaled in f32, rounded to the nearest, ties to even, as ONNX Runtime does it
+//! (`tests/properties.rs` holds every kernel against [`reference`], bit by bit).
 //!
 //! Architecture invariant: `unsafe` stands in the files of one instruction set only, each block with its reason.
 

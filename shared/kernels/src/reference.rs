@@ -26,7 +26,7 @@ pub fn reference(shape: &Shape, weights: &Weights<'_>, requantize: &Requantize, 
                         }
                     }
                 }
-                output.push(requantize.one(sum, channel));
+                output.push(requantize.one(sum, requantize.multipliers[channel]));
             }
         }
     }

@@ -14,12 +14,12 @@ pub struct Requantize {
 }
 
 impl Requantize {
-    /// One sum of one channel: scaled in f32, kept within the outputs, rounded to nearest, ties to even.
+    /// One sum: scaled in f32, kept within the outputs, rounded to nearest, ties to even.
     #[inline(always)]
-    pub(crate) fn one(&self, sum: i32, channel: usize) -> i8 {
+    pub(crate) fn one(&self, sum: i32, multiplier: f32) -> i8 {
         let zero = i32::from(self.zero);
         let (low, high) = (i32::from(self.min) - zero, i32::from(self.max) - zero);
-        let scaled = (sum as f32 * self.multipliers[channel]).clamp(low as f32, high as f32);
+        let scaled = (sum as f32 * multiplier).clamp(low as f32, high as f32);
         (scaled.round_ties_even() as i32 + zero) as i8
     }
 }

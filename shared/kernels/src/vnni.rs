@@ -95,11 +95,10 @@ impl Rounding {
     }
 }
 
-/// A mask of the first so many of sixteen lanes.
+/// A mask of the first so many of sixteen lanes; none of none.
 #[inline]
 fn lanes(count: usize) -> __mmask16 {
-    debug_assert!((1..=BLOCK).contains(&count));
-    u16::MAX >> (BLOCK - count.min(BLOCK))
+    u16::MAX.checked_shr((BLOCK - count.min(BLOCK)) as u32).unwrap_or(0)
 }
 
 #[inline]

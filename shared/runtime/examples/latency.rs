@@ -7,6 +7,9 @@ use std::time::Instant;
 const RUNS: usize = 500;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    if std::env::args().len() < 2 {
+        return Err("expected the directories of bundles".into());
+    }
     for dir in std::env::args().skip(1) {
         let bundle = Bundle::open(&dir)?;
         for &kind in EngineKind::ALL {

@@ -124,7 +124,7 @@ const WEIGHT_ONLY: [Case; 4] = [
 /// Against the outputs of their weight-only forms: what quantizing the weights changed.
 const FLOAT: [Case; 3] =
     [case("ad01_f32.onnx", 4, 1.0), case("vww_f32.onnx", 4, 0.05), case("fdet_f32.onnx", 1, 1.0)];
-/// Likewise: what quantizing the activations changed. Their own answers are ONNX Runtime's bit by bit (`docs/performance.md`).
+/// Likewise: what quantizing the activations changed.
 const STATIC_INT8: [Case; 2] = [case("ad01_qop_s8s8.onnx", 4, 5.0), case("vww_qop_s8s8.onnx", 4, 0.1)];
 
 fn model_of(kind: EngineKind, file: &str, dir: &Path, tolerance: f32) -> Result<Model, LoadError> {

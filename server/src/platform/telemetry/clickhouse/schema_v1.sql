@@ -25,7 +25,7 @@ SETTINGS non_replicated_deduplication_window = 1000;
 
 -- One row a minute of ts (an hour in readings_1h), of what came in one month. least and greatest are inf and -inf where
 -- nothing was a number. last is the newest reading as bytes that sort by time: ts big-endian with its sign bit turned,
--- kind, number, text. Their greatest costs a quarter of argMax over a tuple (docs/performance.md).
+-- kind, number, text. Finding their greatest is cheaper than argMax over a tuple (examples/codec_sizes.rs).
 CREATE TABLE IF NOT EXISTS readings_1m (
     tenant LowCardinality(String),
     device String CODEC(LZ4),

@@ -195,7 +195,9 @@ impl Expansion for Layer {
             let concrete: TVec<usize> =
                 shape.iter().map(|dim| Ok(dim.to_usize()?)).collect::<TractResult<_>>()?;
             let [_, _, height, width] = image(&concrete)?;
-            let [height, width] = self.convolution([height, width])?.shape().output();
+            let shape = self.shape([height, width]);
+            shape.check()?;
+            let [height, width] = shape.output();
             let output = [1, self.channels_out, height, width].map(TDim::from);
             solver.equals(&outputs[0].shape, TVec::from(output.to_vec()))
         })
@@ -255,18 +257,19 @@ impl EvalOp for Quantized {
 
     fn eval(&self, _ctx: &EvalContext, inputs: TVec<TValue>) -> TractResult<TVec<TValue>> {
         let input = args_1!(inputs);
-        let input = input.try_as_plain_ram()?.as_slice::<i8>()?.to_vec();
+        let plain = input.try_as_plain_ram()?;
+        let input = plain.as_slice::<i8>()?;
         let shape = self.convolution.shape();
         let mut output = Tensor::zero::<i8>(&self.output())?;
-        let mut plain = output.try_as_plain_ram_mut()?;
-        let result = plain.as_slice_mut::<i8>()?;
+        let mut result = output.try_as_plain_ram_mut()?;
+        let result = result.as_slice_mut::<i8>()?;
         BUFFERS.with_borrow_mut(|buffers| {
             let Buffers { scratch, input: last_in, output: last_out } = buffers;
             let from = if self.is_last_in {
-                &input
+                input
             } else {
                 last_in.resize(input.len(), 0);
-                channels_last(&input, shape.channels_in, last_in);
+                channels_last(input, shape.channels_in, last_in);
                 last_in
             };
             if self.is_last_out {
