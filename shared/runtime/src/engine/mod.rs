@@ -158,12 +158,11 @@ impl Engine {
         output: &OutputSpec,
     ) -> Result<Self, EngineError> {
         let load = || -> Result<Box<dyn Plan>, EngineError> {
-            let onnx = prepare(onnx, input, output)?;
             match kind {
                 #[cfg(feature = "tract")]
-                EngineKind::Tract => tract::load(&onnx, input, output),
+                EngineKind::Tract => tract::load(&prepare(onnx, input, output)?, input, output),
                 #[cfg(feature = "rten")]
-                EngineKind::Rten => rten::load(onnx, input, output),
+                EngineKind::Rten => rten::load(prepare(onnx, input, output)?, input, output),
             }
         };
         let plan = catch_unwind(AssertUnwindSafe(load)).unwrap_or_else(|_| {
