@@ -80,8 +80,17 @@ pub(crate) fn agent_binary() -> PathBuf {
 /// # Errors
 /// As [`build_for_tests`].
 pub(crate) fn build_agent() -> Result<()> {
-    println!("building muster-agent for small size (takes some minutes the first time)");
-    run(cargo().args(["build", "--locked", "--profile", "agent", "--bins", "--package", "muster-agent"]))
+    build_agent_with("tract")
+}
+
+/// The same with the engines that `features` names, none of them where it is empty.
+///
+/// # Errors
+/// As [`build_for_tests`].
+pub(crate) fn build_agent_with(features: &str) -> Result<()> {
+    println!("building muster-agent [{features}] for small size (takes some minutes the first time)");
+    let build = ["build", "--locked", "--profile", "agent", "--bins", "--package", "muster-agent"];
+    run(cargo().args(build).args(["--no-default-features", "--features", features]))
 }
 
 /// Runs a command to its end.

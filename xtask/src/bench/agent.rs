@@ -21,10 +21,11 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// The shortest keep-alive that the idle bar allows.
 const KEEP_ALIVE_S: u64 = 120;
 
-struct Bench {
-    server: Server,
-    binary: PathBuf,
-    dir: PathBuf,
+pub(super) struct Bench {
+    pub(super) server: Server,
+    /// The agent's.
+    pub(super) binary: PathBuf,
+    pub(super) dir: PathBuf,
 }
 
 /// Runs the bench.
@@ -55,7 +56,7 @@ pub(crate) fn run(options: Options) -> Result<Report> {
 
 impl Bench {
     /// Writes a configuration and enrols; a later start uses the identity that it got.
-    fn enrol(&self, device: &str, more: &str) -> Result<PathBuf> {
+    pub(super) fn enrol(&self, device: &str, more: &str) -> Result<PathBuf> {
         let dir = self.dir.join(device);
         std::fs::create_dir_all(&dir)?;
         let answer = self.server.api().post(&self.server.path("claims"), &json!({ "device": device }))?;
@@ -96,7 +97,7 @@ impl Bench {
     }
 
     /// Memory of a running agent, some time after the server has its first record.
-    fn rss_when_settled(&self, device: &str, config: &Path) -> Result<f64> {
+    pub(super) fn rss_when_settled(&self, device: &str, config: &Path) -> Result<f64> {
         let mut agent = self.start(device, config)?;
         wait_for("the agent's first record", WAIT, || {
             agent.expect_running()?;
@@ -153,7 +154,7 @@ impl Bench {
 }
 
 /// A source of rows and its pipeline.
-fn csv_pipeline(rows: &Path, wrap: &str, model: Option<&Path>) -> String {
+pub(super) fn csv_pipeline(rows: &Path, wrap: &str, model: Option<&Path>) -> String {
     let model = model.map(|model| format!("model = {:?}\n", model.display().to_string())).unwrap_or_default();
     format!(
         "[[source]]\nkind = \"csv\"\nname = \"rows\"\npath = {:?}\nrate_hz = 10.0\nwrap = \"{wrap}\"\n\n\

@@ -11,6 +11,7 @@ pub(crate) mod fleet;
 mod gateway;
 mod journal;
 mod load;
+mod models;
 mod noisy;
 mod provision;
 mod proxy;
@@ -42,6 +43,8 @@ enum What {
     Journal(Options),
     /// The agent's memory, size, start and idle traffic.
     Agent(Options),
+    /// The agent's engines on the reference models, beside ONNX Runtime.
+    Models(Options),
     /// The stores on their engines, beside the engines without our code; queries on a month of readings.
     Stores(Options),
 }
@@ -71,6 +74,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         What::Noisy(options) => (options, noisy::run(*options)?),
         What::Journal(options) => (options, journal::run(*options)?),
         What::Agent(options) => (options, agent::run(*options)?),
+        What::Models(options) => (options, models::run(*options)?),
         What::Stores(options) => (options, stores::run(*options)?),
     };
     report.print();
@@ -103,10 +107,10 @@ impl Bar {
 /// Figures and bars of one bench.
 pub(crate) struct Report {
     bench: &'static str,
-    figures: BTreeMap<&'static str, f64>,
-    bars: BTreeMap<&'static str, (Bar, f64)>,
+    figures: BTreeMap<String, f64>,
+    bars: BTreeMap<String, (Bar, f64)>,
     /// In the order of their coming.
-    order: Vec<&'static str>,
+    order: Vec<String>,
 }
 
 impl Report {
@@ -116,17 +120,19 @@ impl Report {
     }
 
     /// Notes a figure.
-    pub(crate) fn figure(&mut self, name: &'static str, value: f64) {
+    pub(crate) fn figure(&mut self, name: impl Into<String>, value: f64) {
+        let name = name.into();
         // Six significant digits are more than any of these means.
         let digits = if value == 0.0 { 0 } else { 5 - value.abs().log10().floor() as i32 };
         let scale = 10_f64.powi(digits.clamp(0, 9));
-        self.figures.insert(name, (value * scale).round() / scale);
+        self.figures.insert(name.clone(), (value * scale).round() / scale);
         self.order.push(name);
     }
 
     /// Notes a figure with its bar.
-    pub(crate) fn barred(&mut self, name: &'static str, value: f64, bar: Bar, limit: f64) {
-        self.figure(name, value);
+    pub(crate) fn barred(&mut self, name: impl Into<String>, value: f64, bar: Bar, limit: f64) {
+        let name = name.into();
+        self.figure(name.as_str(), value);
         self.bars.insert(name, (bar, limit));
     }
 
@@ -136,7 +142,8 @@ impl Report {
     }
 
     fn line(&self) -> Line<'_> {
-        let bars = self.bars.iter().map(|(name, (bar, limit))| (*name, (bar.text(), *limit))).collect();
+        let bars =
+            self.bars.iter().map(|(name, (bar, limit))| (name.as_str(), (bar.text(), *limit))).collect();
         Line { bench: self.bench, figures: &self.figures, bars }
     }
 
@@ -164,8 +171,8 @@ impl Report {
 #[derive(serde::Serialize)]
 struct Line<'a> {
     bench: &'a str,
-    figures: &'a BTreeMap<&'static str, f64>,
-    bars: BTreeMap<&'static str, (&'static str, f64)>,
+    figures: &'a BTreeMap<String, f64>,
+    bars: BTreeMap<&'a str, (&'static str, f64)>,
 }
 
 /// The middle of the values; the mean of the two middle ones where their number is even.
