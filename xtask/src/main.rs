@@ -41,7 +41,7 @@ enum Command {
     Test(test::Arguments),
     /// Check a running server's API against its OpenAPI document with schemathesis.
     Api(api::Arguments),
-    /// Build the agent for ARM and run it, and the kernels' tests, under emulation; fetches some 250 MB the first time.
+    /// Build the agent for ARM and run it, and the kernels' tests, under emulation; fetches 220 MB the first time.
     Arm(arm::Arguments),
     /// Check what the compiler does not: layering, lengths, banned words, stray files.
     Tidy(tidy::Arguments),

@@ -27,13 +27,14 @@ pub(crate) struct Arguments {
     /// A muster-server that is built already, for `--fleet`; else the dev build is made.
     #[arg(long, value_name = "FILE", requires = "fleet")]
     server: Option<PathBuf>,
-    /// As it is shipped, with fat LTO: half an hour on two cores the first time. Else the same levels without LTO.
+    /// As it is shipped, with fat LTO, which takes long. Else the same levels without LTO.
     #[arg(long)]
     shipped: bool,
     /// The inference engine inside.
     #[arg(long, value_enum, default_value_t = Engine::Tract)]
     engine: Engine,
-    /// For 32-bit ARM (ARMv7 with hard floats), in place of 64-bit. Its standard library is compiled too.
+    /// For 32-bit ARM (ARMv7 with hard floats), in place of 64-bit, as far as it goes: the kernels' tests pass, a whole build of the
+    /// agent was not tried. The standard library is compiled too.
     #[arg(long)]
     armv7: bool,
 }

@@ -47,15 +47,19 @@ pub(super) fn fetch(dir: &Path, packages: &Packages) -> Result<PathBuf> {
     }
     let apt = Apt::set_up(&dir.join("apt"))?;
     println!("reading the archives' lists");
-    apt.run("apt-get", &["update", "-q"]).context("cannot read the lists of the archives")?;
+    let update = apt.run("apt-get", &["update", "-q"]).context("cannot read the lists of the archives")?;
+    // apt calls it a success where no archive answered.
+    let warning = first_warning(&String::from_utf8_lossy(&update.stderr));
     println!("fetching {}, and what they need", wanted.join(" "));
     let mut install = vec!["install", "--yes", "-q", "--download-only"];
     install.extend(packages.programs);
-    apt.run("apt-get", &install).with_context(|| format!("cannot fetch {}", packages.programs.join(" ")))?;
+    apt.run("apt-get", &install)
+        .with_context(|| format!("cannot fetch {}{warning}", packages.programs.join(" ")))?;
     let version = apt.version_of(packages.same_version_as)?;
     for name in foreign {
         let name = format!("{name}={version}");
-        apt.run("apt-get", &["download", "-q", &name]).with_context(|| format!("cannot fetch {name}"))?;
+        apt.run("apt-get", &["download", "-q", &name])
+            .with_context(|| format!("cannot fetch {name}{warning}"))?;
     }
     let archives = apt.archives()?;
     println!("unpacking {} packages into {}", archives.len(), root.display());
@@ -145,6 +149,12 @@ fn counted(status: &str) -> String {
     text
 }
 
+/// What apt complained of first, as the end of an error's sentence; nothing where it did not.
+fn first_warning(said: &str) -> String {
+    let warning = said.lines().find_map(|line| line.strip_prefix("W: "));
+    warning.map(|warning| format!(" (of the archives' lists: {warning})")).unwrap_or_default()
+}
+
 /// The version that `apt-cache policy` names as the one to install.
 fn candidate(policy: &str) -> Option<&str> {
     let found = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate: "))?;
@@ -178,6 +188,13 @@ mod tests {
         let status = "Package: gcc-12-aarch64-linux-gnu\nStatus: install ok installed\n\n\
                       Package: libc6\nStatus: install ok installed\n\nPackage: rustc-web\nVersion: 1\n\n";
         assert_eq!(counted(status), "Package: libc6\nStatus: install ok installed\n\n");
+    }
+
+    #[test]
+    fn a_list_that_was_not_read_is_named() {
+        let said = "W: Failed to fetch the list\nW: Some index files failed to download.\n";
+        assert_eq!(first_warning(said), " (of the archives' lists: Failed to fetch the list)");
+        assert_eq!(first_warning(""), "");
     }
 
     #[test]
