@@ -52,6 +52,14 @@ pub(crate) fn build_programs() -> Result<()> {
     ]))
 }
 
+/// Builds the server with the dev profile.
+///
+/// # Errors
+/// As [`build_for_tests`].
+pub(crate) fn build_server() -> Result<()> {
+    run(cargo().args(["build", "--locked", "--bins", "--package", "muster-server"]))
+}
+
 /// Where the `dist` profile's binaries are after a build.
 pub(crate) fn dist_binaries() -> PathBuf {
     target_dir().join("dist")

@@ -1,9 +1,10 @@
-//! Project commands: `cargo xtask demo | test | api | tidy | bench | gen | trials`.
+//! Project commands: `cargo xtask demo | test | api | tidy | bench | gen | trials | arm`.
 //!
 //! Developers and `.ci/run` call it; it calls cargo and the real binaries, never the product's crates.
 //! Every child process is started, watched and ended by its own id.
 
 mod api;
+mod arm;
 mod bench;
 mod cargo;
 mod demo;
@@ -40,6 +41,8 @@ enum Command {
     Test(test::Arguments),
     /// Check a running server's API against its OpenAPI document with schemathesis.
     Api(api::Arguments),
+    /// Build the agent for ARM and run it, and the kernels' tests, under emulation; fetches 220 MB the first time.
+    Arm(arm::Arguments),
     /// Check what the compiler does not: layering, lengths, banned words, stray files.
     Tidy(tidy::Arguments),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Trials(arguments) => trials::run(&arguments),
         Command::Test(arguments) => test::run(&arguments),
         Command::Api(arguments) => api::run(&arguments),
+        Command::Arm(arguments) => arm::run(&arguments),
         Command::Tidy(arguments) => tidy::run(&arguments),
     };
     report(outcome)

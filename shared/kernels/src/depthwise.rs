@@ -53,6 +53,8 @@ impl Depthwise {
                     Isa::Portable => tap % TAPS * BLOCK + lane,
                     #[cfg(target_arch = "x86_64")]
                     Isa::Vnni | Isa::Avx2 => lane * TAPS + tap % TAPS,
+                    #[cfg(target_arch = "aarch64")]
+                    Isa::Dotprod => lane * TAPS + tap % TAPS,
                 };
                 filters[block * groups + tap / TAPS][at] = *weight;
             }
@@ -111,6 +113,8 @@ impl Depthwise {
             Isa::Vnni => crate::vnni::depthwise(self, input, run, output),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => crate::avx2::depthwise(self, input, run, output),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => crate::neon::depthwise(self, input, run, output),
             Isa::Portable => portable(self, input, run, output),
         }
     }

@@ -125,6 +125,8 @@ impl Gemm {
                 Isa::Vnni => crate::vnni::product(rows, &of, output, &to),
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => crate::avx2::product(wide.as_chunks().0, &of, output, &to),
+                #[cfg(target_arch = "aarch64")]
+                Isa::Dotprod => crate::neon::product(rows, &of, output, &to),
                 Isa::Portable => portable(rows, &of, output, &to),
             }
         }

@@ -9,6 +9,9 @@ pub enum Isa {
     /// AVX2: int16 products summed by pairs (every x86-64 processor since 2015 or so).
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// NEON with the dot product: as VNNI, of signed bytes (Cortex-A55, A75 and later; not A53, A72).
+    #[cfg(target_arch = "aarch64")]
+    Dotprod,
     /// What every processor of the target has.
     Portable,
 }
@@ -36,6 +39,10 @@ impl Isa {
                 found.push(Self::Avx2);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            found.push(Self::Dotprod);
+        }
         found.push(Self::Portable);
         found
     }
@@ -58,6 +65,8 @@ impl Isa {
             Self::Vnni => 128,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 0,
+            #[cfg(target_arch = "aarch64")]
+            Self::Dotprod => 0,
             Self::Portable => 0,
         }
     }

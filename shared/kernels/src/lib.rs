@@ -21,6 +21,8 @@ mod depthwise;
 mod gemm;
 mod isa;
 mod layout;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod reference;
 mod requantize;
 #[cfg(target_arch = "x86_64")]

@@ -105,6 +105,13 @@ fn square(input: usize, channels_in: usize, channels_out: usize, kernel: usize, 
     Shape { input, channels_in, channels_out, kernel, stride, dilation, pad_begin: pad, pad_end: pad, groups }
 }
 
+/// `cargo xtask arm` names what its emulated processor should take: a kernel that is not found would be tested by none.
+#[test]
+fn the_named_instruction_set_is_the_one_that_is_taken() {
+    let Ok(named) = std::env::var("MUSTER_KERNELS_ISA") else { return };
+    assert_eq!(format!("{:?}", Isa::detect()), named);
+}
+
 #[test]
 fn the_largest_sums_are_exact() {
     // Each product is 2^14 or so, all of one sign.

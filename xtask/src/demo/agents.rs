@@ -48,7 +48,7 @@ impl Role {
     }
 
     /// Sources and pipelines of its configuration.
-    fn pipelines(self, models: &Path) -> String {
+    pub(crate) fn pipelines(self, models: &Path) -> String {
         let quoted = |path: PathBuf| format!("{:?}", path.display().to_string());
         match self {
             Self::Host => format!(

@@ -9,10 +9,10 @@
 //! an S3 server, all of which it starts; at the end one device is exported into the bucket and erased. `--outage` stops
 //! PostgreSQL or ClickHouse for a minute in the middle, and the server must say so.
 
-mod agents;
+pub(crate) mod agents;
 mod engines;
 mod erase;
-mod watch;
+pub(crate) mod watch;
 
 use crate::cargo;
 use crate::http::Client;

@@ -74,7 +74,7 @@ pub(crate) fn look(server: &Server, api: &mut Client, alerts: &mut Alerts) -> Re
 }
 
 /// Records of one class that a device's ledger has stored: open queues and merged ones.
-pub(super) fn stored_of_class(ledger: &Value, class: &str) -> u64 {
+pub(crate) fn stored_of_class(ledger: &Value, class: &str) -> u64 {
     let queues = ledger["queues"].as_array().into_iter().flatten().filter(|queue| queue["class"] == class);
     let open: u64 = queues.filter_map(|queue| queue["stored"].as_u64()).sum();
     open + ledger["merged"][class]["stored"].as_u64().unwrap_or(0)
