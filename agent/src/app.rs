@@ -250,6 +250,7 @@ impl Agent {
 fn feed_of(source: Option<&SourceConfig>) -> Feed {
     match source {
         Some(SourceConfig::Images(_)) => Feed::Pictures,
+        Some(SourceConfig::Pcm(pcm)) => Feed::Sound { rate_hz: source::pcm_rate_hz(pcm) },
         _ => Feed::Rows,
     }
 }
@@ -259,8 +260,9 @@ async fn load_models(config: &Config) -> Result<Vec<Option<Scorer>>, AppError> {
     let mut scorers = Vec::new();
     for pipeline in &config.pipelines {
         let source = config.sources.iter().find(|source| source.name() == pipeline.source);
-        let (pipeline, feed) = (pipeline.clone(), feed_of(source));
-        let loaded = tokio::task::spawn_blocking(move || pipeline::load(&pipeline, feed)).await;
+        let (pipeline, source) = (pipeline.clone(), source.cloned());
+        let load = move || pipeline::load(&pipeline, feed_of(source.as_ref()));
+        let loaded = tokio::task::spawn_blocking(load).await;
         let panicked = |_| AppError::QueueStopped("loading a model panicked".into());
         scorers.push(loaded.map_err(panicked)??);
     }

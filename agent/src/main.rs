@@ -5,7 +5,7 @@ use clap::{Parser, Subcommand};
 use muster_agent::app;
 use muster_agent::config::{Config, SourceConfig};
 use muster_agent::queue::inspect;
-use muster_agent::source::{LINES_CHECKED_MAX, check_csv};
+use muster_agent::source::{LINES_CHECKED_MAX, PcmShape, check_csv, check_exec, check_pcm};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -125,12 +125,8 @@ fn check(file: &Path) -> Result<()> {
     tracing_subscriber::EnvFilter::try_new(&config.log.filter)
         .with_context(|| format!("log.filter {:?}", config.log.filter))?;
     for source in &config.sources {
-        if let SourceConfig::Csv(csv) = source {
-            let rows = check_csv(csv).with_context(|| format!("source {:?}", csv.name))?;
-            println!(
-                "source {}: {rows} good rows and no other in at most {LINES_CHECKED_MAX} lines",
-                csv.name
-            );
+        if let Some(found) = check_source(source).with_context(|| format!("source {:?}", source.name()))? {
+            println!("source {}: {found}", source.name());
         }
     }
     for line in app::check_models(&config)? {
@@ -143,6 +139,23 @@ fn check(file: &Path) -> Result<()> {
         config.pipelines.len()
     );
     Ok(())
+}
+
+/// What is to say of a source that was looked at.
+fn check_source(source: &SourceConfig) -> Result<Option<String>> {
+    Ok(match source {
+        SourceConfig::Csv(csv) => {
+            let rows = check_csv(csv)?;
+            Some(format!("{rows} good rows and no other in at most {LINES_CHECKED_MAX} lines"))
+        }
+        SourceConfig::Exec(exec) => Some(format!("the command is {}", check_exec(exec)?.display())),
+        SourceConfig::Pcm(pcm) => {
+            let PcmShape { rate_hz, channels, encoding } = check_pcm(pcm)?;
+            let bits = 8 * encoding.bytes();
+            Some(format!("{rate_hz} samples a second, {channels} channels, {bits} bits"))
+        }
+        SourceConfig::Host(_) | SourceConfig::Images(_) => None,
+    })
 }
 
 fn queue_inspect(file: &Path, json: bool) -> Result<()> {

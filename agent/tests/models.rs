@@ -145,6 +145,44 @@ fn check(dir: &Path, model: &Path, more: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8(text).unwrap())
 }
 
+/// What `muster-agent check` says of one source.
+fn check_source(dir: &Path, source: &str) -> (bool, String) {
+    let config = format!("version = 1\ndata_dir = \"data\"\n[[source]]\nname = \"s\"\n{source}");
+    std::fs::write(dir.join("agent.toml"), config).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_muster-agent"));
+    let output = command.arg("check").arg("--config").arg(dir.join("agent.toml")).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn check_looks_for_the_command_and_into_the_sounds_header() {
+    let dir = tempfile::tempdir().unwrap();
+    let (passed, text) = check_source(dir.path(), "kind = \"exec\"\ncommand = [\"sh\"]");
+    assert!(passed && text.contains("source s: the command is /"), "{text}");
+    std::fs::write(dir.path().join("plain.sh"), "").unwrap();
+    let (passed, text) = check_source(dir.path(), "kind = \"exec\"\ncommand = [\"./plain.sh\"]");
+    assert!(
+        !passed && text.contains("source \"s\": command: expected a file that this user may execute"),
+        "{text}"
+    );
+
+    let wave = |tag: u8| {
+        let format = [16, 0, 0, 0, tag, 0, 1, 0, 0x80, 0x3e, 0, 0, 0, 0x7d, 0, 0, 2, 0, 16, 0];
+        [b"RIFF\0\0\0\0WAVEfmt ".as_slice(), &format, b"data\x02\0\0\0\0\0"].concat()
+    };
+    std::fs::write(dir.path().join("x.wav"), wave(1)).unwrap();
+    let pcm = "kind = \"pcm\"\npath = \"x.wav\"";
+    let (passed, text) = check_source(dir.path(), pcm);
+    assert!(passed && text.contains("source s: 16000 samples a second, 1 channels, 16 bits"), "{text}");
+    std::fs::write(dir.path().join("x.wav"), wave(7)).unwrap();
+    let (passed, text) = check_source(dir.path(), pcm);
+    assert!(
+        !passed && text.contains("x.wav: format tag: expected 1 (integers) or 3 (floats), found 7"),
+        "{text}"
+    );
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {

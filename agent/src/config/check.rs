@@ -1,8 +1,9 @@
 //! The rules that a type alone does not carry.
 
 use super::{
-    CONFIG_VERSION, Config, ConfigError, CsvSource, Identity, ImagesSource, PIPELINES_MAX, Pace, Pipeline,
-    SOURCES_MAX, Selection, SourceConfig, Stamp, Transport, Uplink,
+    CONFIG_VERSION, Config, ConfigError, CsvSource, ExecSource, Identity, ImagesSource, PIPELINES_MAX, Pace,
+    PcmFormat, PcmSource, Pipeline, SOUND_CHANNELS_MAX, SOUND_RATE_HZ_MAX, SOUND_RATE_HZ_MIN, SOURCES_MAX,
+    Selection, SourceConfig, Stamp, Transport, Uplink,
 };
 use crate::identity::Claim;
 use muster_wire::{DeviceId, TenantId, check_metric_name};
@@ -16,6 +17,9 @@ pub(super) struct Problem {
     expected: String,
     found: String,
 }
+
+/// Most words of a command.
+const WORDS_MAX: usize = 256;
 
 type Checked = Result<(), Problem>;
 
@@ -155,13 +159,13 @@ fn check_source(source: &SourceConfig) -> Checked {
         SourceConfig::Host(host) => within(field("interval_ms"), host.interval_ms, 200, 86_400_000),
         SourceConfig::Csv(csv) => check_csv(csv, field),
         SourceConfig::Images(images) => check_images(images, field),
+        SourceConfig::Exec(exec) => check_exec(exec, field),
+        SourceConfig::Pcm(pcm) => check_pcm(pcm, field),
     }
 }
 
 fn check_csv(csv: &CsvSource, field: impl Fn(&str) -> String) -> Checked {
-    if !(csv.speed.is_finite() && csv.speed > 0.0 && csv.speed <= 1e9) {
-        return Err(problem(field("speed"), "above 0 and up to 1000000000", csv.speed));
-    }
+    check_speed(csv.speed, &field)?;
     if let Some(rate) = csv.rate_hz.filter(|rate| !(rate.is_finite() && *rate > 0.0 && *rate <= 100_000.0)) {
         return Err(problem(field("rate_hz"), "above 0 and up to 100000", rate));
     }
@@ -183,6 +187,52 @@ fn check_images(images: &ImagesSource, field: impl Fn(&str) -> String) -> Checke
     Ok(())
 }
 
+fn check_speed(speed: f64, field: impl Fn(&str) -> String) -> Checked {
+    if speed.is_finite() && speed > 0.0 && speed <= 1e9 {
+        return Ok(());
+    }
+    Err(problem(field("speed"), "above 0 and up to 1000000000", speed))
+}
+
+fn check_exec(exec: &ExecSource, field: impl Fn(&str) -> String) -> Checked {
+    within(field("command"), exec.command.len(), 1, WORDS_MAX)?;
+    if let Some(word) = exec.command.iter().find(|word| word.contains('\0')) {
+        return Err(problem(field("command"), "words without NUL", format!("{word:?}")));
+    }
+    if exec.command[0].is_empty() {
+        return Err(problem(field("command"), "a program first", "\"\""));
+    }
+    within(field("columns"), exec.columns.len(), 0, muster_wire::METRICS_PER_DEVICE_MAX)?;
+    let mut names = HashSet::new();
+    if let Some(twice) = exec.columns.iter().find(|name| !names.insert(name.as_str())) {
+        return Err(problem(field("columns"), "names that differ", format!("{twice:?} twice")));
+    }
+    exec.interval_ms.map_or(Ok(()), |interval| within(field("interval_ms"), interval, 200, 86_400_000))?;
+    exec.timeout_ms.map_or(Ok(()), |timeout| within(field("timeout_ms"), timeout, 1, 86_400_000))
+}
+
+fn check_pcm(pcm: &PcmSource, field: impl Fn(&str) -> String) -> Checked {
+    within(field("block_ms"), pcm.block_ms, 10, 1_000)?;
+    check_speed(pcm.speed, &field)?;
+    match (pcm.format, pcm.rate_hz, pcm.channels) {
+        (PcmFormat::Wav, None, None) => Ok(()),
+        (PcmFormat::Wav, Some(_), _) => {
+            Err(problem(field("rate_hz"), "nothing, since a WAV file tells it", "a rate"))
+        }
+        (PcmFormat::Wav, None, Some(_)) => {
+            Err(problem(field("channels"), "nothing, since a WAV file tells them", "a number"))
+        }
+        (PcmFormat::S16le, Some(rate), Some(channels)) => {
+            within(field("rate_hz"), rate, SOUND_RATE_HZ_MIN, SOUND_RATE_HZ_MAX)?;
+            within(field("channels"), channels, 1, SOUND_CHANNELS_MAX)
+        }
+        (PcmFormat::S16le, rate, _) => {
+            let missing = if rate.is_none() { "rate_hz" } else { "channels" };
+            Err(problem(field(missing), "a number, since s16le has no header", "nothing"))
+        }
+    }
+}
+
 fn check_pipeline(pipeline: &Pipeline, sources: &[SourceConfig]) -> Checked {
     name_ok("pipeline.name", &pipeline.name)?;
     let field = |key: &str| format!("pipeline {:?}.{key}", pipeline.name);
@@ -192,6 +242,9 @@ fn check_pipeline(pipeline: &Pipeline, sources: &[SourceConfig]) -> Checked {
     })?;
     if matches!(source, SourceConfig::Images(_)) && pipeline.model.is_none() {
         return Err(problem(field("model"), "a model bundle, since pictures are no readings", "nothing"));
+    }
+    if matches!(source, SourceConfig::Images(_) | SourceConfig::Pcm(_)) && !pipeline.inputs.is_empty() {
+        return Err(problem(field("inputs"), "inputs only where the source gives columns", "inputs"));
     }
     if pipeline.model.is_none() && !pipeline.inputs.is_empty() {
         return Err(problem(field("inputs"), "inputs only beside a model", "inputs alone"));

@@ -9,7 +9,9 @@ mod parse;
 mod source;
 
 pub use parse::ConfigError;
-pub use source::{CsvSource, HostSource, ImagesSource, Pace, SourceConfig, Stamp, Wrap};
+pub use source::{
+    CsvSource, ExecSource, HostSource, ImagesSource, Pace, PcmFormat, PcmSource, SourceConfig, Stamp, Wrap,
+};
 
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -20,6 +22,12 @@ pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
 pub const SOURCES_MAX: usize = 64;
 /// Pipelines in one agent.
 pub const PIPELINES_MAX: usize = 64;
+/// The lowest rate of sound, in samples a second and channel.
+pub const SOUND_RATE_HZ_MIN: u32 = 1_000;
+/// The highest rate of sound, in samples a second and channel.
+pub const SOUND_RATE_HZ_MAX: u32 = 192_000;
+/// The most channels of sound.
+pub const SOUND_CHANNELS_MAX: u16 = 8;
 /// The version of the file's format.
 pub const CONFIG_VERSION: u32 = 1;
 

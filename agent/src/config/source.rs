@@ -13,6 +13,10 @@ pub enum SourceConfig {
     Csv(CsvSource),
     /// Pictures of a folder or a list.
     Images(ImagesSource),
+    /// Lines of a child process.
+    Exec(ExecSource),
+    /// Sound of a file.
+    Pcm(PcmSource),
 }
 
 /// `kind = "host"`: CPU, memory, disk, network and temperature of this machine.
@@ -110,6 +114,81 @@ pub struct ImagesSource {
     pub wrap: Wrap,
 }
 
+/// `kind = "exec"`: lines that a child process writes to its standard output.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExecSource {
+    /// Unique among the sources.
+    pub name: String,
+    /// The program and its arguments; no shell. A program with a `/` counts from the file's folder, another is
+    /// looked up in `PATH`.
+    pub command: Vec<String>,
+    /// Names of the numbers in a line; absent: a line is a JSON object.
+    #[serde(default)]
+    pub columns: Vec<String>,
+    /// 200 to 86,400,000 ms between two starts of the child; absent: it runs on.
+    pub interval_ms: Option<u64>,
+    /// 1 to 86,400,000 ms: the longest run beside `interval_ms` (absent: 5,000), else the longest silence (absent:
+    /// any).
+    pub timeout_ms: Option<u64>,
+    /// The configuration file's folder.
+    #[serde(skip)]
+    pub folder: PathBuf,
+}
+
+impl ExecSource {
+    /// The program's file, or its bare name.
+    #[must_use]
+    pub fn program(&self) -> PathBuf {
+        let program = self.command.first().map_or("", String::as_str);
+        if program.contains('/') { self.folder.join(program) } else { program.into() }
+    }
+}
+
+/// `kind = "pcm"`: a file of sound, given in blocks as a microphone would.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PcmSource {
+    /// Unique among the sources.
+    pub name: String,
+    /// The file.
+    pub path: PathBuf,
+    /// `wav` (absent), or `s16le`: samples without a header.
+    #[serde(default)]
+    pub format: PcmFormat,
+    /// Samples a second and channel of an `s16le` file, 1,000 to 192,000.
+    pub rate_hz: Option<u32>,
+    /// Channels of an `s16le` file, 1 to 8.
+    pub channels: Option<u16>,
+    /// 10 to 1,000 ms of sound in a block; absent: 1,000.
+    #[serde(default = "block_ms")]
+    pub block_ms: u32,
+    /// Divides the waits. Absent: 1.
+    #[serde(default = "one")]
+    pub speed: f64,
+    /// `timed` (absent), or `fastest`: as fast as the queue takes blocks.
+    #[serde(default)]
+    pub pace: Pace,
+    /// `once` (absent), or `loop`.
+    #[serde(default)]
+    pub wrap: Wrap,
+}
+
+/// What stands in a file of sound.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PcmFormat {
+    /// RIFF WAVE: integers of 8, 16, 24 or 32 bits, or 32-bit floats.
+    #[default]
+    Wav,
+    /// 16-bit integers, little-endian, the channels of one moment side by side.
+    S16le,
+}
+
+fn block_ms() -> u32 {
+    1_000
+}
+
 fn host_interval_ms() -> u64 {
     5_000
 }
@@ -134,6 +213,8 @@ impl SourceConfig {
             Self::Host(host) => &host.name,
             Self::Csv(csv) => &csv.name,
             Self::Images(images) => &images.name,
+            Self::Exec(exec) => &exec.name,
+            Self::Pcm(pcm) => &pcm.name,
         }
     }
 
@@ -142,6 +223,8 @@ impl SourceConfig {
             Self::Host(_) => (None, &mut []),
             Self::Csv(csv) => (Some(&mut csv.path), &mut []),
             Self::Images(images) => (images.folder.as_mut(), &mut images.files),
+            Self::Exec(exec) => (Some(&mut exec.folder), &mut []),
+            Self::Pcm(pcm) => (Some(&mut pcm.path), &mut []),
         };
         one.into_iter().chain(many.iter_mut())
     }

@@ -47,6 +47,65 @@ fn errors_name_file_field_and_expectation() {
 }
 
 #[test]
+fn errors_of_exec_and_pcm_name_field_and_expectation() {
+    let exec = "[[source]]\nkind = \"exec\"\nname = \"e\"\n";
+    refused(exec, &["missing field `command`"]);
+    refused(&format!("{exec}command = []"), &["source \"e\".command", "1 to 256", "found 0"]);
+    refused(&format!("{exec}command = [\"\"]"), &["source \"e\".command", "a program first"]);
+    refused(
+        &format!("{exec}command = [\"a\", \"b\\u0000\"]"),
+        &["source \"e\".command", "words without NUL"],
+    );
+    refused(&format!("{exec}command = \"a b\""), &["expected a sequence"]);
+    let twice = "command = [\"a\"]\ncolumns = [\"c\", \"c\"]";
+    refused(&format!("{exec}{twice}"), &["source \"e\".columns", "names that differ", "\"c\" twice"]);
+    let pcm = "[[source]]\nkind = \"pcm\"\nname = \"p\"\npath = \"x\"\n";
+    refused(&format!("{pcm}rate_hz = 8000"), &["source \"p\".rate_hz", "a WAV file tells it"]);
+    refused(&format!("{pcm}channels = 1"), &["source \"p\".channels", "a WAV file tells them"]);
+    refused(&format!("{pcm}format = \"s16le\""), &["source \"p\".rate_hz", "s16le has no header"]);
+    let raw = format!("{pcm}format = \"s16le\"\nrate_hz = 8000\n");
+    refused(&raw, &["source \"p\".channels", "s16le has no header"]);
+    refused(&format!("{pcm}format = \"mp3\""), &["unknown variant `mp3`", "`s16le`"]);
+    refused(&format!("{pcm}speed = 0.0"), &["source \"p\".speed", "above 0"]);
+    let pipeline = "[[pipeline]]\nname = \"p\"\nsource = \"p\"\nmodel = \"m\"\ninputs = [\"a\"]";
+    refused(&format!("{pcm}{pipeline}"), &["pipeline \"p\".inputs", "the source gives columns"]);
+}
+
+#[test]
+fn exec_and_pcm_are_bounded() {
+    let exec = |more: String| format!("[[source]]\nkind = \"exec\"\nname = \"e\"\n{more}");
+    bounded("source \"e\".command", 1, 256, |count| {
+        exec(format!("command = [{}]", list(|_| "\"a\", ".into(), count)))
+    });
+    let key = |key: &'static str| move |value| exec(format!("command = [\"a\"]\n{key} = {value}"));
+    bounded("source \"e\".interval_ms", 200, 86_400_000, key("interval_ms"));
+    bounded("source \"e\".timeout_ms", 1, 86_400_000, key("timeout_ms"));
+    bounded("source \"e\".columns", 0, 1_000, |count| {
+        exec(format!("command = [\"a\"]\ncolumns = [{}]", list(|at| format!("\"c{at}\", "), count)))
+    });
+    let pcm = |more: String| format!("[[source]]\nkind = \"pcm\"\nname = \"p\"\npath = \"x\"\n{more}");
+    bounded("source \"p\".block_ms", 10, 1_000, |value| pcm(format!("block_ms = {value}")));
+    bounded("source \"p\".rate_hz", 1_000, 192_000, |value| {
+        pcm(format!("format = \"s16le\"\nchannels = 1\nrate_hz = {value}"))
+    });
+    bounded("source \"p\".channels", 1, 8, |value| {
+        pcm(format!("format = \"s16le\"\nrate_hz = 8000\nchannels = {value}"))
+    });
+}
+
+#[test]
+fn a_program_with_a_slash_counts_from_the_file_and_another_does_not() {
+    for (program, found) in
+        [("./read.sh", "/etc/muster/./read.sh"), ("python3", "python3"), ("/bin/sh", "/bin/sh")]
+    {
+        let text = format!("{BASE}[[source]]\nkind = \"exec\"\nname = \"e\"\ncommand = [{program:?}]");
+        let config = load(&text).unwrap();
+        let SourceConfig::Exec(exec) = &config.sources[0] else { panic!("an exec source") };
+        assert_eq!(exec.program(), Path::new(found));
+    }
+}
+
+#[test]
 fn relative_paths_count_from_the_file() {
     let config =
         load(&format!("{BASE}[[source]]\nkind=\"csv\"\nname=\"c\"\npath=\"x.csv\"\nrate_hz=1.0")).unwrap();

@@ -30,7 +30,7 @@ pub enum Refusal {
     ModelFailed,
     /// More bytes than a record may have.
     TooLarge,
-    /// A row of a file that is not what it should be.
+    /// A row of a file or a line of a child that is not what it should be.
     BadRow,
 }
 
@@ -91,6 +91,32 @@ impl PublishEnd {
     }
 }
 
+/// How a child of an `exec` source ended. Closed: each is a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExecEnd {
+    /// By itself, with status 0.
+    Success,
+    /// It did not start, or ended with another status or by a signal.
+    Failure,
+    /// Killed, since it took too long or was silent too long.
+    Timeout,
+}
+
+impl ExecEnd {
+    /// Every end.
+    pub const ALL: [Self; 3] = [Self::Success, Self::Failure, Self::Timeout];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Failure => "failure",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
 /// The counters; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -107,6 +133,7 @@ pub struct Metrics {
     dropped_records: IntCounterVec,
     dropped_bytes: IntCounterVec,
     publishes: IntCounterVec,
+    exec_ends: IntCounterVec,
     /// Connections that the server accepted.
     pub connects: IntCounter,
     /// Attempts that failed, and connections that ended.
@@ -166,6 +193,7 @@ impl Metrics {
                 "reason",
             ),
             publishes: counters(r, "agent_uplink_publishes_total", "records published, by their end", "end"),
+            exec_ends: counters(r, "agent_exec_ends_total", "ends of exec sources' children", "end"),
             connects: counter(r, "agent_uplink_connects_total", "connections accepted by the server"),
             disconnects: counter(
                 r,
@@ -183,6 +211,9 @@ impl Metrics {
         for reason in Refusal::ALL {
             metrics.refused.with_label_values(&[reason.as_str()]);
         }
+        for end in ExecEnd::ALL {
+            metrics.exec_ends.with_label_values(&[end.as_str()]);
+        }
         metrics
     }
 
@@ -195,6 +226,17 @@ impl Metrics {
     #[must_use]
     pub fn refusals(&self, reason: Refusal) -> u64 {
         self.refused.with_label_values(&[reason.as_str()]).get()
+    }
+
+    /// Counts the end of an `exec` source's child.
+    pub fn exec_ended(&self, end: ExecEnd) {
+        self.exec_ends.with_label_values(&[end.as_str()]).inc();
+    }
+
+    /// How many children ended so.
+    #[must_use]
+    pub fn exec_ends(&self, end: ExecEnd) -> u64 {
+        self.exec_ends.with_label_values(&[end.as_str()]).get()
     }
 
     /// Counts how far a class of the queue moved.

@@ -14,7 +14,7 @@ pub use names::MetricNames;
 use crate::config::{self, EventPolicy, Selection, SelectionWord};
 use crate::metrics::{Metrics, Refusal};
 use crate::queue::{AppendError, Queue, QueueClass, QueueError};
-use crate::source::{Content, Sample};
+use crate::source::{Content, Sample, levels};
 use crate::supervisor::Stop;
 use muster_journal::{Fs, RealFs};
 use muster_wire::{
@@ -105,13 +105,44 @@ impl<F: Fs> Pipeline<F> {
     /// # Errors
     /// The journal stopped, or the agent stops while the queue is full.
     pub fn take(&mut self, sample: Sample) -> Result<(), QueueError> {
-        let scored = self.score(&sample.content);
-        let mut readings = Vec::new();
-        if let Content::Row { values, .. } = sample.content {
-            readings.reserve(values.len() + 3);
-            for (name, value) in values.into_iter().filter(|(name, _)| self.selected(name)) {
-                self.push_reading(&mut readings, &name, value);
-            }
+        let at_us = sample.measured_at_us;
+        if let Content::Audio { samples, rate_hz, number } = &sample.content {
+            return self.take_sound(at_us, samples, *rate_hz, *number);
+        }
+        let answer = self.scorer.as_mut().map(|scorer| scorer.score(&sample.content));
+        let scored = self.judge(answer);
+        let values = if let Content::Row { values, .. } = sample.content { values } else { Vec::new() };
+        self.store(at_us, values, scored)
+    }
+
+    /// Answers within the block go before its levels, each with the time of the last sample that it heard.
+    fn take_sound(
+        &mut self,
+        end_us: i64,
+        samples: &[f32],
+        rate_hz: u32,
+        number: u64,
+    ) -> Result<(), QueueError> {
+        let mut rest = samples;
+        while let Some(scorer) = self.scorer.as_mut().filter(|_| !rest.is_empty()) {
+            let answer = scorer.hear(&mut rest, rate_hz, number);
+            let behind_us = rest.len() as u64 * 1_000_000 / u64::from(rate_hz.max(1));
+            let scored = self.judge(Some(answer));
+            self.store(end_us.saturating_sub_unsigned(behind_us), Vec::new(), scored)?;
+        }
+        let levels = levels(samples).map(|(name, level)| (name, Value::Number(level)));
+        self.store(end_us, levels.into(), None)
+    }
+
+    fn store(
+        &mut self,
+        at_us: i64,
+        values: Vec<(Arc<str>, Value)>,
+        scored: Option<Scored>,
+    ) -> Result<(), QueueError> {
+        let mut readings = Vec::with_capacity(values.len() + 3);
+        for (name, value) in values.into_iter().filter(|(name, _)| self.selected(name)) {
+            self.push_reading(&mut readings, &name, value);
         }
         let Scored { event, readings: scores } =
             scored.unwrap_or(Scored { event: None, readings: Vec::new() });
@@ -121,10 +152,10 @@ impl<F: Fs> Pipeline<F> {
         if !readings.is_empty() {
             let serial = self.serial.as_mut().map(Serial::reading);
             readings.extend(serial);
-            self.append_telemetry(sample.measured_at_us, readings)?;
+            self.append_telemetry(at_us, readings)?;
         }
         match event {
-            Some(event) => self.append_event(sample.measured_at_us, &event),
+            Some(event) => self.append_event(at_us, &event),
             None => Ok(()),
         }
     }
@@ -194,9 +225,9 @@ impl<F: Fs> Pipeline<F> {
         }
     }
 
-    fn score(&mut self, content: &Content) -> Option<Scored> {
-        let scorer = self.scorer.as_mut()?;
-        let inference = match scorer.score(content) {
+    /// What an answer adds; a failed one is counted.
+    fn judge(&mut self, answer: Option<model::Answer>) -> Option<Scored> {
+        let inference = match answer? {
             Ok(inference) => inference?,
             Err((refusal, reason)) => {
                 tracing::debug!(pipeline = self.config.name, reason, "a sample was not scored");

@@ -1,10 +1,11 @@
-//! A model bundle behind a pipeline: loaded and self-tested once, then fed rows or pictures.
+//! A model bundle behind a pipeline: loaded and self-tested once, then fed rows, pictures or sound.
 
 use crate::config;
 use crate::metrics::Refusal;
 use crate::source::Content;
 use muster_runtime::{
-    Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError,
+    AudioPipeline, Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model,
+    PipelineError,
 };
 use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
 use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX};
@@ -72,6 +73,11 @@ pub enum Feed {
     Rows,
     /// Pictures.
     Pictures,
+    /// Sound.
+    Sound {
+        /// Samples a second, where they are known before the source starts.
+        rate_hz: Option<u32>,
+    },
 }
 
 /// A model at work in one pipeline.
@@ -85,10 +91,11 @@ pub struct Scorer {
 enum Kind {
     Series { pipeline: Box<SeriesPipeline>, columns: Vec<String>, row: Vec<f64> },
     Image(Box<ImagePipeline>),
+    Audio(Box<AudioPipeline>),
 }
 
 /// A label, score and boxes in the wire's words; the pipeline's name is still empty.
-type Scored = Result<Option<Event>, (Refusal, String)>;
+pub(super) type Answer = Result<Option<Event>, (Refusal, String)>;
 
 /// Loads and self-tests the pipeline's model, if it has one.
 ///
@@ -114,6 +121,10 @@ pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, Mod
             Kind::Series { pipeline: Box::new(made), row: Vec::with_capacity(inputs.len()), columns: inputs }
         }),
         Feed::Pictures => ImagePipeline::new(model).map(|made| Kind::Image(Box::new(made))),
+        Feed::Sound { rate_hz } => AudioPipeline::new(model).and_then(|made| {
+            rate_hz.map_or(Ok(()), |rate_hz| made.check_rate(rate_hz))?;
+            Ok(Kind::Audio(Box::new(made)))
+        }),
     };
     let unfit =
         |source| ModelError::Pipeline { pipeline: pipeline.clone(), bundle, source: Box::new(source) };
@@ -140,11 +151,11 @@ impl Scorer {
         self.self_test
     }
 
-    /// Feeds one sample; None while a window fills.
+    /// Feeds one row or picture; None while a window fills.
     ///
     /// # Errors
     /// The reason to count, and the words for the log.
-    pub fn score(&mut self, content: &Content) -> Scored {
+    pub(super) fn score(&mut self, content: &Content) -> Answer {
         let (inference, subject) = match (&mut self.kind, content) {
             (Kind::Series { pipeline, columns, row }, Content::Row { values, number }) => {
                 row.clear();
@@ -166,8 +177,32 @@ impl Scorer {
             (Kind::Image(pipeline), Content::Image { path }) => {
                 (pipeline.score_file(path).map_err(|error| refusal(&error))?, subject(path))
             }
-            _ => return Err((Refusal::BadInput, "the source gives another kind of sample".into())),
+            _ => return Err(another_kind()),
         };
+        self.answer(inference, subject)
+    }
+
+    /// Feeds sound, off the front of `samples`, until there is an answer; None once all of it is taken.
+    ///
+    /// # Errors
+    /// The reason to count, and the words for the log; the rest of the sound is left out then.
+    pub(super) fn hear(&mut self, samples: &mut &[f32], rate_hz: u32, number: u64) -> Answer {
+        let Kind::Audio(pipeline) = &mut self.kind else {
+            *samples = &[];
+            return Err(another_kind());
+        };
+        match pipeline.check_rate(rate_hz).and_then(|()| pipeline.push(samples)) {
+            Ok(None) => Ok(None),
+            Ok(Some(inference)) => self.answer(inference, number.to_string()),
+            Err(error) => {
+                *samples = &[];
+                pipeline.reset();
+                Err(refusal(&error))
+            }
+        }
+    }
+
+    fn answer(&self, inference: Inference, subject: String) -> Answer {
         if !inference.score.is_finite() {
             return Err((Refusal::ModelFailed, "the score is not finite".into()));
         }
@@ -208,10 +243,16 @@ fn boxes(found: Vec<muster_runtime::BoundingBox>) -> Vec<BoundingBox> {
     boxes.collect()
 }
 
+fn another_kind() -> (Refusal, String) {
+    (Refusal::BadInput, "the source gives another kind of sample".into())
+}
+
 fn refusal(error: &PipelineError) -> (Refusal, String) {
     let reason = match error {
-        PipelineError::NotFinite { .. } => Refusal::NotFinite,
-        PipelineError::RowSize { .. } | PipelineError::WrongInput { .. } => Refusal::BadInput,
+        PipelineError::NotFinite { .. } | PipelineError::SampleNotFinite { .. } => Refusal::NotFinite,
+        PipelineError::RowSize { .. } | PipelineError::WrongInput { .. } | PipelineError::Rate { .. } => {
+            Refusal::BadInput
+        }
         PipelineError::File { .. } | PipelineError::Image(_) => Refusal::Undecodable,
         PipelineError::Run(_) => Refusal::ModelFailed,
     };

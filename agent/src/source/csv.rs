@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The longest line, in bytes.
-const LINE_BYTES_MAX: u64 = 64 * 1024;
+pub(super) const LINE_BYTES_MAX: u64 = 64 * 1024;
 /// A gap in the timestamps longer than this is cut to it.
 const GAP_MAX: Duration = Duration::from_secs(3600);
 /// Bad rows of one replay that the log names; the others are only counted.
@@ -298,7 +298,7 @@ async fn pass_over(config: &CsvSource, error: &CsvError, bad: u64, context: &Sou
 }
 
 /// What is told with a replay's bad row, by its number; None where nothing is.
-fn told(bad: u64) -> Option<&'static str> {
+pub(super) fn told(bad: u64) -> Option<&'static str> {
     match bad {
         ..BAD_ROWS_TOLD_MAX => Some(""),
         BAD_ROWS_TOLD_MAX => Some("; further ones are only counted"),

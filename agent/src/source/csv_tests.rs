@@ -209,7 +209,7 @@ async fn bad_rows_are_counted_and_the_others_replayed_once() {
 fn numbers(samples: &[Sample]) -> Vec<u64> {
     let number = |sample: &Sample| match &sample.content {
         Content::Row { number, .. } => *number,
-        Content::Image { .. } => 0,
+        Content::Image { .. } | Content::Audio { .. } => 0,
     };
     samples.iter().map(number).collect()
 }

@@ -1,15 +1,21 @@
-//! Reads the world: the machine itself, rows of a file, pictures.
+//! Reads the world: the machine itself, rows of a file, lines of a child process, pictures, sound.
 //!
 //! Started by [`crate::app`]; each source is handed the senders of the pipelines that read it and calls nothing
 //! else. Promise: values keep their order; a full pipeline makes its source wait, and the beats of the `host` source that
 //! fall due meanwhile are skipped, so nothing is buffered without bound. Limit: 64 samples per pipeline.
 
 mod csv;
+mod exec;
 mod host;
 mod images;
+mod pcm;
 mod time;
 
 pub use csv::{CsvError, CsvReader, LINES_CHECKED_MAX, Schedule, check as check_csv};
+pub use exec::{ExecError, check as check_exec};
+pub use pcm::{
+    Encoding, PcmError, PcmReader, PcmShape, SILENCE_DBFS, check as check_pcm, levels, rate_hz as pcm_rate_hz,
+};
 
 use crate::clock::SharedClock;
 use crate::config::SourceConfig;
@@ -28,7 +34,7 @@ const SAMPLES_WAITING_MAX: usize = 64;
 pub struct Sample {
     /// Microseconds since 1970.
     pub measured_at_us: i64,
-    /// The row or the picture.
+    /// The row, the picture or the sound.
     pub content: Content,
 }
 
@@ -46,6 +52,15 @@ pub enum Content {
     Image {
         /// The file.
         path: PathBuf,
+    },
+    /// A block of sound; it ends when the sample was measured.
+    Audio {
+        /// One channel, -1 to 1.
+        samples: Arc<[f32]>,
+        /// Samples a second.
+        rate_hz: u32,
+        /// The block's number, from 1.
+        number: u64,
     },
 }
 
@@ -104,5 +119,7 @@ pub async fn run(config: SourceConfig, context: SourceContext) -> Exit {
         SourceConfig::Host(host) => host::run(host, context).await,
         SourceConfig::Csv(csv) => csv::run(csv, context).await.into(),
         SourceConfig::Images(images) => images::run(images, context).await.into(),
+        SourceConfig::Exec(exec) => exec::run(exec, context).await.into(),
+        SourceConfig::Pcm(pcm) => pcm::run(pcm, context).await.into(),
     }
 }

@@ -1,14 +1,18 @@
-//! Pipelines: rows or pictures in, [`Inference`]s out.
+//! Pipelines: rows, pictures or sound in, [`Inference`]s out.
 //!
 //! The agent's pipeline tasks own one each. A pipeline holds its own engine state, so pipelines of one model run on
 //! several threads at a time; calls block for the model's latency and belong on a blocking thread. Nothing is queued here.
+
+mod audio;
+
+pub use audio::AudioPipeline;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use crate::bundle::{BundleError, read_bounded};
 use crate::engine::{RunError, Session};
-use crate::manifest::{AnomalyScore, Manifest, Postprocess, TaskKind};
+use crate::manifest::{AnomalyScore, Manifest, Postprocess, Preprocess, TaskKind};
 use crate::model::Model;
 use crate::postprocess::{AnomalyState, BoundingBox, Transition, classify, detect, reconstruction_error};
 use crate::preprocess::{ImageError, Picture, Window, decode_picture, picture_tensor, series_tensor};
@@ -50,6 +54,24 @@ pub enum PipelineError {
         column: String,
         /// Its value.
         value: f64,
+    },
+    /// The sound has another rate than the model was trained on.
+    #[error("model `{model}` takes {expected} samples a second, the source gives {found}")]
+    Rate {
+        /// The model.
+        model: String,
+        /// `audio.sample_rate_hz`.
+        expected: u32,
+        /// The source's.
+        found: u32,
+    },
+    /// A sample is NaN or infinite; the block is not taken.
+    #[error("sample {index} is {value}, expected a finite number")]
+    SampleNotFinite {
+        /// Its place in the block, from 0.
+        index: usize,
+        /// Its value.
+        value: f32,
     },
     /// The picture's file cannot be read.
     #[error("cannot read picture {file}")]
@@ -100,15 +122,10 @@ impl SeriesPipeline {
     /// A pipeline with an empty window.
     ///
     /// # Errors
-    /// When the model takes pictures.
+    /// When the model takes something else.
     pub fn new(model: Model) -> Result<Self, PipelineError> {
         let Some(series) = model.manifest().series() else {
-            let name = model.manifest().name.clone();
-            return Err(PipelineError::WrongInput {
-                model: name,
-                takes: "pictures",
-                expected: "sensor rows",
-            });
+            return Err(wrong_input(model.manifest(), "sensor rows"));
         };
         let window = Window::new(series.window_rows, series.stride_rows);
         let session = model.session()?;
@@ -167,15 +184,10 @@ impl ImagePipeline {
     /// A pipeline for pictures.
     ///
     /// # Errors
-    /// When the model takes sensor rows.
+    /// When the model takes something else.
     pub fn new(model: Model) -> Result<Self, PipelineError> {
         if model.manifest().image().is_none() {
-            let name = model.manifest().name.clone();
-            return Err(PipelineError::WrongInput {
-                model: name,
-                takes: "sensor rows",
-                expected: "pictures",
-            });
+            return Err(wrong_input(model.manifest(), "pictures"));
         }
         let session = model.session()?;
         Ok(Self { model, session, anomaly: AnomalyState::default() })
@@ -220,11 +232,7 @@ impl ImagePipeline {
     fn score(&mut self, picture: &Picture, started: Instant) -> Result<Inference, PipelineError> {
         let manifest = self.model.manifest();
         let Some(spec) = manifest.image() else {
-            return Err(PipelineError::WrongInput {
-                model: manifest.name.clone(),
-                takes: "sensor rows",
-                expected: "pictures",
-            });
+            return Err(wrong_input(manifest, "pictures"));
         };
         let input = picture_tensor(picture, spec)?;
         let output = self.session.run(&input)?;
@@ -232,6 +240,15 @@ impl ImagePipeline {
         inference.latency_us = elapsed_us(started);
         Ok(inference)
     }
+}
+
+fn wrong_input(manifest: &Manifest, expected: &'static str) -> PipelineError {
+    let takes = match manifest.preprocess {
+        Preprocess::Series(_) => "sensor rows",
+        Preprocess::Image(_) => "pictures",
+        Preprocess::Audio(_) => "sound",
+    };
+    PipelineError::WrongInput { model: manifest.name.clone(), takes, expected }
 }
 
 fn elapsed_us(started: Instant) -> u64 {

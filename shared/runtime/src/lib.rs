@@ -1,4 +1,4 @@
-//! Model bundles: open, check, load, self-test, and score sensor rows and pictures.
+//! Model bundles: open, check, load, self-test, and score sensor rows, pictures and sound.
 //!
 //! Cast: the agent's pipelines and `muster-agent check` call this crate; the server's inference will, so that both score
 //! identically. It calls an inference engine (tract or rten) and the picture decoders, reads files below the bundle's directory
@@ -9,12 +9,13 @@
 //! 2. [`Model::load`] decodes the graph (`onnx`), refuses what an engine computes wrongly (`graph`), turns int8 weights into
 //!    floats before an engine sees them (`weights`), pins the shape (`prepare`), has one plan made (`engine`), and runs the
 //!    golden samples;
-//! 3. [`SeriesPipeline`] or [`ImagePipeline`] turn input into [`Inference`]s. Plans are shared by threads; a pipeline owns its state.
+//! 3. [`SeriesPipeline`], [`ImagePipeline`] or [`AudioPipeline`] turn input into [`Inference`]s. Plans are shared by threads; a pipeline owns its state.
 //!
 //! Promise: a loaded model gave the bundle's expected answers on this machine. A model that does not is refused, with the difference.
 //!
 //! Architecture invariant: only `engine::tract` and `engine::rten` name an engine's types (ADR 0025).
 
+pub mod audio;
 mod bundle;
 mod engine;
 mod graph;
@@ -28,12 +29,13 @@ mod prepare;
 pub mod preprocess;
 mod weights;
 
+pub use audio::{AudioLayout, AudioSpec, MelLog, MelNorm, MelScale};
 pub use bundle::{Bundle, BundleError, MANIFEST_BYTES_MAX, MODEL_BYTES_MAX};
 pub use engine::{EngineError, EngineKind, RunError, Session};
 pub use graph::Refusal;
 pub use inference::{
-    ImagePipeline, Inference, LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_NOTHING, PICTURE_BYTES_MAX, PipelineError,
-    SeriesPipeline,
+    AudioPipeline, ImagePipeline, Inference, LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_NOTHING, PICTURE_BYTES_MAX,
+    PipelineError, SeriesPipeline,
 };
 pub use manifest::{
     AnomalyScore, AnomalySpec, ChannelOrder, ClassificationSpec, DetectionDecode, DetectionSpec, ElementType,

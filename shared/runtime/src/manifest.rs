@@ -2,6 +2,7 @@
 //!
 //! Every unknown key, missing section and value out of range is an error that names the field and what was expected.
 
+use crate::audio::AudioSpec;
 use serde::Deserialize;
 
 /// The format version that this build reads.
@@ -323,6 +324,8 @@ pub enum Preprocess {
     Series(SeriesSpec),
     /// Pictures.
     Image(ImageSpec),
+    /// Sound.
+    Audio(AudioSpec),
 }
 
 /// How the output becomes an answer.
@@ -371,7 +374,7 @@ impl Manifest {
     pub fn series(&self) -> Option<&SeriesSpec> {
         match &self.preprocess {
             Preprocess::Series(series) => Some(series),
-            Preprocess::Image(_) => None,
+            Preprocess::Image(_) | Preprocess::Audio(_) => None,
         }
     }
 
@@ -380,7 +383,16 @@ impl Manifest {
     pub fn image(&self) -> Option<&ImageSpec> {
         match &self.preprocess {
             Preprocess::Image(image) => Some(image),
-            Preprocess::Series(_) => None,
+            Preprocess::Series(_) | Preprocess::Audio(_) => None,
+        }
+    }
+
+    /// The audio section, when the model takes sound.
+    #[must_use]
+    pub fn audio(&self) -> Option<&AudioSpec> {
+        match &self.preprocess {
+            Preprocess::Audio(audio) => Some(audio),
+            Preprocess::Series(_) | Preprocess::Image(_) => None,
         }
     }
 }

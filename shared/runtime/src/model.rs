@@ -218,8 +218,8 @@ fn golden_tensor(bundle: &Bundle, golden: &Golden) -> Result<Vec<f32>, LoadError
             picture_tensor(&picture, image).map_err(wrong)
         }
         (GoldenInput::Tensor(file), _) => golden_floats(bundle, golden, file, manifest.input.elements()),
-        (GoldenInput::Rows(_), Preprocess::Image(_)) | (GoldenInput::Image(_), Preprocess::Series(_)) => {
-            Err(golden_shape(bundle, golden, "an input of the model's kind", "the other kind".into()))
+        (GoldenInput::Rows(_) | GoldenInput::Image(_), _) => {
+            Err(golden_shape(bundle, golden, "an input of the model's kind", "another kind".into()))
         }
     }
 }

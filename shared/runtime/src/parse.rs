@@ -1,5 +1,6 @@
 //! Text of `model.toml` to a checked [`Manifest`]. Pure; `bundle` calls it and adds the file's name to errors.
 
+mod audio;
 #[cfg(test)]
 mod bounds_tests;
 mod checks;
@@ -11,6 +12,7 @@ use checks::{
     ensure,
 };
 
+use crate::audio::AudioSpec;
 use crate::manifest::{
     AnomalySpec, ClassificationSpec, DetectionSpec, FORMAT, GOLDENS_MAX, Golden, GoldenExpected, GoldenInput,
     ImageSpec, InputSpec, Manifest, NAME_BYTES_MAX, OutputSpec, Postprocess, Preprocess, Quantization,
@@ -55,6 +57,7 @@ struct RawManifest {
     quantization: Quantization,
     series: Option<SeriesSpec>,
     image: Option<ImageSpec>,
+    audio: Option<AudioSpec>,
     classification: Option<ClassificationSpec>,
     anomaly: Option<AnomalySpec>,
     detection: Option<DetectionSpec>,
@@ -90,7 +93,7 @@ pub fn parse_manifest(text: &str) -> Result<Manifest, ParseError> {
     )?;
     check_shape("output.shape", &raw.output.shape)?;
     check_quantization(&raw.quantization)?;
-    let preprocess = take_preprocess(raw.series, raw.image, &raw.input)?;
+    let preprocess = take_preprocess(raw.series, raw.image, raw.audio, &raw.input)?;
     let postprocess = take_postprocess(raw.task, raw.classification, raw.anomaly, raw.detection)?;
     check_postprocess(&postprocess, &raw.input, &raw.output)?;
     let count = raw.golden.len();
@@ -136,26 +139,39 @@ fn check_texts(raw: &RawManifest) -> Checked {
 fn take_preprocess(
     series: Option<SeriesSpec>,
     image: Option<ImageSpec>,
+    audio: Option<AudioSpec>,
     input: &InputSpec,
 ) -> Result<Preprocess, ParseError> {
-    match (series, image) {
-        (Some(series), None) => {
+    match (series, image, audio) {
+        (Some(series), None, None) => {
             check_series(&series, input)?;
             Ok(Preprocess::Series(series))
         }
-        (None, Some(image)) => {
+        (None, Some(image), None) => {
             check_image(&image, input)?;
             Ok(Preprocess::Image(image))
         }
-        (both, _) => {
-            let found = if both.is_some() { "both" } else { "neither" };
+        (None, None, Some(audio)) => {
+            audio::check_audio(&audio, input)?;
+            Ok(Preprocess::Audio(audio))
+        }
+        (series, image, audio) => {
+            let present = present([
+                ("series", series.is_some()),
+                ("image", image.is_some()),
+                ("audio", audio.is_some()),
+            ]);
             Err(ParseError::Field {
-                field: "series, image".into(),
-                expected: "exactly one of the two sections".into(),
-                found: found.into(),
+                field: "series, image, audio".into(),
+                expected: "exactly one of the three sections".into(),
+                found: format!("{present:?}"),
             })
         }
     }
+}
+
+fn present(sections: [(&'static str, bool); 3]) -> Vec<&'static str> {
+    sections.into_iter().filter_map(|(name, here)| here.then_some(name)).collect()
 }
 
 fn take_postprocess(
@@ -169,11 +185,11 @@ fn take_postprocess(
         (TaskKind::Anomaly, None, Some(spec), None) => Ok(Postprocess::Anomaly(spec)),
         (TaskKind::Detection, None, None, Some(spec)) => Ok(Postprocess::Detection(spec)),
         (task, c, a, d) => {
-            let present: Vec<&str> =
-                [("classification", c.is_some()), ("anomaly", a.is_some()), ("detection", d.is_some())]
-                    .into_iter()
-                    .filter_map(|(name, here)| here.then_some(name))
-                    .collect();
+            let present = present([
+                ("classification", c.is_some()),
+                ("anomaly", a.is_some()),
+                ("detection", d.is_some()),
+            ]);
             Err(ParseError::Field {
                 field: task.as_str().into(),
                 expected: format!("the section [{}] and no other task's", task.as_str()),
@@ -214,7 +230,7 @@ fn take_golden(
         (None, Some(file), None, Preprocess::Image(_)) => GoldenInput::Image(inner_path(&at("image"), file)?),
         (None, None, Some(file), _) => GoldenInput::Tensor(inner_path(&at("tensor"), file)?),
         _ => {
-            let expected = "exactly one of rows (series), image (image) or tensor".into();
+            let expected = "exactly one of rows (series), image (image) or tensor (any)".into();
             return Err(ParseError::Field {
                 field: at("rows, image, tensor"),
                 expected,
@@ -354,7 +370,7 @@ tolerance = 0.001
         check("[anomaly]", "[detection]", &["unknown field `clear_after`", "score_min"]);
         check("task = \"anomaly\"", "task = \"classification\"", &["`classification`", "[\"anomaly\"]"]);
         let image = "[image]\nwidth = 1\nheight = 1\nchannels = \"gray\"\nlayout = \"nchw\"\nresize = \"exact\"\nscale = 1\nmean = [0]\nstd = [1]\n[anomaly]";
-        check("[anomaly]", image, &["series, image", "exactly one", "both"]);
+        check("[anomaly]", image, &["series, image", "exactly one", "[\"series\", \"image\"]"]);
     }
 
     #[test]
