@@ -3,19 +3,24 @@
 //! Each pipeline runs on a thread of its own ([`crate::app`] starts it), so an inference never holds up the
 //! connection. It is handed its receiver and the queue, nothing else. Promise: samples keep their order; a value
 //! against the wire's rules is left out and counted by its reason, the rest of its row goes on. When the queue is
-//! full the thread waits, so the source's channel fills and the source waits too. Limit: 1,000 metric names a device.
+//! full the thread waits, so the source's channel fills and the source waits too. Where CPU time or memory is short
+//! inferences are left out, telemetry never is. Limit: 1,000 metric names a device.
 
+mod budget;
 mod model;
 mod names;
 
+pub use budget::{BURST, DEBT_MAX, Meter, Reading as MeterReading};
 pub use model::{Feed, ModelError, Scorer, load};
 pub use names::MetricNames;
 
 use crate::config::{self, EventPolicy, Selection, SelectionWord};
-use crate::metrics::{Metrics, Refusal};
+use crate::memory::LowMemory;
+use crate::metrics::{Metrics, Refusal, Shed};
 use crate::queue::{AppendError, Queue, QueueClass, QueueError};
 use crate::source::{Content, Sample};
 use crate::supervisor::Stop;
+use budget::Governor;
 use muster_journal::{Fs, RealFs};
 use muster_wire::{
     EVENT_BYTES_MAX, Event, READINGS_MAX, Reading, TELEMETRY_BYTES_MAX, Telemetry, Value, ValueError,
@@ -35,6 +40,7 @@ pub struct Pipeline<F: Fs = RealFs> {
     names: Arc<MetricNames>,
     stop: Stop,
     scorer: Option<Scorer>,
+    governor: Governor,
     serial: Option<Serial>,
     last_label: Option<String>,
 }
@@ -82,7 +88,22 @@ impl<F: Fs> Pipeline<F> {
         let default = if scorer.is_some() { SelectionWord::None } else { SelectionWord::All };
         let selection = config.telemetry.clone().unwrap_or(Selection::Word(default));
         let serial = config.serial.clone().map(Serial::new);
-        Self { config, selection, queue, metrics, names, stop, scorer, serial, last_label: None }
+        let governor = Governor::new(config.cpu_percent_max, metrics.pipeline(&config.name));
+        Self { config, selection, queue, metrics, names, stop, scorer, governor, serial, last_label: None }
+    }
+
+    /// Sheds inferences while `low_memory` is up.
+    #[must_use]
+    pub fn with_low_memory(mut self, low_memory: LowMemory) -> Self {
+        self.governor.set_low_memory(low_memory);
+        self
+    }
+
+    /// Measures by another clock than the thread's own.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Meter) -> Self {
+        self.governor.set_meter(meter);
+        self
     }
 
     /// Works until the source is gone; blocks its thread.
@@ -105,7 +126,14 @@ impl<F: Fs> Pipeline<F> {
     /// # Errors
     /// The journal stopped, or the agent stops while the queue is full.
     pub fn take(&mut self, sample: Sample) -> Result<(), QueueError> {
-        let scored = self.score(&sample.content);
+        let shed = self.governor.begin();
+        let taken = self.put(sample, shed);
+        self.governor.end();
+        taken
+    }
+
+    fn put(&mut self, sample: Sample, shed: Option<Shed>) -> Result<(), QueueError> {
+        let scored = self.score(&sample.content, shed);
         let mut readings = Vec::new();
         if let Content::Row { values, .. } = sample.content {
             readings.reserve(values.len() + 3);
@@ -194,9 +222,16 @@ impl<F: Fs> Pipeline<F> {
         }
     }
 
-    fn score(&mut self, content: &Content) -> Option<Scored> {
+    fn score(&mut self, content: &Content, shed: Option<Shed>) -> Option<Scored> {
         let scorer = self.scorer.as_mut()?;
-        let inference = match scorer.score(content) {
+        let outcome = match shed {
+            None => scorer.score(content),
+            Some(reason) => scorer.skip(content).map(|due| {
+                self.governor.shed(reason, due);
+                None
+            }),
+        };
+        let inference = match outcome {
             Ok(inference) => inference?,
             Err((refusal, reason)) => {
                 tracing::debug!(pipeline = self.config.name, reason, "a sample was not scored");
@@ -205,6 +240,7 @@ impl<F: Fs> Pipeline<F> {
             }
         };
         self.metrics.inferred();
+        self.governor.inferred();
         let mut readings = Vec::new();
         if self.config.scores {
             let name = &self.config.name;

@@ -7,8 +7,9 @@ use muster_runtime::{
     Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model, PipelineError,
 };
 use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
-use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX};
+use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX, Value};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What the wire calls a raised anomaly.
 const LABEL_ANOMALY: &str = "anomaly";
@@ -147,17 +148,7 @@ impl Scorer {
     pub fn score(&mut self, content: &Content) -> Scored {
         let (inference, subject) = match (&mut self.kind, content) {
             (Kind::Series { pipeline, columns, row }, Content::Row { values, number }) => {
-                row.clear();
-                for column in columns.iter() {
-                    let value = values
-                        .iter()
-                        .find(|(name, _)| **name == **column)
-                        .and_then(|(_, value)| value.as_number());
-                    row.push(
-                        value
-                            .ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?,
-                    );
-                }
+                fill_row(row, columns, values)?;
                 let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else {
                     return Ok(None);
                 };
@@ -172,6 +163,22 @@ impl Scorer {
             return Err((Refusal::ModelFailed, "the score is not finite".into()));
         }
         Ok(Some(self.event(inference, subject)))
+    }
+
+    /// Takes one sample without an inference, cheaply: a row still enters the window, so that the next window has no gap;
+    /// a picture is not even read. Answers how many inferences were due.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn skip(&mut self, content: &Content) -> Result<u64, (Refusal, String)> {
+        match (&mut self.kind, content) {
+            (Kind::Series { pipeline, columns, row }, Content::Row { values, .. }) => {
+                fill_row(row, columns, values)?;
+                pipeline.skip(row).map(u64::from).map_err(|error| refusal(&error))
+            }
+            (Kind::Image(_), Content::Image { .. }) => Ok(1),
+            _ => Err((Refusal::BadInput, "the source gives another kind of sample".into())),
+        }
     }
 
     fn event(&self, inference: Inference, subject: String) -> Event {
@@ -193,6 +200,21 @@ impl Scorer {
             boxes: boxes(inference.boxes),
         }
     }
+}
+
+/// The values of `columns`, in their order.
+fn fill_row(
+    row: &mut Vec<f64>,
+    columns: &[String],
+    values: &[(Arc<str>, Value)],
+) -> Result<(), (Refusal, String)> {
+    row.clear();
+    for column in columns {
+        let value =
+            values.iter().find(|(name, _)| **name == **column).and_then(|(_, value)| value.as_number());
+        row.push(value.ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?);
+    }
+    Ok(())
 }
 
 /// The best boxes, as many as an event carries.
