@@ -12,6 +12,7 @@ pub use join::enroll;
 use crate::clock::{AgentClock, SharedClock};
 use crate::config::{Config, SourceConfig};
 use crate::identity::{self, EnrollError, StoreError};
+use crate::memory::{LowMemory, MemoryWatch};
 use crate::metrics::{self, Listen, Metrics};
 use crate::pipeline::{self, Feed, Inbox, MetricNames, ModelError, Pipeline, Scorer};
 use crate::queue::{Bounds, Queue, QueueError, QueueWatch};
@@ -149,6 +150,7 @@ pub async fn run_until(config: Config, mut stop: Stop) -> Result<(), AppError> {
 struct Agent {
     queue: Queue,
     watch: QueueWatch,
+    memory: Option<MemoryWatch>,
     metrics: Metrics,
     feeders: Vec<JoinHandle<()>>,
     uplink: JoinHandle<()>,
@@ -165,6 +167,10 @@ impl Agent {
         let bounds = Bounds::from_config(&config.queue);
         let queue = Queue::open_dir(&config.queue_dir(), bounds, shared)?;
         let watch = QueueWatch::new(queue.clone());
+        let watch = watch.with_written_bytes_day_max(config.queue.written_bytes_day_max);
+        let low_memory = LowMemory::default();
+        let memory_min = config.device.memory_available_mib_min;
+        let memory = memory_min.map(|mib_min| MemoryWatch::new(mib_min, low_memory.clone()));
         queue.forget_empty_openings()?;
         // Once this is up nothing is started again, so nothing of this agent outlives it.
         let (stop_tasks, tasks_stop) = stop_pair();
@@ -180,10 +186,11 @@ impl Agent {
         });
         let uplink = join::spawn_uplink(&supervisor, config, &queue, metrics, clock, uplink_stop);
         let scorers = load_models(config).await?;
-        let context = Feeding { supervisor: &supervisor, metrics, clock, stop: sources_stop };
+        let context = Feeding { supervisor: &supervisor, metrics, clock, stop: sources_stop, low_memory };
         let feeders = context.spawn(config, &queue, scorers);
         Ok(Self {
             watch,
+            memory,
             metrics: metrics.clone(),
             queue,
             feeders,
@@ -204,6 +211,9 @@ impl Agent {
                 _ = beat.tick() => {
                     notifier.alive();
                     self.watch.count(&self.metrics);
+                    if let Some(memory) = &mut self.memory {
+                        memory.look(&self.metrics);
+                    }
                     if let Some(reason) = self.queue.failure() {
                         break Some(reason);
                     }
@@ -293,6 +303,7 @@ struct Feeding<'a> {
     metrics: &'a Metrics,
     clock: &'a Arc<AgentClock>,
     stop: Stop,
+    low_memory: LowMemory,
 }
 
 impl Feeding<'_> {
@@ -305,7 +316,8 @@ impl Feeding<'_> {
             let (sender, receiver) = source::sample_channel();
             sinks.entry(&settings.source).or_default().push(sender);
             let (metrics, names, stop) = (self.metrics.clone(), Arc::clone(&names), self.stop.clone());
-            let pipeline = Pipeline::new(settings.clone(), scorer, queue.clone(), metrics, names, stop);
+            let pipeline = Pipeline::new(settings.clone(), scorer, queue.clone(), metrics, names, stop)
+                .with_low_memory(self.low_memory.clone());
             tasks.push(self.spawn_pipeline(&settings.name, pipeline, receiver));
         }
         for source in &config.sources {

@@ -12,6 +12,7 @@ pub mod app;
 pub mod clock;
 pub mod config;
 pub mod identity;
+pub mod memory;
 pub mod metrics;
 pub mod pipeline;
 pub mod queue;

@@ -56,6 +56,9 @@ pub(super) fn check(config: &Config) -> Checked {
     check_identity(&config.identity)?;
     check_uplink(&config.uplink, &config.identity)?;
     check_queue(&config.queue)?;
+    if let Some(mib) = config.device.memory_available_mib_min {
+        within("device.memory_available_mib_min", mib, 1, 1 << 20)?;
+    }
     check_listen(config.metrics.listen.as_deref())?;
     within("source", config.sources.len(), 0, SOURCES_MAX)?;
     within("pipeline", config.pipelines.len(), 0, PIPELINES_MAX)?;
@@ -139,7 +142,10 @@ fn check_queue(queue: &super::Queue) -> Checked {
     within("queue.event_age_s_max", queue.event_age_s_max, 60, 100 * 366 * 86_400)?;
     within("queue.segment_bytes", queue.segment_bytes, 128 << 10, 64 << 20)?;
     let bound = queue.telemetry_bytes_max.min(queue.event_bytes_max) / 4;
-    within("queue.segment_bytes", queue.segment_bytes, 128 << 10, bound)
+    within("queue.segment_bytes", queue.segment_bytes, 128 << 10, bound)?;
+    within("queue.sync_interval_ms", queue.sync_interval_ms, 0, 60_000)?;
+    let Some(bytes) = queue.written_bytes_day_max else { return Ok(()) };
+    within("queue.written_bytes_day_max", bytes, 1 << 20, 1 << 40)
 }
 
 fn check_listen(listen: Option<&str>) -> Checked {
@@ -248,6 +254,16 @@ fn check_pipeline(pipeline: &Pipeline, sources: &[SourceConfig]) -> Checked {
     }
     if pipeline.model.is_none() && !pipeline.inputs.is_empty() {
         return Err(problem(field("inputs"), "inputs only beside a model", "inputs alone"));
+    }
+    if let Some(percent) = pipeline.cpu_percent_max {
+        if !(percent.is_finite() && percent > 0.0 && percent <= 100.0) {
+            return Err(problem(field("cpu_percent_max"), "above 0 and up to 100", percent));
+        }
+        if pipeline.model.is_none() {
+            // It would bound nothing.
+            let expected = "it only beside a model, since telemetry is never shed";
+            return Err(problem(field("cpu_percent_max"), expected, "it alone"));
+        }
     }
     for (key, name) in [("serial", pipeline.serial.as_deref()), ("prefix", Some(pipeline.prefix.as_str()))] {
         let Some(name) = name.filter(|name| key == "serial" || !name.is_empty()) else { continue };

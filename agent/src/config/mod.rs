@@ -51,6 +51,9 @@ pub struct Config {
     /// The bounds of the durable queue.
     #[serde(default)]
     pub queue: Queue,
+    /// Care for the device itself.
+    #[serde(default)]
+    pub device: Device,
     /// The agent's own counters.
     #[serde(default)]
     pub metrics: Metrics,
@@ -155,6 +158,11 @@ pub struct Queue {
     pub event_age_s_max: u64,
     /// Bytes of one segment file, 128 KiB to 64 MiB; space is freed a segment at a time.
     pub segment_bytes: u64,
+    /// Milliseconds that telemetry may gather in memory before it is written and synced, 0 to 60,000; 0: at once.
+    /// What gathers is not accepted yet: a power cut loses it. Events are always written at once.
+    pub sync_interval_ms: u32,
+    /// Bytes written in a day, in whole blocks, above which the log warns, 1 MiB to 1 TiB; absent: none.
+    pub written_bytes_day_max: Option<u64>,
 }
 
 impl Default for Queue {
@@ -165,8 +173,18 @@ impl Default for Queue {
             event_bytes_max: 16 << 20,
             event_age_s_max: 30 * 86_400,
             segment_bytes: 1 << 20,
+            sync_interval_ms: 0,
+            written_bytes_day_max: None,
         }
     }
+}
+
+/// `[device]`
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Device {
+    /// MiB of available memory below which inferences are shed, 1 to 1,048,576; absent: they never are for that.
+    pub memory_available_mib_min: Option<u64>,
 }
 
 /// `[metrics]`
@@ -235,6 +253,9 @@ pub struct Pipeline {
     pub scores: bool,
     /// Adds a reading of this name to each record: text that no two records share.
     pub serial: Option<String>,
+    /// Percent of one core that the pipeline may take, above 0 and up to 100; beyond it inferences are shed, telemetry
+    /// never. Absent: no bound.
+    pub cpu_percent_max: Option<f64>,
 }
 
 impl EventPolicy {

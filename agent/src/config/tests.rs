@@ -174,6 +174,11 @@ fn numbers_are_bounded() {
     bounded("queue.event_bytes_max", 1 << 20, 1 << 40, queue("event_bytes_max"));
     bounded("queue.telemetry_age_s_max", 60, 3_162_240_000, queue("telemetry_age_s_max"));
     bounded("queue.event_age_s_max", 60, 3_162_240_000, queue("event_age_s_max"));
+    bounded("queue.sync_interval_ms", 0, 60_000, queue("sync_interval_ms"));
+    bounded("queue.written_bytes_day_max", 1 << 20, 1 << 40, queue("written_bytes_day_max"));
+    bounded("device.memory_available_mib_min", 1, 1 << 20, |value| {
+        format!("[device]\nmemory_available_mib_min = {value}")
+    });
     let classes = "telemetry_bytes_max = 1073741824\nevent_bytes_max = 1073741824";
     bounded("queue.segment_bytes", 128 << 10, 64 << 20, |value| {
         format!("[queue]\n{classes}\nsegment_bytes = {value}")
@@ -192,6 +197,27 @@ fn numbers_are_bounded() {
     bounded("source \"c\".rate_hz", 1, 100_000, csv("rate_hz"));
     let speed = |value| csv("rate_hz = 1.0\nspeed")(value);
     bounded("source \"c\".speed", 1, 1_000_000_000, speed);
+}
+
+#[test]
+fn a_budget_is_a_share_of_one_core_and_needs_a_model() {
+    let pipeline = |more: &str| {
+        format!(
+            "[[source]]\nkind = \"host\"\nname = \"h\"\n[[pipeline]]\nname = \"p\"\nsource = \"h\"\n{more}"
+        )
+    };
+    for percent in ["0.01", "25.0", "100.0"] {
+        let text = pipeline(&format!("model = \"m\"\ncpu_percent_max = {percent}"));
+        assert!(load(&format!("{BASE}{text}")).is_ok(), "{percent}");
+    }
+    for percent in ["0.0", "-1.0", "100.1", "nan", "inf"] {
+        let text = pipeline(&format!("model = \"m\"\ncpu_percent_max = {percent}"));
+        refused(&text, &["pipeline \"p\".cpu_percent_max: expected above 0 and up to 100"]);
+    }
+    refused(
+        &pipeline("cpu_percent_max = 25.0"),
+        &["pipeline \"p\".cpu_percent_max", "only beside a model, since telemetry is never shed"],
+    );
 }
 
 #[test]

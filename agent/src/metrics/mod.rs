@@ -1,13 +1,16 @@
 //! The agent's own counters, as Prometheus text on a loopback port or a Unix socket.
 //!
 //! Every module counts through [`Metrics`]; [`serve`] answers `GET /metrics` and `GET /healthz`.
-//! Labels come from closed enums. Limits: one request a connection, 4 KiB of head, 5 s, 4 at a time.
+//! Labels come from closed enums, or are the configuration's pipelines, at most 64. Limits: one request a connection, 4 KiB of head, 5 s, 4 at a time.
 
 mod serve;
 
 pub use serve::{Listen, ServeError, serve};
 
-use prometheus::{Encoder, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use muster_journal::Written;
+use prometheus::{
+    Counter, CounterVec, Encoder, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -117,6 +120,52 @@ impl ExecEnd {
     }
 }
 
+/// Why an inference was left out. Closed: each is a label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shed {
+    /// The pipeline's CPU budget is spent.
+    Cpu,
+    /// Memory is short.
+    Memory,
+}
+
+impl Shed {
+    /// Every reason, in the order of [`PipelineCounters`].
+    pub const ALL: [Self; 2] = [Self::Cpu, Self::Memory];
+
+    /// The label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// The counters of one pipeline.
+#[derive(Clone)]
+pub struct PipelineCounters {
+    /// Inferences.
+    pub inferences: IntCounter,
+    /// CPU seconds that its thread spent on samples.
+    pub cpu_seconds: Counter,
+    shed: [IntCounter; 2],
+}
+
+impl PipelineCounters {
+    /// Counts inferences that were due and left out.
+    pub fn shed(&self, reason: Shed, inferences: u64) {
+        self.shed[reason as usize].inc_by(inferences);
+    }
+
+    /// Inferences left out for a reason.
+    #[must_use]
+    pub fn shed_so_far(&self, reason: Shed) -> u64 {
+        self.shed[reason as usize].get()
+    }
+}
+
 /// The counters; cheap to clone.
 #[derive(Clone)]
 pub struct Metrics {
@@ -146,6 +195,16 @@ pub struct Metrics {
     pub restarts: IntCounter,
     /// Messages from the server.
     pub received: IntCounter,
+    pipelines: IntCounterVec,
+    pipeline_cpu: CounterVec,
+    shed: IntCounterVec,
+    disk_bytes: IntCounterVec,
+    disk_blocks: IntCounterVec,
+    disk_syncs: IntCounterVec,
+    disk_day: IntGauge,
+    disk_day_over: IntGauge,
+    memory_available: IntGauge,
+    memory_low: IntGauge,
     /// Inferences since the start; State carries it.
     pub inferences: Arc<AtomicU64>,
     inferences_counter: IntCounter,
@@ -164,9 +223,29 @@ fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, label: &str) -> IntCounterVec {
-    let counters = IntCounterVec::new(Opts::new(name, help), &[label]).expect("a constant name is valid");
+    labelled(registry, name, help, &[label])
+}
+
+fn labelled(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    let counters = IntCounterVec::new(Opts::new(name, help), labels).expect("a constant name is valid");
     registry.register(Box::new(counters.clone())).expect("a constant name is registered once");
     counters
+}
+
+fn seconds(registry: &Registry, name: &str, help: &str, label: &str) -> CounterVec {
+    let counters = CounterVec::new(Opts::new(name, help), &[label]).expect("a constant name is valid");
+    registry.register(Box::new(counters.clone())).expect("a constant name is registered once");
+    counters
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    let gauge = IntGauge::new(name, help).expect("a constant name is valid");
+    registry.register(Box::new(gauge.clone())).expect("a constant name is registered once");
+    gauge
+}
+
+fn as_gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 impl Metrics {
@@ -175,9 +254,6 @@ impl Metrics {
     pub fn new() -> Self {
         let registry = Registry::new();
         let r = &registry;
-        let connected =
-            IntGauge::new("agent_uplink_connected", "1 while connected").expect("a constant name is valid");
-        r.register(Box::new(connected.clone())).expect("a constant name is registered once");
         let metrics = Self {
             samples: counter(r, "agent_source_samples_total", "samples read"),
             readings: counter(r, "agent_queue_readings_total", "readings appended to the queue"),
@@ -200,10 +276,38 @@ impl Metrics {
                 "agent_uplink_disconnects_total",
                 "attempts failed and connections ended",
             ),
-            connected,
+            connected: gauge(r, "agent_uplink_connected", "1 while connected"),
             queue_waits: counter(r, "agent_queue_full_waits_total", "waits because the queue was full"),
             restarts: counter(r, "agent_supervisor_restarts_total", "tasks started again"),
             received: counter(r, "agent_uplink_received_total", "messages from the server"),
+            pipelines: counters(r, "agent_pipeline_inferences_total", "inferences", "pipeline"),
+            pipeline_cpu: seconds(
+                r,
+                "agent_pipeline_cpu_seconds_total",
+                "CPU time of a pipeline",
+                "pipeline",
+            ),
+            shed: labelled(r, "agent_inferences_shed_total", "inferences left out", &["pipeline", "reason"]),
+            disk_bytes: counters(r, "agent_disk_payload_bytes_total", "bytes given to the disk", "class"),
+            disk_blocks: counters(
+                r,
+                "agent_disk_written_bytes_total",
+                "bytes of 4 KiB blocks written",
+                "class",
+            ),
+            disk_syncs: counters(r, "agent_disk_syncs_total", "syncs of files and folders", "class"),
+            disk_day: gauge(
+                r,
+                "agent_disk_written_bytes_day",
+                "bytes of blocks written in the last 24 hours",
+            ),
+            disk_day_over: gauge(
+                r,
+                "agent_disk_written_day_over",
+                "1 while that is over queue.written_bytes_day_max",
+            ),
+            memory_available: gauge(r, "agent_memory_available_bytes", "memory that is still there"),
+            memory_low: gauge(r, "agent_memory_low", "1 while memory is short and inferences are shed"),
             inferences: Arc::default(),
             inferences_counter: counter(r, "agent_model_inferences_total", "inferences"),
             registry,
@@ -260,6 +364,35 @@ impl Metrics {
     /// Counts the end of publishes.
     pub fn published(&self, end: PublishEnd, count: u64) {
         self.publishes.with_label_values(&[end.as_str()]).inc_by(count);
+    }
+
+    /// The counters of a pipeline; the configuration names at most 64.
+    #[must_use]
+    pub fn pipeline(&self, name: &str) -> PipelineCounters {
+        PipelineCounters {
+            inferences: self.pipelines.with_label_values(&[name]),
+            cpu_seconds: self.pipeline_cpu.with_label_values(&[name]),
+            shed: Shed::ALL.map(|reason| self.shed.with_label_values(&[name, reason.as_str()])),
+        }
+    }
+
+    /// Counts what a class of the queue gave to the disk.
+    pub fn disk_written(&self, class: &'static str, written: Written) {
+        self.disk_bytes.with_label_values(&[class]).inc_by(written.bytes);
+        self.disk_blocks.with_label_values(&[class]).inc_by(written.block_bytes);
+        self.disk_syncs.with_label_values(&[class]).inc_by(written.syncs);
+    }
+
+    /// Shows what the last day wrote, and whether that is over the bound.
+    pub fn disk_day(&self, block_bytes: u64, is_over: bool) {
+        self.disk_day.set(as_gauge(block_bytes));
+        self.disk_day_over.set(is_over.into());
+    }
+
+    /// Shows what memory is left, and whether that is short.
+    pub fn memory(&self, available_bytes: u64, is_low: bool) {
+        self.memory_available.set(as_gauge(available_bytes));
+        self.memory_low.set(is_low.into());
     }
 
     /// Counts an inference.

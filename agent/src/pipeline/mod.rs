@@ -3,19 +3,24 @@
 //! Each pipeline runs on a thread of its own ([`crate::app`] starts it), so an inference never holds up the
 //! connection. It is handed its receiver and the queue, nothing else. Promise: samples keep their order; a value
 //! against the wire's rules is left out and counted by its reason, the rest of its row goes on. When the queue is
-//! full the thread waits, so the source's channel fills and the source waits too. Limit: 1,000 metric names a device.
+//! full the thread waits, so the source's channel fills and the source waits too. Where CPU time or memory is short
+//! inferences are left out, telemetry never is. Limit: 1,000 metric names a device.
 
+mod budget;
 mod model;
 mod names;
 
+pub use budget::{BURST, DEBT_MAX, Meter, Reading as MeterReading};
 pub use model::{Feed, ModelError, Scorer, load};
 pub use names::MetricNames;
 
 use crate::config::{self, EventPolicy, Selection, SelectionWord};
-use crate::metrics::{Metrics, Refusal};
+use crate::memory::LowMemory;
+use crate::metrics::{Metrics, Refusal, Shed};
 use crate::queue::{AppendError, Queue, QueueClass, QueueError};
 use crate::source::{Content, Sample, levels};
 use crate::supervisor::Stop;
+use budget::Governor;
 use muster_journal::{Fs, RealFs};
 use muster_wire::{
     EVENT_BYTES_MAX, Event, READINGS_MAX, Reading, TELEMETRY_BYTES_MAX, Telemetry, Value, ValueError,
@@ -35,6 +40,7 @@ pub struct Pipeline<F: Fs = RealFs> {
     names: Arc<MetricNames>,
     stop: Stop,
     scorer: Option<Scorer>,
+    governor: Governor,
     serial: Option<Serial>,
     last_label: Option<String>,
 }
@@ -82,7 +88,22 @@ impl<F: Fs> Pipeline<F> {
         let default = if scorer.is_some() { SelectionWord::None } else { SelectionWord::All };
         let selection = config.telemetry.clone().unwrap_or(Selection::Word(default));
         let serial = config.serial.clone().map(Serial::new);
-        Self { config, selection, queue, metrics, names, stop, scorer, serial, last_label: None }
+        let governor = Governor::new(config.cpu_percent_max, metrics.pipeline(&config.name));
+        Self { config, selection, queue, metrics, names, stop, scorer, governor, serial, last_label: None }
+    }
+
+    /// Sheds inferences while `low_memory` is up.
+    #[must_use]
+    pub fn with_low_memory(mut self, low_memory: LowMemory) -> Self {
+        self.governor.set_low_memory(low_memory);
+        self
+    }
+
+    /// Measures by another clock than the thread's own.
+    #[must_use]
+    pub fn with_meter(mut self, meter: Meter) -> Self {
+        self.governor.set_meter(meter);
+        self
     }
 
     /// Works until the source is gone; blocks its thread.
@@ -105,25 +126,42 @@ impl<F: Fs> Pipeline<F> {
     /// # Errors
     /// The journal stopped, or the agent stops while the queue is full.
     pub fn take(&mut self, sample: Sample) -> Result<(), QueueError> {
+        let shed = self.governor.begin();
+        let taken = self.put(sample, shed);
+        self.governor.end();
+        taken
+    }
+
+    fn put(&mut self, sample: Sample, shed: Option<Shed>) -> Result<(), QueueError> {
         let at_us = sample.measured_at_us;
         if let Content::Audio { samples, rate_hz, number } = &sample.content {
-            return self.take_sound(at_us, samples, *rate_hz, *number);
+            return self.put_sound(at_us, samples, *rate_hz, *number, shed);
         }
-        let answer = self.scorer.as_mut().map(|scorer| scorer.score(&sample.content));
+        let answer = match (self.scorer.as_mut(), shed) {
+            (None, _) => None,
+            (Some(scorer), None) => Some(scorer.score(&sample.content)),
+            (Some(scorer), Some(reason)) => Some(self.governor.skipped(reason, scorer.skip(&sample.content))),
+        };
         let scored = self.judge(answer);
         let values = if let Content::Row { values, .. } = sample.content { values } else { Vec::new() };
         self.store(at_us, values, scored)
     }
 
     /// Answers within the block go before its levels, each with the time of the last sample that it heard.
-    fn take_sound(
+    fn put_sound(
         &mut self,
         end_us: i64,
         samples: &[f32],
         rate_hz: u32,
         number: u64,
+        shed: Option<Shed>,
     ) -> Result<(), QueueError> {
         let mut rest = samples;
+        if let (Some(scorer), Some(reason)) = (self.scorer.as_mut(), shed) {
+            let answer = self.governor.skipped(reason, scorer.skip_sound(&mut rest, rate_hz));
+            self.judge(Some(answer));
+            rest = &[];
+        }
         while let Some(scorer) = self.scorer.as_mut().filter(|_| !rest.is_empty()) {
             let answer = scorer.hear(&mut rest, rate_hz, number);
             let behind_us = rest.len() as u64 * 1_000_000 / u64::from(rate_hz.max(1));
@@ -236,6 +274,7 @@ impl<F: Fs> Pipeline<F> {
             }
         };
         self.metrics.inferred();
+        self.governor.inferred();
         let mut readings = Vec::new();
         if self.config.scores {
             let name = &self.config.name;

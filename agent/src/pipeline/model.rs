@@ -8,8 +8,9 @@ use muster_runtime::{
     PipelineError,
 };
 use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
-use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX};
+use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX, Value};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// What the wire calls a raised anomaly.
 const LABEL_ANOMALY: &str = "anomaly";
@@ -95,7 +96,9 @@ enum Kind {
 }
 
 /// A label, score and boxes in the wire's words; the pipeline's name is still empty.
-pub(super) type Answer = Result<Option<Event>, (Refusal, String)>;
+pub(super) type Answer = Result<Option<Event>, Refused>;
+/// The reason to count, and the words for the log.
+pub(super) type Refused = (Refusal, String);
 
 /// Loads and self-tests the pipeline's model, if it has one.
 ///
@@ -158,17 +161,7 @@ impl Scorer {
     pub(super) fn score(&mut self, content: &Content) -> Answer {
         let (inference, subject) = match (&mut self.kind, content) {
             (Kind::Series { pipeline, columns, row }, Content::Row { values, number }) => {
-                row.clear();
-                for column in columns.iter() {
-                    let value = values
-                        .iter()
-                        .find(|(name, _)| **name == **column)
-                        .and_then(|(_, value)| value.as_number());
-                    row.push(
-                        value
-                            .ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?,
-                    );
-                }
+                fill_row(row, columns, values)?;
                 let Some(inference) = pipeline.push(row).map_err(|error| refusal(&error))? else {
                     return Ok(None);
                 };
@@ -202,11 +195,39 @@ impl Scorer {
         }
     }
 
+    /// Takes sound without an inference: its features still enter the window. Answers how many inferences were due.
+    ///
+    /// # Errors
+    /// As [`Self::hear`].
+    pub(super) fn skip_sound(&mut self, samples: &mut &[f32], rate_hz: u32) -> Result<u64, Refused> {
+        let Kind::Audio(pipeline) = &mut self.kind else { return Err(another_kind()) };
+        pipeline.check_rate(rate_hz).and_then(|()| pipeline.skip(samples)).map_err(|error| {
+            pipeline.reset();
+            refusal(&error)
+        })
+    }
+
     fn answer(&self, inference: Inference, subject: String) -> Answer {
         if !inference.score.is_finite() {
             return Err((Refusal::ModelFailed, "the score is not finite".into()));
         }
         Ok(Some(self.event(inference, subject)))
+    }
+
+    /// Takes one sample without an inference, cheaply: a row still enters the window, so that the next window has no gap;
+    /// a picture is not even read. Answers how many inferences were due.
+    ///
+    /// # Errors
+    /// As [`Self::score`].
+    pub fn skip(&mut self, content: &Content) -> Result<u64, (Refusal, String)> {
+        match (&mut self.kind, content) {
+            (Kind::Series { pipeline, columns, row }, Content::Row { values, .. }) => {
+                fill_row(row, columns, values)?;
+                pipeline.skip(row).map(u64::from).map_err(|error| refusal(&error))
+            }
+            (Kind::Image(_), Content::Image { .. }) => Ok(1),
+            _ => Err(another_kind()),
+        }
     }
 
     fn event(&self, inference: Inference, subject: String) -> Event {
@@ -228,6 +249,21 @@ impl Scorer {
             boxes: boxes(inference.boxes),
         }
     }
+}
+
+/// The values of `columns`, in their order.
+fn fill_row(
+    row: &mut Vec<f64>,
+    columns: &[String],
+    values: &[(Arc<str>, Value)],
+) -> Result<(), (Refusal, String)> {
+    row.clear();
+    for column in columns {
+        let value =
+            values.iter().find(|(name, _)| **name == **column).and_then(|(_, value)| value.as_number());
+        row.push(value.ok_or_else(|| (Refusal::BadInput, format!("column {column:?} has no number")))?);
+    }
+    Ok(())
 }
 
 /// The best boxes, as many as an event carries.

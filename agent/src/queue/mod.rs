@@ -7,13 +7,15 @@
 //! as dropped with a reason. When full: the oldest records of that class go, each range with a durable drop
 //! record; the classes have bounds of their own, so telemetry never pushes an event out. On a full disk or
 //! a batch that waits for it, [`Queue::append`] answers `Full` and nothing is accepted. The journal's write
-//! lock keeps a second agent out of the directory.
+//! lock keeps a second agent out of the directory. With `sync_interval_ms` telemetry gathers in memory that long before
+//! it is accepted; events never do.
 
 mod history;
 mod inspect;
 mod record;
 mod report;
 mod watch;
+mod wear;
 
 pub use inspect::{ClassInspection, DroppedRange, Inspection, OpeningRange, inspect};
 pub use muster_journal::{AppendError, Seq};
@@ -113,6 +115,8 @@ pub enum QueueError {
 pub struct Bounds {
     /// Options per class, telemetry first; the directory is set by [`Queue::open`].
     pub classes: [Options; 2],
+    /// How soon a record of a class is written.
+    pub urgency: [Urgency; 2],
 }
 
 impl Bounds {
@@ -129,25 +133,29 @@ impl Bounds {
             when_full: WhenFull::DropOldest,
             ..Options::default()
         };
-        Self {
-            classes: [
-                options(queue.telemetry_bytes_max, queue.telemetry_age_s_max),
-                options(queue.event_bytes_max, queue.event_age_s_max),
-            ],
+        let event = options(queue.event_bytes_max, queue.event_age_s_max);
+        let mut telemetry = options(queue.telemetry_bytes_max, queue.telemetry_age_s_max);
+        let mut urgency = [Urgency::Now; 2];
+        if queue.sync_interval_ms > 0 {
+            telemetry.linger = Duration::from_millis(queue.sync_interval_ms.into());
+            urgency[QueueClass::Telemetry.index()] = Urgency::Soon;
         }
+        Self { classes: [telemetry, event], urgency }
     }
 }
 
 /// The queue; a handle that is cheap to clone.
 pub struct Queue<F: Fs = RealFs> {
     journals: [Journal<F>; 2],
+    urgency: [Urgency; 2],
     wake: Arc<Notify>,
     history: Option<Arc<Mutex<History>>>,
 }
 
 impl<F: Fs> Clone for Queue<F> {
     fn clone(&self) -> Self {
-        Self { journals: self.journals.clone(), wake: Arc::clone(&self.wake), history: self.history.clone() }
+        let (wake, history) = (Arc::clone(&self.wake), self.history.clone());
+        Self { journals: self.journals.clone(), urgency: self.urgency, wake, history }
     }
 }
 
@@ -196,7 +204,7 @@ impl<F: Fs> Queue<F> {
             Ok(journal)
         };
         let journals = [open(QueueClass::Telemetry, telemetry)?, open(QueueClass::Event, event)?];
-        Ok(Self { journals, wake, history: None })
+        Ok(Self { journals, urgency: bounds.urgency, wake, history: None })
     }
 
     fn journal(&self, class: QueueClass) -> &Journal<F> {
@@ -215,9 +223,9 @@ impl<F: Fs> Queue<F> {
     /// `Full`: try again later. `TooLarge`: never. `Failed`: the journal stopped.
     pub fn append(&self, class: QueueClass, measured_at_us: i64, body: &[u8]) -> Result<Seq, AppendError> {
         let bytes = record::HEAD_BYTES + body.len();
-        self.journal(class).append_with(class.up().number(), bytes, Urgency::Now, |out| {
-            record::write(out, measured_at_us, body)
-        })
+        let urgency = self.urgency[class.index()];
+        self.journal(class)
+            .append_with(class.up().number(), bytes, urgency, |out| record::write(out, measured_at_us, body))
     }
 
     /// Appends, waiting while the queue is full; for threads that may block.
@@ -246,7 +254,7 @@ impl<F: Fs> Queue<F> {
         }
     }
 
-    /// Waits until the record is accepted: on the disk.
+    /// Waits until the record is accepted: on the disk. What gathered in memory is written for it.
     ///
     /// # Errors
     /// The journal stopped before that.

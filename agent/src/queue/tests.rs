@@ -165,6 +165,55 @@ fn the_largest_record_is_taken_and_one_byte_more_is_refused() {
     }
 }
 
+/// A counter of a class.
+fn counted(metrics: &crate::metrics::Metrics, name: &str, class: QueueClass) -> u64 {
+    let start = format!("{name}{{class=\"{}\"}} ", class.up().as_str());
+    let text = metrics.text();
+    let line = text.lines().find_map(|line| line.strip_prefix(&start));
+    line.unwrap_or_else(|| panic!("{start} is not in {text}")).parse().unwrap()
+}
+
+#[test]
+fn telemetry_gathers_for_the_interval_events_do_not_and_what_is_written_is_counted() {
+    let settings = config::Queue { sync_interval_ms: 60_000, ..config::Queue::default() };
+    let (bounds, clock) = (Bounds::from_config(&settings), Arc::new(ManualClock::at(1)));
+    let queue = Queue::open(SimFs::new(1), Path::new("/queue"), bounds, clock).unwrap();
+    let [telemetry, event] = QueueClass::ALL;
+    let metrics = crate::metrics::Metrics::new();
+    let mut watch = QueueWatch::new(queue.clone());
+    // Each class has its segment, and the writers sleep.
+    let put_one = |class| {
+        let seq = queue.append(class, 5, b"x").unwrap();
+        queue.wait_accepted(class, seq).unwrap();
+    };
+    QueueClass::ALL.into_iter().for_each(put_one);
+    watch.count(&metrics);
+    let names = ["agent_disk_syncs_total", "agent_disk_written_bytes_total"];
+    let before = QueueClass::ALL.map(|class| names.map(|name| counted(&metrics, name, class)));
+
+    for seq in 2..=101 {
+        assert_eq!(queue.append(telemetry, 5, b"x"), Ok(seq));
+    }
+    let seq = queue.append(event, 5, b"x").unwrap();
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while queue.accepted_next()[1] <= seq {
+        assert!(std::time::Instant::now() < deadline, "nobody waits for the event, and it stays in memory");
+        std::thread::yield_now();
+    }
+    assert_eq!(queue.accepted_next(), [2, 3], "telemetry still gathers");
+    queue.wait_accepted(telemetry, 101).unwrap();
+    watch.count(&metrics);
+    let since = |class: QueueClass| {
+        let counted = names.map(|name| counted(&metrics, name, class));
+        [0, 1].map(|at| counted[at] - before[class.index()][at])
+    };
+    // 100 records of 42 bytes behind a header of 128 and a first record: two blocks.
+    assert_eq!(since(telemetry), [1, 2 * 4096], "one sync for all");
+    assert_eq!(since(event), [1, 4096]);
+    let day: u64 = QueueClass::ALL.map(|class| counted(&metrics, names[1], class)).iter().sum();
+    assert!(metrics.text().contains(&format!("agent_disk_written_bytes_day {day}\n")), "{}", metrics.text());
+}
+
 /// A queue whose memory is written only when somebody waits for it, on a simulated disk.
 fn open_idle() -> Queue<SimFs> {
     let mut bounds = Bounds::from_config(&config::Queue::default());

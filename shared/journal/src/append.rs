@@ -62,7 +62,8 @@ impl<F: Fs> Journal<F> {
         batch.next_seq += 1;
         batch.appended += 1;
         let is_first = start == 0;
-        if urgency == Urgency::Now {
+        // Half full: who appends next must not find it full.
+        if urgency == Urgency::Now || batch.buf.len() > inner.options.batch_bytes_max / 2 {
             batch.urgent = true;
             inner.wake_writer(batch);
         } else if is_first {

@@ -263,12 +263,12 @@ impl<File: FsFile> ControlFile<File> {
     pub(crate) fn settle(&mut self, control: &Control, sync: bool) -> io::Result<()> {
         self.generation -= 1;
         self.good_slot = 1 - self.good_slot;
-        self.save(control, sync)
+        self.save(control, sync).map(|_| ())
     }
 
-    /// Writes the state into the slot that does not hold the last good one; durable when it returns Ok.
+    /// Writes the state into the slot that does not hold the last good one; durable when it returns Ok, with the bytes.
     /// `TooLarge` states (`InvalidInput`) change nothing.
-    pub(crate) fn save(&mut self, control: &Control, sync: bool) -> io::Result<()> {
+    pub(crate) fn save(&mut self, control: &Control, sync: bool) -> io::Result<u64> {
         let body = control.encode();
         if SLOT_HEADER_BYTES + body.len() + CRC_BYTES > SLOT_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "control state is too large"));
@@ -290,7 +290,7 @@ impl<File: FsFile> ControlFile<File> {
             self.file.sync_data()?;
         }
         self.good_slot = slot;
-        Ok(())
+        Ok(bytes.len() as u64)
     }
 }
 

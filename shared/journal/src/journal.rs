@@ -9,7 +9,7 @@ use crate::recover::{Recovered, recover};
 use crate::state::{Batch, Inner, State, io_error, lock};
 use crate::types::{
     DROPS_MAX, DropRecord, JournalError, Opened, Opening, Options, Pin, READER_NAME_BYTES_MAX, READERS_MAX,
-    RECORD_BYTES_LIMIT, Seq, Stats, WriterMode,
+    RECORD_BYTES_LIMIT, Seq, Stats, WriterMode, Written,
 };
 use crate::writer::{self, Writer};
 use std::io;
@@ -92,6 +92,7 @@ impl<F: Fs> Journal<F> {
             failed: None,
             batches: 0,
             sync_failures: 0,
+            written: Written::default(),
         };
         let snapshot = writer::snapshot(&state, opened.epoch);
         control_file.save(&snapshot, true).map_err(|source| match source.kind() {
@@ -161,6 +162,9 @@ impl<F: Fs> Journal<F> {
     /// # Errors
     /// The journal stopped before. Where the caller is the writer: the disk is full.
     pub fn wait_durable(&self, seq: Seq) -> Result<(), JournalError> {
+        if self.durable_next() <= seq {
+            self.inner().hurry();
+        }
         self.inner().wait_until(|state| state.durable_next > seq)
     }
 
@@ -170,6 +174,7 @@ impl<F: Fs> Journal<F> {
     /// As [`Journal::wait_durable`].
     pub fn commit(&self) -> Result<Seq, JournalError> {
         let next = lock(&self.inner().batch).next_seq;
+        self.inner().hurry();
         self.inner().wait_until(|state| state.durable_next >= next)?;
         Ok(next)
     }
@@ -236,7 +241,7 @@ impl<F: Fs> Journal<F> {
     }
 
     /// The reader needs nothing below `upto` any more. The mark moves forward only, and is persisted within
-    /// seconds, always before a segment is removed because of it.
+    /// seconds (or [`Options::linger`]), always before a segment is removed because of it.
     ///
     /// # Errors
     /// No such reader.
@@ -335,6 +340,7 @@ impl<F: Fs> Journal<F> {
             batches: state.batches,
             refused: batch.refused,
             sync_failures: state.sync_failures,
+            written: state.written,
             drops: state.control.drops.len(),
             dropped: state.control.totals.clone(),
             openings_evicted: state.control.openings_evicted,

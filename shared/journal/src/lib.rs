@@ -12,6 +12,7 @@
 //! - **Append never waits for the disk.** It copies into a memory batch of at most `batch_bytes_max` and says `Full`
 //!   when that waits for the disk, when `bytes_max` is reached, or when the disk is full. One writer takes the batch,
 //!   writes it in one call, syncs it, then moves the durable mark; what is appended meanwhile is the next batch.
+//!   A record that nobody waits for ([`Urgency::Soon`]) may gather with others for [`Options::linger`].
 //! - **Crash.** Only the last batch can be torn. Opening cuts a torn tail off, writes the last batch again and syncs
 //!   it before it is served, so a process that died between write and sync leaves nothing half accepted.
 //!   Records that were appended but never accepted may survive a crash; then they are accepted.

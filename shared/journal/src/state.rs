@@ -6,8 +6,8 @@
 use crate::codec::{RecordHeader, SegmentHeader};
 use crate::control::Control;
 use crate::fs::Fs;
-use crate::types::{FullOf, JournalError, Options, Seq, SeqRange, WriterMode};
-use crate::writer::Writer;
+use crate::types::{FullOf, JournalError, Options, Seq, SeqRange, WriterMode, Written};
+use crate::writer::{LAZY_PERSIST, Writer};
 use std::collections::VecDeque;
 use std::io;
 use std::path::Path;
@@ -19,6 +19,15 @@ use std::time::{Duration, Instant};
 const BLOCK_BYTES: u64 = 4096;
 /// Distance of two entries of a segment's sparse index.
 const INDEX_STEP_BYTES: u64 = 256 * 1024;
+
+impl Written {
+    /// Counts bytes that go to `first..end` of a file before `syncs` syncs.
+    pub(crate) fn note(&mut self, first: u64, end: u64, syncs: u64) {
+        self.bytes += end - first;
+        self.block_bytes += (end.div_ceil(BLOCK_BYTES) - first / BLOCK_BYTES) * BLOCK_BYTES;
+        self.syncs += syncs;
+    }
+}
 
 /// Counts bytes in whole blocks.
 pub(crate) fn block_bytes(bytes: u64) -> u64 {
@@ -137,6 +146,7 @@ pub(crate) struct State {
     pub(crate) failed: Option<String>,
     pub(crate) batches: u64,
     pub(crate) sync_failures: u64,
+    pub(crate) written: Written,
 }
 
 impl State {
@@ -217,6 +227,20 @@ impl<F: Fs> Inner<F> {
         drop(batch);
         if sleeps {
             self.wake.notify_one();
+        }
+    }
+
+    /// How long the release marks and the durable mark may wait in memory.
+    pub(crate) fn lazy_persist(&self) -> Duration {
+        LAZY_PERSIST.max(self.options.linger)
+    }
+
+    /// Somebody waits for what is in the batch.
+    pub(crate) fn hurry(&self) {
+        let mut batch = lock(&self.batch);
+        if !batch.buf.is_empty() {
+            batch.urgent = true;
+            self.wake_writer(batch);
         }
     }
 

@@ -2,8 +2,7 @@
 
 use crate::fs::Fs;
 use crate::state::{Inner, lock};
-use crate::types::LINGER;
-use crate::writer::{AGE_CHECK, LAZY_PERSIST};
+use crate::writer::AGE_CHECK;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -52,7 +51,7 @@ pub(crate) fn run<F: Fs>(inner: &Inner<F>) {
     }
 }
 
-/// Sleeps until there is something to do: at once where somebody waits for a record, after [`LINGER`] where
+/// Sleeps until there is something to do: at once where somebody waits for a record, after `linger` where
 /// nobody does.
 fn wait_for_work<F: Fs>(inner: &Inner<F>, lazy: bool) {
     let mut batch = lock(&inner.batch);
@@ -63,8 +62,8 @@ fn wait_for_work<F: Fs>(inner: &Inner<F>, lazy: bool) {
         }
         let timeout = match batch.stalled {
             Some(_) => Some(STALL_RETRY),
-            None if writes => Some(LINGER),
-            None if lazy => Some(LAZY_PERSIST),
+            None if writes => Some(inner.options.linger),
+            None if lazy => Some(inner.lazy_persist()),
             None => inner.options.age_max.map(|_| AGE_CHECK),
         };
         batch.writer_sleeps = true;

@@ -128,6 +128,9 @@ pub struct Options {
     /// The writer thread begins a sync no sooner than this after it began the last one: a lone record is never
     /// held up, records that come densely share a sync. Zero: as fast as the disk allows.
     pub sync_interval: Duration,
+    /// How long a record that nobody waits for ([`Urgency::Soon`]) may stay in memory, so that one sync serves many;
+    /// a batch that is half full is written before. Flash that wears wants it long: the release marks wait as long.
+    pub linger: Duration,
     /// What happens at `bytes_max` or on a full disk.
     pub when_full: WhenFull,
     /// The caller knows that all positions below were given out (its cursors): never give them again.
@@ -151,6 +154,7 @@ impl Default for Options {
             record_bytes_max: 1024 * 1024,
             batch_bytes_max: 8 * 1024 * 1024,
             sync_interval: Duration::ZERO,
+            linger: LINGER,
             when_full: WhenFull::Refuse,
             next_seq_min: 1,
             writer: WriterMode::Thread,
@@ -165,11 +169,11 @@ impl Default for Options {
 pub enum Urgency {
     /// At once: somebody waits for it.
     Now,
-    /// With the next urgent record, or after [`LINGER`] at the latest.
+    /// With the next urgent record, or after [`Options::linger`] at the latest.
     Soon,
 }
 
-/// How long a record that nobody waits for may stay in memory.
+/// How long a record that nobody waits for may stay in memory, unless [`Options::linger`] says otherwise.
 pub const LINGER: Duration = Duration::from_millis(5);
 
 /// Seqs `first..next`.
@@ -382,6 +386,18 @@ pub enum JournalError {
     Random,
 }
 
+/// What a journal gave to its disk, for those who count a flash's wear. What the file system writes of its own
+/// (its journal, its inodes) is not in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Written {
+    /// Bytes of records, headers and control states.
+    pub bytes: u64,
+    /// The 4 KiB blocks that they touched between two syncs, in bytes: what a flash writes at least.
+    pub block_bytes: u64,
+    /// Syncs of files and of the directory.
+    pub syncs: u64,
+}
+
 /// Counters and sizes at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Stats {
@@ -407,6 +423,8 @@ pub struct Stats {
     pub refused: u64,
     /// Syncs that failed since the opening.
     pub sync_failures: u64,
+    /// What went to the disk since the opening.
+    pub written: Written,
     /// Drop records not yet confirmed.
     pub drops: usize,
     /// Records dropped over the journal's life: (reason, records, bytes).

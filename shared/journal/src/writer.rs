@@ -117,7 +117,7 @@ impl<F: Fs> Writer<F> {
             let state = lock(&inner.state);
             (state.control_wanted > state.control_done, state.control_lazy)
         };
-        if wanted || lazy && due(&mut self.persisted_at_us, now_us, LAZY_PERSIST) {
+        if wanted || lazy && due(&mut self.persisted_at_us, now_us, inner.lazy_persist()) {
             self.persist(inner)?;
         }
         outcome
@@ -185,6 +185,9 @@ impl<F: Fs> Writer<F> {
         if let Err(error) = active.file.write_all_at(&self.pending, active.len) {
             return Err(written_short(active, error));
         }
+        // A fresh segment's header waits in the page cache for the same sync; its name takes another one.
+        let (first, syncs) = if active.named { (active.len, 1) } else { (0, 2) };
+        lock(&inner.state).written.note(first, segment.bytes, syncs);
         sync_file(&inner.options, &active.file).map_err(Blocked::Segment)?;
         if !active.named {
             sync_directory(inner).map_err(Blocked::Segment)?;
@@ -242,7 +245,11 @@ impl<F: Fs> Writer<F> {
             (snapshot(&state, inner.epoch), state.control_wanted)
         };
         let mut tries = 0;
-        while let Err(error) = self.control_file.save(&control, syncs_control(&inner.options)) {
+        let bytes = loop {
+            let error = match self.control_file.save(&control, syncs_control(&inner.options)) {
+                Ok(bytes) => break bytes,
+                Err(error) => error,
+            };
             tries += 1;
             lock(&inner.state).sync_failures += 1;
             if is_full(&error) {
@@ -252,8 +259,9 @@ impl<F: Fs> Writer<F> {
             if tries >= SYNC_FAILURES_MAX || error.kind() == io::ErrorKind::InvalidInput {
                 return Err(Blocked::Stopped(format!("control state cannot be written: {error}")));
             }
-        }
+        };
         let mut state = lock(&inner.state);
+        state.written.note(0, bytes, 1);
         state.control_done = state.control_done.max(wanted);
         drop(state);
         inner.changed.notify_all();

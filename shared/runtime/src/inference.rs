@@ -144,8 +144,25 @@ impl SeriesPipeline {
     /// When the row does not fit (it is not taken) or the model fails.
     pub fn push(&mut self, row: &[f64]) -> Result<Option<Inference>, PipelineError> {
         let started = Instant::now();
+        if !self.skip(row)? {
+            return Ok(None);
+        }
         let manifest = self.model.manifest();
         let Some(series) = manifest.series() else { return Ok(None) };
+        let input = series_tensor(self.window.rows(), series);
+        let output = self.session.run(&input)?;
+        let mut inference = interpret(manifest, &input, &output, &mut self.anomaly);
+        inference.latency_us = elapsed_us(started);
+        Ok(Some(inference))
+    }
+
+    /// Takes one row as [`Self::push`] does, but leaves the inference out; true where one was due. The window has no
+    /// gap: the next answer is that of an uninterrupted run, only an anomaly's hysteresis has seen one score less.
+    ///
+    /// # Errors
+    /// When the row does not fit; it is not taken.
+    pub fn skip(&mut self, row: &[f64]) -> Result<bool, PipelineError> {
+        let Some(series) = self.model.manifest().series() else { return Ok(false) };
         if row.len() != series.columns.len() {
             return Err(PipelineError::RowSize { expected: series.columns.len(), found: row.len() });
         }
@@ -155,14 +172,7 @@ impl SeriesPipeline {
                 value: row[index],
             });
         }
-        if !self.window.push(row) {
-            return Ok(None);
-        }
-        let input = series_tensor(self.window.rows(), series);
-        let output = self.session.run(&input)?;
-        let mut inference = interpret(manifest, &input, &output, &mut self.anomaly);
-        inference.latency_us = elapsed_us(started);
-        Ok(Some(inference))
+        Ok(self.window.push(row))
     }
 
     /// Forgets the rows and the anomaly state, after a gap in the series.

@@ -61,9 +61,7 @@ impl AudioPipeline {
     /// # Errors
     /// When a sample is not finite (nothing is taken) or the model fails (the samples up to there are taken).
     pub fn push(&mut self, samples: &mut &[f32]) -> Result<Option<Inference>, PipelineError> {
-        if let Some(index) = samples.iter().position(|sample| !sample.is_finite()) {
-            return Err(PipelineError::SampleNotFinite { index, value: samples[index] });
-        }
+        finite(samples)?;
         let manifest = self.model.manifest();
         let Some(audio) = manifest.audio() else { return Ok(None) };
         while let Some(frame) = self.frames.next(samples) {
@@ -80,10 +78,30 @@ impl AudioPipeline {
         Ok(None)
     }
 
+    /// Takes all samples as [`Self::push`] does, but leaves the inferences out; how many were due. The window has no gap.
+    ///
+    /// # Errors
+    /// When a sample is not finite; nothing is taken.
+    pub fn skip(&mut self, samples: &mut &[f32]) -> Result<u64, PipelineError> {
+        finite(samples)?;
+        let mut due = 0;
+        while let Some(frame) = self.frames.next(samples) {
+            due += u64::from(self.window.push(self.features.features(frame)));
+        }
+        Ok(due)
+    }
+
     /// Forgets the sound and the anomaly state, after a gap in the stream.
     pub fn reset(&mut self) {
         self.frames.clear();
         self.window.clear();
         self.anomaly = AnomalyState::default();
+    }
+}
+
+fn finite(samples: &[f32]) -> Result<(), PipelineError> {
+    match samples.iter().position(|sample| !sample.is_finite()) {
+        Some(index) => Err(PipelineError::SampleNotFinite { index, value: samples[index] }),
+        None => Ok(()),
     }
 }
