@@ -279,14 +279,14 @@ fn known_engine_bugs_are_refused_with_clear_text() {
         let softmax = repro(kind, "repro_softmax_lut.onnx").to_string();
         assert_eq!(
             softmax,
-            "model `repro`: model.onnx is refused: node `b`: Softmax between DequantizeLinear and QuantizeLinear is computed wrongly \
-             by the engine; keep Softmax in float"
+            "model `repro`, model.onnx: the graph is refused: node `b`: Softmax between DequantizeLinear and QuantizeLinear is \
+             computed wrongly by the engine; keep Softmax in float"
         );
         let requantization = repro(kind, "repro_requant_u8_i8.onnx").to_string();
         assert_eq!(
             requantization,
-            "model `repro`: model.onnx is refused: node `y`: requantization from uint8 to int8 is not supported by the engine; use one \
-             8-bit type for both"
+            "model `repro`, model.onnx: the graph is refused: node `y`: requantization from uint8 to int8 is not supported by the \
+             engine; use one 8-bit type for both"
         );
     }
 }
