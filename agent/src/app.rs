@@ -1,7 +1,7 @@
 //! The composition root: makes every channel, hands each stage its next stage's sender, and takes it all down.
 //!
-//! Called by `main`. Order of the start: queue, uplink, models, pipelines, sources (sink first). Order of the stop:
-//! sources, pipelines (they drain), uplink (it sends on for a moment, then DISCONNECT), queue. A queue whose journal
+//! Called by `main`. Order of the start: queue, models (the birth tells of them), uplink, pipelines, sources (sink first).
+//! Order of the stop: sources, pipelines (they drain), uplink (it sends on for a moment, then DISCONNECT), queue. A queue whose journal
 //! stopped (the disk failed for good) takes the whole agent down and up again after a wait.
 
 mod join;
@@ -9,6 +9,7 @@ mod join;
 use join::SECRET_BYTES_MAX;
 pub use join::enroll;
 
+use crate::choice::Choices;
 use crate::clock::{AgentClock, SharedClock};
 use crate::config::{Config, SourceConfig};
 use crate::identity::{self, EnrollError, StoreError};
@@ -19,6 +20,7 @@ use crate::queue::{Bounds, Queue, QueueError, QueueWatch};
 use crate::source::{self, SourceContext};
 use crate::supervisor::{Exit, Notifier, RestartDelay, Stop, StopSender, Supervisor, stop_pair};
 use crate::tls;
+use muster_wire::RunningModel;
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -172,6 +174,8 @@ impl Agent {
         let memory_min = config.device.memory_available_mib_min;
         let memory = memory_min.map(|mib_min| MemoryWatch::new(mib_min, low_memory.clone()));
         queue.forget_empty_openings()?;
+        let scorers = load_models(config).await?;
+        let models = scorers.iter().flatten().map(|scorer| scorer.running().clone()).collect();
         // Once this is up nothing is started again, so nothing of this agent outlives it.
         let (stop_tasks, tasks_stop) = stop_pair();
         let supervisor = Supervisor::new(metrics.clone(), tasks_stop);
@@ -184,8 +188,7 @@ impl Agent {
                 async move { serving.await.into() }
             })
         });
-        let uplink = join::spawn_uplink(&supervisor, config, &queue, metrics, clock, uplink_stop);
-        let scorers = load_models(config).await?;
+        let uplink = join::spawn_uplink(&supervisor, config, models, &queue, metrics, clock, uplink_stop);
         let context = Feeding { supervisor: &supervisor, metrics, clock, stop: sources_stop, low_memory };
         let feeders = context.spawn(config, &queue, scorers);
         Ok(Self {
@@ -265,35 +268,55 @@ fn feed_of(source: Option<&SourceConfig>) -> Feed {
     }
 }
 
-/// Loads every model off the connection's thread; the order is that of the pipelines.
+/// Loads every model off the connection's thread; the order is that of the pipelines. What was chosen is kept.
 async fn load_models(config: &Config) -> Result<Vec<Option<Scorer>>, AppError> {
-    let mut scorers = Vec::new();
-    for pipeline in &config.pipelines {
-        let source = config.sources.iter().find(|source| source.name() == pipeline.source);
-        let (pipeline, source) = (pipeline.clone(), source.cloned());
-        let load = move || pipeline::load(&pipeline, feed_of(source.as_ref()));
-        let loaded = tokio::task::spawn_blocking(load).await;
-        let panicked = |_| AppError::QueueStopped("loading a model panicked".into());
-        scorers.push(loaded.map_err(panicked)??);
+    let config = config.clone();
+    let load = move || {
+        let mut choices = Choices::open(&config.data_dir);
+        let loaded: Result<Vec<_>, _> = each_model(&config, &mut choices).collect();
+        choices.save();
+        loaded
+    };
+    let loaded = tokio::task::spawn_blocking(load).await;
+    let panicked = |_| AppError::QueueStopped("loading a model panicked".into());
+    let scorers = loaded.map_err(panicked)??;
+    for scorer in scorers.iter().flatten() {
+        let RunningModel { pipeline, model, version, engine, form, median_us } = scorer.running();
+        tracing::info!(pipeline, model, version, engine, form, median_us, "model loaded");
+        for other in scorer.passed_over() {
+            tracing::warn!(pipeline, model, %other, "an engine and form is passed over");
+        }
     }
     Ok(scorers)
 }
 
-/// Loads and self-tests every model, for `muster-agent check`; lines to print.
+fn each_model(
+    config: &Config,
+    choices: &mut Choices,
+) -> impl Iterator<Item = Result<Option<Scorer>, ModelError>> {
+    config.pipelines.iter().map(|pipeline| {
+        let source = config.sources.iter().find(|source| source.name() == pipeline.source);
+        pipeline::load(pipeline, feed_of(source), choices)
+    })
+}
+
+/// Loads and self-tests every model, for `muster-agent check`; lines to print. Nothing is written.
 ///
 /// # Errors
 /// The first model that is of no use.
 pub fn check_models(config: &Config) -> Result<Vec<String>, ModelError> {
     let mut lines = Vec::new();
-    for pipeline in &config.pipelines {
-        let source = config.sources.iter().find(|source| source.name() == pipeline.source);
-        if let Some(scorer) = pipeline::load(pipeline, feed_of(source))? {
-            let ((model, version), test) = (scorer.model(), scorer.self_test());
-            let (name, samples, difference) = (&pipeline.name, test.samples, test.difference_max);
-            lines.push(format!(
-                "pipeline {name}: model {model} {version}, {samples} golden samples pass (largest difference {difference:.2e})"
-            ));
+    for scorer in each_model(config, &mut Choices::open(&config.data_dir)) {
+        let Some(scorer) = scorer? else { continue };
+        let RunningModel { pipeline, model, version, engine, form, .. } = scorer.running();
+        let test = scorer.self_test();
+        let (samples, difference) = (test.samples, test.difference_max);
+        for other in scorer.passed_over() {
+            lines.push(format!("pipeline {pipeline}: passed over {other}"));
         }
+        lines.push(format!(
+            "pipeline {pipeline}: model {model} {version} on {engine} with {form}, {samples} golden samples pass (largest difference {difference:.2e})"
+        ));
     }
     Ok(lines)
 }

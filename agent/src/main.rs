@@ -1,8 +1,9 @@
-//! `muster-agent`: run, enroll, check, queue inspect.
+//! `muster-agent`: run, enroll, check, bench-model, queue inspect.
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use muster_agent::app;
+use muster_agent::bench_model;
 use muster_agent::config::{Config, SourceConfig};
 use muster_agent::queue::inspect;
 use muster_agent::source::{LINES_CHECKED_MAX, PcmShape, check_csv, check_exec, check_pcm};
@@ -45,6 +46,15 @@ enum Command {
         #[arg(long, short, default_value = "/etc/muster/agent.toml")]
         config: PathBuf,
     },
+    /// Measures what each engine and form of a model bundle costs on this device, and tells which one the agent picks.
+    ///
+    /// Each runs in a process of its own. Load: reading, planning and the self-test. First answer: CPU time of the process
+    /// from its start to the end of the first inference behind the self-test. Min, median and P95: single inferences, one
+    /// thread. RSS: resident memory of the process with the model loaded. Largest difference: of the golden samples' outputs.
+    BenchModel(bench_model::Ask),
+    /// What `bench-model` starts for each engine and form.
+    #[command(hide = true)]
+    BenchCandidate(bench_model::AskOne),
     /// Looks into the durable queue.
     Queue {
         #[command(subcommand)]
@@ -80,6 +90,8 @@ fn command(command: Command) -> Result<()> {
         Command::Run { config } => run(&config),
         Command::Enroll { config, claim } => enroll(&config, &claim),
         Command::Check { config } => check(&config),
+        Command::BenchModel(ask) => Ok(bench_model::run(&ask)?),
+        Command::BenchCandidate(ask) => Ok(bench_model::run_one(&ask)?),
         Command::Queue { command: QueueCommand::Inspect { config, json } } => queue_inspect(&config, json),
     }
 }

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
 
+use muster_agent::choice::Choices;
 use muster_agent::clock::AgentClock;
 use muster_agent::config;
 use muster_agent::metrics::Metrics;
@@ -32,7 +33,7 @@ fn bench(name: &str, feed: Feed, more: &str) -> Bench {
     let model = bundle(name).display().to_string();
     let config: config::Pipeline =
         toml::from_str(&format!("name = \"p\"\nsource = \"s\"\nmodel = {model:?}\n{more}")).unwrap();
-    let scorer = pipeline::load(&config, feed).unwrap();
+    let scorer = pipeline::load(&config, feed, &mut Choices::open(dir.path())).unwrap();
     let metrics = Metrics::new();
     let (_sender, stop) = stop_pair();
     let pipeline = Pipeline::new(config, scorer, queue.clone(), metrics.clone(), Arc::default(), stop);

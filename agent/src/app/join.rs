@@ -11,7 +11,7 @@ use crate::queue::Queue;
 use crate::supervisor::{Exit, Stop, Supervisor, chain};
 use crate::tls;
 use crate::uplink::{Backoff, Security, Settings, Uplink, random_u64};
-use muster_wire::{Birth, DeviceId, NAME_BYTES_MAX, TenantId};
+use muster_wire::{Birth, DeviceId, NAME_BYTES_MAX, RunningModel, TenantId};
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
@@ -121,6 +121,7 @@ async fn enroll_patiently(
 pub(super) fn spawn_uplink(
     supervisor: &Supervisor,
     config: &Config,
+    models: Vec<RunningModel>,
     queue: &Queue,
     metrics: &Metrics,
     clock: &Arc<AgentClock>,
@@ -130,14 +131,15 @@ pub(super) fn spawn_uplink(
     supervisor.spawn("uplink".into(), move || {
         let (config, queue, metrics, clock) =
             (config.clone(), queue.clone(), metrics.clone(), Arc::clone(&clock));
-        let mut stop = stop.clone();
+        let (models, mut stop) = (models.clone(), stop.clone());
         async move {
             let settings = tokio::select! {
                 settings = uplink_settings(&config, &clock) => settings,
                 () = stop.wait() => return Exit::Done,
             };
             match settings {
-                Ok((settings, keeper)) => {
+                Ok((mut settings, keeper)) => {
+                    settings.about.models = models;
                     let uplink = Uplink::new(queue, clock, metrics, stop, Arc::new(settings));
                     let keeping = async {
                         match keeper {

@@ -1,16 +1,20 @@
-//! A model bundle behind a pipeline: loaded and self-tested once, then fed rows, pictures or sound.
+//! A model bundle behind a pipeline: loaded and self-tested once, on the engine and in the form that `choice` finds for this
+//! device, then fed rows, pictures or sound.
 
+use crate::choice::{Choice, ChoiceError, Choices, PassedOver, choose};
 use crate::config;
 use crate::metrics::Refusal;
 use crate::source::Content;
 use muster_runtime::{
-    AudioPipeline, Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, LoadError, Model,
-    PipelineError,
+    AudioPipeline, Bundle, BundleError, ImagePipeline, Inference, LABEL_NORMAL, PipelineError,
+    SelfTestReport, SeriesPipeline, TaskKind,
 };
-use muster_runtime::{SelfTestReport, SeriesPipeline, TaskKind};
-use muster_wire::{BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, SUBJECT_BYTES_MAX, Value};
+use muster_wire::{
+    BOXES_MAX, BoundingBox, Event, EventKind, NAME_BYTES_MAX, RunningModel, SUBJECT_BYTES_MAX, Value,
+};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What the wire calls a raised anomaly.
 const LABEL_ANOMALY: &str = "anomaly";
@@ -40,7 +44,7 @@ pub enum ModelError {
         bundle: PathBuf,
         /// Why.
         #[source]
-        source: Box<LoadError>,
+        source: Box<ChoiceError>,
     },
     /// The model does not fit the pipeline.
     #[error("pipeline {pipeline:?}: model bundle {}", bundle.display())]
@@ -83,9 +87,9 @@ pub enum Feed {
 
 /// A model at work in one pipeline.
 pub struct Scorer {
-    name: String,
-    version: String,
+    running: RunningModel,
     self_test: SelfTestReport,
+    passed_over: Vec<PassedOver>,
     kind: Kind,
 }
 
@@ -100,22 +104,33 @@ pub(super) type Answer = Result<Option<Event>, Refused>;
 /// The reason to count, and the words for the log.
 pub(super) type Refused = (Refusal, String);
 
-/// Loads and self-tests the pipeline's model, if it has one.
+/// Loads and self-tests the pipeline's model, if it has one, on the engine and in the form for this device.
 ///
 /// # Errors
 /// Names the pipeline, the bundle, and what is wrong with it.
-pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, ModelError> {
+pub fn load(
+    config: &config::Pipeline,
+    feed: Feed,
+    choices: &mut Choices,
+) -> Result<Option<Scorer>, ModelError> {
     let Some(dir) = &config.model else { return Ok(None) };
     let (pipeline, bundle) = (config.name.clone(), dir.clone());
     let opened = match Bundle::open(dir) {
         Ok(opened) => opened,
         Err(source) => return Err(ModelError::Bundle { pipeline, bundle, source: Box::new(source) }),
     };
-    let model = match Model::load(&opened) {
-        Ok(model) => model,
+    let Choice { model, median, passed_over } = match choose(&opened, choices) {
+        Ok(choice) => choice,
         Err(source) => return Err(ModelError::Load { pipeline, bundle, source: Box::new(source) }),
     };
-    let (name, version) = (model.manifest().name.clone(), model.manifest().version.clone());
+    let running = RunningModel {
+        pipeline: config.name.clone(),
+        model: model.manifest().name.clone(),
+        version: model.manifest().version.clone(),
+        engine: model.engine().as_str().into(),
+        form: model.form().quantization.as_str().into(),
+        median_us: median.map(microseconds),
+    };
     let self_test = model.self_test();
     let columns = model.manifest().series().map(|series| series.columns.clone()).unwrap_or_default();
     let made = match feed {
@@ -138,14 +153,26 @@ pub fn load(config: &config::Pipeline, feed: Feed) -> Result<Option<Scorer>, Mod
         let (expected, found) = (columns.len(), inputs.len());
         return Err(ModelError::Inputs { pipeline, columns, expected, found });
     }
-    Ok(Some(Scorer { name, version, self_test, kind }))
+    Ok(Some(Scorer { running, self_test, passed_over, kind }))
+}
+
+/// Rounded; what is measured is never nothing.
+fn microseconds(time: Duration) -> u32 {
+    let rounded = (time.as_nanos() + 500) / 1_000;
+    u32::try_from(rounded).unwrap_or(u32::MAX).max(1)
 }
 
 impl Scorer {
-    /// The model's name and version.
+    /// The model, and what it runs with.
     #[must_use]
-    pub fn model(&self) -> (&str, &str) {
-        (&self.name, &self.version)
+    pub fn running(&self) -> &RunningModel {
+        &self.running
+    }
+
+    /// Engines and forms that were tried and do not load or pass.
+    #[must_use]
+    pub fn passed_over(&self) -> &[PassedOver] {
+        &self.passed_over
     }
 
     /// What the self-test saw.
@@ -239,8 +266,8 @@ impl Scorer {
         let anomalous = kind == EventKind::Anomaly && inference.label != LABEL_NORMAL;
         Event {
             pipeline: String::new(),
-            model: self.name.clone(),
-            model_version: self.version.clone(),
+            model: self.running.model.clone(),
+            model_version: self.running.version.clone(),
             kind,
             label: if anomalous { LABEL_ANOMALY.to_owned() } else { inference.label },
             score: f64::from(inference.score),

@@ -1,18 +1,20 @@
-//! A bundle on disk: a directory with `model.toml`, `model.onnx` and the files that golden samples name.
+//! A bundle on disk: a directory with `model.toml`, `model.onnx`, the model's other forms and the files that golden samples name.
 //!
 //! `agent` opens bundles at start and in `muster-agent check`. Everything read is bounded; an error names file, field and
 //! what was expected. Nothing outside the directory is read.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use crate::forms::{Form, MODEL_FILE};
 use crate::manifest::Manifest;
 use crate::parse::{ParseError, parse_manifest};
 
 /// Largest `model.toml`.
 pub const MANIFEST_BYTES_MAX: u64 = 4 << 20;
-/// Largest `model.onnx`.
+/// Largest model file.
 pub const MODEL_BYTES_MAX: u64 = 256 << 20;
 /// Largest golden file.
 pub(crate) const GOLDEN_BYTES_MAX: u64 = 64 << 20;
@@ -73,7 +75,7 @@ impl Bundle {
         let text = String::from_utf8(bytes).map_err(|_| BundleError::NotText { file: file.clone() })?;
         let manifest = parse_manifest(&text)
             .map_err(|error| BundleError::Manifest { file, problem: problem_text(&error) })?;
-        let onnx = read_bounded(&dir.join("model.onnx"), MODEL_BYTES_MAX)?;
+        let onnx = read_bounded(&dir.join(MODEL_FILE), MODEL_BYTES_MAX)?;
         Ok(Self { dir, manifest, onnx })
     }
 
@@ -89,10 +91,15 @@ impl Bundle {
         &self.manifest
     }
 
-    /// The bytes of `model.onnx`.
-    #[must_use]
-    pub fn onnx(&self) -> &[u8] {
-        &self.onnx
+    /// The bytes of one of the forms; `model.onnx` is in memory, another is read.
+    ///
+    /// # Errors
+    /// When the file is missing or too large.
+    pub fn form_bytes(&self, form: &Form) -> Result<Cow<'_, [u8]>, BundleError> {
+        if form.file == MODEL_FILE {
+            return Ok(Cow::Borrowed(&self.onnx));
+        }
+        read_bounded(&self.dir.join(&form.file), MODEL_BYTES_MAX).map(Cow::Owned)
     }
 
     /// Reads a file that a golden sample names; `parse` made sure that it stays inside.

@@ -5,7 +5,8 @@
 //! and the pictures that it is given, and nothing else: no clock but the monotonic one for latencies, no network, no threads.
 //!
 //! The path of a model:
-//! 1. [`Bundle::open`] reads `model.toml` and `model.onnx`, strictly and within bounds;
+//! 1. [`Bundle::open`] reads `model.toml` and `model.onnx`, strictly and within bounds; the model's other forms are read when
+//!    one of its [`Candidate`]s needs them;
 //! 2. [`Model::load`] decodes the graph (`onnx`), refuses what an engine computes wrongly (`graph`), turns int8 weights into
 //!    floats before an engine sees them (`weights`), pins the shape (`prepare`), has one plan made (`engine`), and runs the
 //!    golden samples;
@@ -18,21 +19,27 @@
 pub mod audio;
 mod bundle;
 mod engine;
+mod forms;
+#[cfg(any(feature = "tract", feature = "rten"))]
 mod graph;
 mod inference;
 mod manifest;
 mod model;
+#[cfg(any(feature = "tract", feature = "rten"))]
 mod onnx;
 mod parse;
 pub mod postprocess;
+#[cfg(any(feature = "tract", feature = "rten"))]
 mod prepare;
 pub mod preprocess;
+mod refusal;
+#[cfg(any(feature = "tract", feature = "rten"))]
 mod weights;
 
 pub use audio::{AudioLayout, AudioSpec, MelLog, MelNorm, MelScale};
 pub use bundle::{Bundle, BundleError, MANIFEST_BYTES_MAX, MODEL_BYTES_MAX};
 pub use engine::{EngineError, EngineKind, RunError, Session};
-pub use graph::Refusal;
+pub use forms::{ALTERNATIVES_MAX, Candidate, Form, MODEL_FILE, Quantization, QuantizationForm};
 pub use inference::{
     AudioPipeline, ImagePipeline, Inference, LABEL_ANOMALOUS, LABEL_NORMAL, LABEL_NOTHING, PICTURE_BYTES_MAX,
     PipelineError, SeriesPipeline,
@@ -40,9 +47,9 @@ pub use inference::{
 pub use manifest::{
     AnomalyScore, AnomalySpec, ChannelOrder, ClassificationSpec, DetectionDecode, DetectionSpec, ElementType,
     Golden, GoldenExpected, GoldenInput, ImageLayout, ImageSpec, InputSpec, Manifest, NAME_BYTES_MAX,
-    OutputSpec, Postprocess, Preprocess, Quantization, QuantizationForm, Resize, ScoreForm, SeriesLayout,
-    SeriesSpec, TaskKind,
+    OutputSpec, Postprocess, Preprocess, Resize, ScoreForm, SeriesLayout, SeriesSpec, TaskKind,
 };
-pub use model::{LoadError, Model, SelfTestReport};
+pub use model::{LoadError, Model, SelfTestReport, sample_input};
 pub use postprocess::{AnomalyState, BoundingBox, Transition};
 pub use preprocess::ImageError;
+pub use refusal::Refusal;

@@ -5,6 +5,8 @@
 use crate::audio::AudioSpec;
 use serde::Deserialize;
 
+use crate::forms::{Form, Quantization};
+
 /// The format version that this build reads.
 pub const FORMAT: u32 = 1;
 /// Most elements of an input or output tensor.
@@ -89,30 +91,6 @@ impl OutputSpec {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
-}
-
-/// How the weights in `model.onnx` are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum QuantizationForm {
-    /// Float weights.
-    None,
-    /// int8 weights with a scale per output channel, float arithmetic.
-    WeightInt8PerChannel,
-    /// int8 weights and activations (QLinearConv and the like).
-    QoperatorInt8,
-}
-
-/// The quantization, and what it cost in accuracy where the recipe measured it.
-#[derive(Clone, Copy, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Quantization {
-    /// How weights are stored.
-    pub form: QuantizationForm,
-    /// Accuracy or AUC of the float model on the held-back split, in 0..=1.
-    pub float_accuracy: Option<f64>,
-    /// The same of this model.
-    pub accuracy: Option<f64>,
 }
 
 /// Order of a series tensor.
@@ -360,6 +338,8 @@ pub struct Manifest {
     pub output: OutputSpec,
     /// The quantization.
     pub quantization: Quantization,
+    /// The same model in other forms.
+    pub alternatives: Vec<Form>,
     /// How input becomes a tensor.
     pub preprocess: Preprocess,
     /// How the output becomes an answer.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::bundle::{Bundle, BundleError};
 use crate::engine::{Engine, EngineError, EngineKind, RunError, Session};
+use crate::forms::{Candidate, Form, MODEL_FILE};
 use crate::manifest::{Golden, GoldenExpected, GoldenInput, Manifest, Preprocess};
 use crate::preprocess::{ImageError, decode_picture, picture_tensor, series_tensor};
 
@@ -36,13 +37,24 @@ pub enum LoadError {
         /// What it is.
         found: String,
     },
-    /// The graph did not become a plan.
-    #[error("model `{model}`: {source}")]
-    Engine {
+    /// The file of an alternative cannot be read.
+    #[error("model `{model}`")]
+    File {
         /// The model.
         model: String,
         /// Why.
-        source: EngineError,
+        #[source]
+        source: BundleError,
+    },
+    /// The graph did not become a plan.
+    #[error("model `{model}`, {file}: {source}")]
+    Engine {
+        /// The model.
+        model: String,
+        /// The file of the graph.
+        file: String,
+        /// Why.
+        source: Box<EngineError>,
     },
     /// The model failed on a golden sample.
     #[error("model `{model}` failed on golden sample `{sample}`: {source}")]
@@ -93,6 +105,7 @@ pub struct SelfTestReport {
 #[derive(Debug)]
 struct Inner {
     manifest: Manifest,
+    form: Form,
     engine: Engine,
     self_test: SelfTestReport,
 }
@@ -102,28 +115,45 @@ struct Inner {
 pub struct Model(Arc<Inner>);
 
 impl Model {
-    /// Loads and self-tests the model of a bundle on this build's default engine.
+    /// Loads and self-tests `model.onnx` of a bundle on this build's default engine.
     ///
     /// # Errors
-    /// As [`Self::load_on`], and where this build has no engine.
+    /// As [`Self::load_candidate`], and where this build has no engine.
     pub fn load(bundle: &Bundle) -> Result<Self, LoadError> {
-        let Some(&kind) = EngineKind::ALL.first() else {
-            let model = bundle.manifest().name.clone();
-            return Err(LoadError::Engine { model, source: EngineError::NoEngine });
-        };
-        Self::load_on(bundle, kind)
+        match bundle.manifest().candidates().first() {
+            Some(candidate) => Self::load_candidate(bundle, candidate),
+            None => {
+                let (model, file) = (bundle.manifest().name.clone(), MODEL_FILE.to_owned());
+                Err(LoadError::Engine { model, file, source: Box::new(EngineError::NoEngine) })
+            }
+        }
     }
 
-    /// Loads and self-tests the model of a bundle on one engine.
+    /// Loads and self-tests `model.onnx` of a bundle on one engine.
     ///
     /// # Errors
-    /// When the graph is refused, does not fit `model.toml`, or a golden sample's answer differs.
-    pub fn load_on(bundle: &Bundle, kind: EngineKind) -> Result<Self, LoadError> {
-        let manifest = bundle.manifest().clone();
-        let engine = Engine::load(kind, bundle.onnx(), &manifest.input, &manifest.output)
-            .map_err(|source| LoadError::Engine { model: manifest.name.clone(), source })?;
-        let self_test = self_test(bundle, &engine)?;
-        Ok(Self(Arc::new(Inner { manifest, engine, self_test })))
+    /// As [`Self::load_candidate`].
+    pub fn load_on(bundle: &Bundle, engine: EngineKind) -> Result<Self, LoadError> {
+        let form = bundle.manifest().first_form();
+        Self::load_candidate(bundle, &Candidate { engine, form })
+    }
+
+    /// Loads and self-tests one of a bundle's forms on one engine.
+    ///
+    /// # Errors
+    /// When the file is not there, the graph is refused or does not fit `model.toml`, or a golden sample's answer differs.
+    pub fn load_candidate(bundle: &Bundle, candidate: &Candidate) -> Result<Self, LoadError> {
+        let (manifest, form) = (bundle.manifest().clone(), candidate.form.clone());
+        let model = || manifest.name.clone();
+        let onnx = bundle.form_bytes(&form).map_err(|source| LoadError::File { model: model(), source })?;
+        let engine = Engine::load(candidate.engine, &onnx, &manifest.input, &manifest.output);
+        drop(onnx);
+        let engine =
+            engine.map_err(|source| {
+            LoadError::Engine { model: model(), file: form.file.clone(), source: Box::new(source) }
+        })?;
+        let self_test = self_test(bundle, &engine, form.tolerance)?;
+        Ok(Self(Arc::new(Inner { manifest, form, engine, self_test })))
     }
 
     /// The checked `model.toml`.
@@ -136,6 +166,12 @@ impl Model {
     #[must_use]
     pub fn engine(&self) -> EngineKind {
         self.0.engine.kind()
+    }
+
+    /// The form that was loaded.
+    #[must_use]
+    pub fn form(&self) -> &Form {
+        &self.0.form
     }
 
     /// What the self-test saw at load.
@@ -153,7 +189,18 @@ impl Model {
     }
 }
 
-fn self_test(bundle: &Bundle, engine: &Engine) -> Result<SelfTestReport, LoadError> {
+/// The input tensor of a bundle's first golden sample, for timing a model on what it is meant for.
+///
+/// # Errors
+/// When the sample's file cannot be read or does not fit.
+pub fn sample_input(bundle: &Bundle) -> Result<Vec<f32>, LoadError> {
+    golden_tensor(
+        bundle,
+        bundle.manifest().golden.first().expect("parse refuses a bundle without golden samples"),
+    )
+}
+
+fn self_test(bundle: &Bundle, engine: &Engine, tolerance: Option<f32>) -> Result<SelfTestReport, LoadError> {
     let manifest = bundle.manifest();
     let model = || manifest.name.clone();
     let mut difference_max = 0.0f32;
@@ -162,7 +209,8 @@ fn self_test(bundle: &Bundle, engine: &Engine) -> Result<SelfTestReport, LoadErr
         let expected = golden_expected(bundle, golden)?;
         let run_error = |source| LoadError::Run { model: model(), sample: golden.name.clone(), source };
         let found = engine.session().map_err(run_error)?.run(&input).map_err(run_error)?;
-        let worst = compare(&found, &expected, golden.tolerance);
+        let tolerance = tolerance.unwrap_or(golden.tolerance);
+        let worst = compare(&found, &expected, tolerance);
         if worst.wrong > 0 {
             return Err(LoadError::SelfTest {
                 model: model(),
@@ -171,7 +219,7 @@ fn self_test(bundle: &Bundle, engine: &Engine) -> Result<SelfTestReport, LoadErr
                 found: found[worst.index],
                 expected: expected[worst.index],
                 difference: worst.difference,
-                tolerance: golden.tolerance,
+                tolerance,
                 wrong: worst.wrong,
                 total: found.len(),
             });

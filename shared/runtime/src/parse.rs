@@ -1,5 +1,6 @@
 //! Text of `model.toml` to a checked [`Manifest`]. Pure; `bundle` calls it and adds the file's name to errors.
 
+mod alternatives;
 mod audio;
 #[cfg(test)]
 mod bounds_tests;
@@ -7,19 +8,21 @@ mod checks;
 
 use serde::Deserialize;
 
+use alternatives::check_alternatives;
 use checks::{
     Checked, check_image, check_postprocess, check_quantization, check_series, check_shape, check_text,
     ensure,
 };
 
 use crate::audio::AudioSpec;
+use crate::forms::{Form, Quantization};
 use crate::manifest::{
     AnomalySpec, ClassificationSpec, DetectionSpec, FORMAT, GOLDENS_MAX, Golden, GoldenExpected, GoldenInput,
-    ImageSpec, InputSpec, Manifest, NAME_BYTES_MAX, OutputSpec, Postprocess, Preprocess, Quantization,
-    SeriesSpec, TEXT_BYTES_MAX, TaskKind,
+    ImageSpec, InputSpec, Manifest, NAME_BYTES_MAX, OutputSpec, Postprocess, Preprocess, SeriesSpec,
+    TEXT_BYTES_MAX, TaskKind,
 };
 
-/// Longest path of a golden sample's file, in bytes.
+/// Longest path of a file that `model.toml` names, in bytes.
 const PATH_BYTES_MAX: usize = 256;
 
 /// Why `model.toml` is refused.
@@ -55,6 +58,8 @@ struct RawManifest {
     input: InputSpec,
     output: OutputSpec,
     quantization: Quantization,
+    #[serde(default, rename = "alternative")]
+    alternatives: Vec<Form>,
     series: Option<SeriesSpec>,
     image: Option<ImageSpec>,
     audio: Option<AudioSpec>,
@@ -93,6 +98,7 @@ pub fn parse_manifest(text: &str) -> Result<Manifest, ParseError> {
     )?;
     check_shape("output.shape", &raw.output.shape)?;
     check_quantization(&raw.quantization)?;
+    check_alternatives(&raw.alternatives)?;
     let preprocess = take_preprocess(raw.series, raw.image, raw.audio, &raw.input)?;
     let postprocess = take_postprocess(raw.task, raw.classification, raw.anomaly, raw.detection)?;
     check_postprocess(&postprocess, &raw.input, &raw.output)?;
@@ -112,6 +118,7 @@ pub fn parse_manifest(text: &str) -> Result<Manifest, ParseError> {
         input: raw.input,
         output: raw.output,
         quantization: raw.quantization,
+        alternatives: raw.alternatives,
         preprocess,
         postprocess,
         golden,
@@ -263,14 +270,18 @@ fn take_golden(
 
 /// A path that stays inside the bundle.
 fn inner_path(field: &str, path: String) -> Result<String, ParseError> {
+    check_inner_path(field, &path)?;
+    Ok(path)
+}
+
+fn check_inner_path(field: &str, path: &str) -> Checked {
     let inside = !path.is_empty()
         && path.len() <= PATH_BYTES_MAX
-        && std::path::Path::new(&path)
+        && std::path::Path::new(path)
             .components()
             .all(|part| matches!(part, std::path::Component::Normal(_)));
     let expected = format!("a relative path of at most {PATH_BYTES_MAX} bytes inside the bundle");
-    ensure(inside, field, expected, format!("{path:?}"))?;
-    Ok(path)
+    ensure(inside, field, expected, format!("{path:?}"))
 }
 
 #[cfg(test)]

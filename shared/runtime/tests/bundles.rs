@@ -8,8 +8,9 @@ use std::fs;
 use std::path::Path;
 
 use muster_runtime::{
-    Bundle, BundleError, ImagePipeline, LABEL_ANOMALOUS, LABEL_NORMAL, LoadError, MANIFEST_BYTES_MAX,
-    MODEL_BYTES_MAX, Model, PICTURE_BYTES_MAX, PipelineError, SeriesPipeline, TaskKind, Transition,
+    Bundle, BundleError, EngineKind, ImagePipeline, LABEL_ANOMALOUS, LABEL_NORMAL, LoadError,
+    MANIFEST_BYTES_MAX, MODEL_BYTES_MAX, Model, PICTURE_BYTES_MAX, PipelineError, SeriesPipeline, TaskKind,
+    Transition,
 };
 use support::{committed, copy_bundle};
 
@@ -297,6 +298,75 @@ fn shape_and_names_must_be_those_of_the_graph() {
         let error = load(dir.path()).unwrap_err().to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     }
+}
+
+/// A copy of the digits' bundle with more in its `model.toml`.
+fn with_alternative(more: &str) -> (tempfile::TempDir, Bundle) {
+    let dir = tempfile::tempdir().unwrap();
+    copy_bundle(&committed("meter-digits"), dir.path());
+    fs::copy(dir.path().join("model.onnx"), dir.path().join("other.onnx")).unwrap();
+    let file = dir.path().join("model.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}\n[[alternative]]\nfile = \"other.onnx\"\nform = \"none\"\n{more}"))
+        .unwrap();
+    let bundle = Bundle::open(dir.path()).unwrap();
+    (dir, bundle)
+}
+
+#[test]
+fn an_alternative_is_loaded_with_its_own_tolerance() {
+    for (more, passes) in [("", true), ("tolerance = 0.5", true), ("tolerance = 0.0", false)] {
+        let (_dir, bundle) = with_alternative(more);
+        let candidates = bundle.manifest().candidates();
+        assert_eq!(candidates.len(), 2 * EngineKind::ALL.len());
+        for candidate in &candidates {
+            let is_first = candidate.form.file == "model.onnx";
+            match Model::load_candidate(&bundle, candidate) {
+                Ok(model) => {
+                    assert!(passes || is_first, "{candidate:?}");
+                    assert_eq!((model.engine(), model.form()), (candidate.engine, &candidate.form));
+                }
+                Err(LoadError::SelfTest { tolerance, .. }) => {
+                    assert!(!passes && !is_first && tolerance == 0.0, "{candidate:?}");
+                }
+                Err(error) => panic!("{candidate:?}: {error}"),
+            }
+        }
+    }
+    // A tolerance can be wider than the golden samples' own, too.
+    let (dir, _) = with_alternative("tolerance = 2.0");
+    let file = dir.path().join("model.toml");
+    let text = fs::read_to_string(&file).unwrap();
+    let start = text.find("expected = [").unwrap() + "expected = [".len();
+    let end = start + text[start..].find(',').unwrap();
+    fs::write(&file, format!("{}0.5{}", &text[..start], &text[end..])).unwrap();
+    let bundle = Bundle::open(dir.path()).unwrap();
+    for candidate in bundle.manifest().candidates() {
+        let passes = Model::load_candidate(&bundle, &candidate).is_ok();
+        assert_eq!(passes, candidate.form.file == "other.onnx", "{candidate:?}");
+    }
+}
+
+#[test]
+fn an_alternatives_file_is_read_when_it_is_loaded_and_not_before() {
+    let (dir, bundle) = with_alternative("");
+    let candidate =
+        bundle.manifest().candidates().into_iter().find(|each| each.form.file == "other.onnx").unwrap();
+    let file = dir.path().join("other.onnx");
+    pad(&file, MODEL_BYTES_MAX + 1);
+    let bundle = Bundle::open(dir.path()).unwrap();
+    let error = Model::load_candidate(&bundle, &candidate).unwrap_err();
+    let LoadError::File { source, .. } = error else { panic!("{error}") };
+    assert!(source.to_string().ends_with("other.onnx: expected at most 268435456 bytes"), "{source}");
+    pad(&file, MODEL_BYTES_MAX);
+    assert_eq!(bundle.form_bytes(&candidate.form).unwrap().len() as u64, MODEL_BYTES_MAX);
+    fs::remove_file(&file).unwrap();
+    let error = Model::load_candidate(&bundle, &candidate).unwrap_err();
+    let LoadError::File { source, .. } = error else { panic!("{error}") };
+    assert!(source.to_string().ends_with("other.onnx"), "{source}");
+    fs::write(&file, b"no graph").unwrap();
+    let error = Model::load_candidate(&bundle, &candidate).unwrap_err().to_string();
+    assert!(error.starts_with("model `meter-digits`, other.onnx: the file cannot be decoded"), "{error}");
 }
 
 /// Bytes behind a file's end that no decoder looks at.

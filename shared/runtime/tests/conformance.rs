@@ -279,14 +279,14 @@ fn known_engine_bugs_are_refused_with_clear_text() {
         let softmax = repro(kind, "repro_softmax_lut.onnx").to_string();
         assert_eq!(
             softmax,
-            "model `repro`: model.onnx is refused: node `b`: Softmax between DequantizeLinear and QuantizeLinear is computed wrongly \
-             by the engine; keep Softmax in float"
+            "model `repro`, model.onnx: the graph is refused: node `b`: Softmax between DequantizeLinear and QuantizeLinear is \
+             computed wrongly by the engine; keep Softmax in float"
         );
         let requantization = repro(kind, "repro_requant_u8_i8.onnx").to_string();
         assert_eq!(
             requantization,
-            "model `repro`: model.onnx is refused: node `y`: requantization from uint8 to int8 is not supported by the engine; use one \
-             8-bit type for both"
+            "model `repro`, model.onnx: the graph is refused: node `y`: requantization from uint8 to int8 is not supported by the \
+             engine; use one 8-bit type for both"
         );
     }
 }
@@ -299,11 +299,8 @@ fn vendor_operators_are_refused_with_clear_text() {
     for onnx in ["ad01_ort_u8s8pc.onnx", "vww_ort_u8s8pc.onnx"] {
         let dir = tempfile::tempdir().unwrap();
         let error = model_of(EngineKind::ALL[0], onnx, dir.path(), 1.0).unwrap_err();
-        let LoadError::Engine {
-            source: EngineError::Refused(Refusal::ForeignOperator { ref domain, .. }),
-            ..
-        } = error
-        else {
+        let LoadError::Engine { ref source, .. } = error else { panic!("{error}") };
+        let EngineError::Refused(Refusal::ForeignOperator { domain, .. }) = source.as_ref() else {
             panic!("{error}")
         };
         assert_eq!(domain, "com.microsoft");

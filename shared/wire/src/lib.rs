@@ -13,6 +13,7 @@ mod envelope;
 mod error;
 mod ids;
 mod message;
+mod running;
 pub mod senml;
 mod topic;
 mod value;
@@ -30,5 +31,6 @@ pub use message::{
     PIPELINES_MAX, QUEUES_MAX, QueueState, READINGS_MAX, Reading, STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State,
     TELEMETRY_BYTES_MAX, Telemetry, check_metric_name,
 };
+pub use running::RunningModel;
 pub use topic::{DownClass, Leg, Topic, TopicError, UpClass};
 pub use value::{TEXT_BYTES_MAX, Value, ValueError};

@@ -4,7 +4,7 @@
 //! and `Death` describe the queue and are no records of it (envelope `seq` 0).
 
 use crate::envelope::malformed;
-use crate::{QueueId, SEQ_MAX, UpClass, Value, WireError};
+use crate::{QueueId, RunningModel, SEQ_MAX, UpClass, Value, WireError};
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ pub const TELEMETRY_BYTES_MAX: usize = 64 * 1024;
 /// The largest event body, in bytes.
 pub const EVENT_BYTES_MAX: usize = 64 * 1024;
 /// The largest birth body, in bytes.
-pub const BIRTH_BYTES_MAX: usize = 32 * 1024;
+pub const BIRTH_BYTES_MAX: usize = 64 * 1024;
 /// The largest state body, in bytes.
 pub const STATE_BYTES_MAX: usize = 32 * 1024;
 /// The largest death body, in bytes.
@@ -34,7 +34,7 @@ pub const DROPS_MAX: usize = 256;
 pub const NAME_BYTES_MAX: usize = 128;
 /// The longest subject of an event, in bytes.
 pub const SUBJECT_BYTES_MAX: usize = 256;
-/// Pipelines named in one birth.
+/// Pipelines named in one birth, and models told of.
 pub const PIPELINES_MAX: usize = 64;
 
 /// Readings that were taken together.
@@ -269,6 +269,10 @@ pub struct Birth {
     /// Drops that the server has not acknowledged yet.
     #[n(6)]
     pub drops: Vec<DropRange>,
+    /// One entry a pipeline that has a model; older agents tell none.
+    #[n(7)]
+    #[cbor(skip_if = "Vec::is_empty")]
+    pub models: Vec<RunningModel>,
 }
 
 /// Sent every minute, and whenever drops wait to be reported.
@@ -315,7 +319,7 @@ fn rule(what: &'static str, field: impl Into<String>, rule: &'static str) -> Wir
     WireError::Rule { what, field: field.into(), rule }
 }
 
-fn name_ok(what: &'static str, field: &str, text: &str) -> Result<(), WireError> {
+pub(crate) fn name_ok(what: &'static str, field: &str, text: &str) -> Result<(), WireError> {
     if text.len() <= NAME_BYTES_MAX { Ok(()) } else { Err(rule(what, field, "must be at most 128 bytes")) }
 }
 
@@ -457,6 +461,12 @@ impl Birth {
         }
         for (at, name) in self.pipelines.iter().enumerate() {
             name_ok("birth", &format!("pipelines[{at}]"), name)?;
+        }
+        if self.models.len() > PIPELINES_MAX {
+            return Err(rule("birth", "models", "must hold at most 64"));
+        }
+        for (at, model) in self.models.iter().enumerate() {
+            model.check("birth", &format!("models[{at}]"))?;
         }
         check_queues("birth", &self.queues, &self.drops)
     }

@@ -5,9 +5,9 @@ use muster_wire::{
     BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, CREDIT_BYTES_MAX, CREDIT_REQUEST_BYTES_MAX, Credit,
     CreditRequest, DEATH_BYTES_MAX, DROPS_MAX, Death, DeviceId, DownClass, DropRange, DropReason,
     ENVELOPE_BYTES_MAX, EVENT_BYTES_MAX, Envelope, Event, EventKind, METRIC_NAME_BYTES_MAX, NAME_BYTES_MAX,
-    PIPELINES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, RECONNECT_SPREAD_MS_MAX, Reading, SEQ_MAX,
-    STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX, Telemetry, TenantId,
-    Topic, UpClass, Value, WIRE_VERSION, senml,
+    PIPELINES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, RECONNECT_SPREAD_MS_MAX, Reading,
+    RunningModel, SEQ_MAX, STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX,
+    Telemetry, TenantId, Topic, UpClass, Value, WIRE_VERSION, senml,
 };
 use serde_cbor::Value as Cbor;
 use std::collections::{BTreeMap, BTreeSet};
@@ -108,6 +108,12 @@ fn limits() -> BTreeMap<&'static str, i64> {
         ("schemas/Birth/properties/pipelines/items/x-bytes-max", NAME_BYTES_MAX),
         ("schemas/Birth/properties/queues/maxItems", QUEUES_MAX),
         ("schemas/Birth/properties/drops/maxItems", DROPS_MAX),
+        ("schemas/Birth/properties/models/maxItems", PIPELINES_MAX),
+        ("schemas/RunningModel/properties/pipeline/x-bytes-max", NAME_BYTES_MAX),
+        ("schemas/RunningModel/properties/model/x-bytes-max", NAME_BYTES_MAX),
+        ("schemas/RunningModel/properties/version/x-bytes-max", NAME_BYTES_MAX),
+        ("schemas/RunningModel/properties/engine/x-bytes-max", NAME_BYTES_MAX),
+        ("schemas/RunningModel/properties/form/x-bytes-max", NAME_BYTES_MAX),
         ("schemas/State/properties/queues/maxItems", QUEUES_MAX),
         ("schemas/State/properties/drops/maxItems", DROPS_MAX),
         ("schemas/Death/properties/reason/x-bytes-max", NAME_BYTES_MAX),
@@ -245,6 +251,14 @@ fn bodies() -> Vec<Body> {
         pipelines: vec![text()],
         queues: vec![queue],
         drops: vec![drops],
+        models: vec![RunningModel {
+            pipeline: text(),
+            model: text(),
+            version: text(),
+            engine: text(),
+            form: text(),
+            median_us: Some(9),
+        }],
     };
     let state = State { queues: vec![queue], drops: vec![drops], uptime_s: 60, inferences: 70 };
     vec![

@@ -3,7 +3,7 @@
 
 use muster_wire::{
     Birth, BoundingBox, Credit, CreditRequest, Death, DropRange, DropReason, Envelope, Event, EventKind,
-    QueueId, QueueState, Reading, State, Telemetry, UpClass, Value, WireError,
+    QueueId, QueueState, Reading, RunningModel, State, Telemetry, UpClass, Value, WireError,
 };
 
 macro_rules! check {
@@ -96,19 +96,31 @@ fn event() {
 
 #[test]
 fn birth() {
+    let birth = || Birth {
+        agent_version: "0.1.0".into(),
+        os: "Linux".into(),
+        arch: "x86_64".into(),
+        boot_id: "b".into(),
+        pipelines: vec!["door".into()],
+        queues: vec![queue()],
+        drops: vec![drops()],
+        models: vec![],
+    };
+    // Without models it is what agents wrote before there were any.
     check!(
-        Birth {
-            agent_version: "0.1.0".into(),
-            os: "Linux".into(),
-            arch: "x86_64".into(),
-            boot_id: "b".into(),
-            pipelines: vec!["door".into()],
-            queues: vec![queue()],
-            drops: vec![drops()],
-        },
+        birth(),
         Birth,
         "a70065302e312e3001654c696e757802667838365f3634036162048164646f6f720581a600010119feed0201031818041903e805f50681a500020119feed02030319012c0402"
     );
+    let model = |median_us| RunningModel {
+        pipeline: "door".into(),
+        model: "person".into(),
+        version: "1.0".into(),
+        engine: "tract".into(),
+        form: "none".into(),
+        median_us,
+    };
+    check!(Birth { models: vec![model(Some(320)), model(None)], ..birth() }, Birth, "TODO");
 }
 
 #[test]

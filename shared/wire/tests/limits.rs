@@ -6,9 +6,9 @@ use muster_wire::{
     BIRTH_BYTES_MAX, BOXES_MAX, Birth, BoundingBox, CREDIT_BYTES_MAX, CREDIT_REQUEST_BYTES_MAX, Credit,
     CreditRequest, DEATH_BYTES_MAX, DROPS_MAX, Death, DeviceId, DropRange, DropReason, ENVELOPE_BYTES_MAX,
     EVENT_BYTES_MAX, Envelope, Event, EventKind, METRIC_NAME_BYTES_MAX, NAME_BYTES_MAX, PIPELINES_MAX,
-    PUBLISH_BYTES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, Reading, SEQ_MAX, STATE_BYTES_MAX,
-    SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX, Telemetry, TelemetryRef, TenantId, Topic,
-    UpClass, Value, WireError, check_metric_name,
+    PUBLISH_BYTES_MAX, QUEUES_MAX, QueueId, QueueState, READINGS_MAX, Reading, RunningModel, SEQ_MAX,
+    STATE_BYTES_MAX, SUBJECT_BYTES_MAX, State, TELEMETRY_BYTES_MAX, TEXT_BYTES_MAX, Telemetry, TelemetryRef,
+    TenantId, Topic, UpClass, Value, WireError, check_metric_name,
 };
 
 /// Makes one of `max`, which is taken, and one of `max + 1`, whose refusal holds all `parts`.
@@ -74,6 +74,18 @@ fn drops(count: usize) -> Vec<DropRange> {
     vec![DropRange { class: 1, queue_id: QueueId(u64::MAX), first, last, reason: DropReason::Purged }; count]
 }
 
+fn model(bytes: usize) -> RunningModel {
+    let text = text(bytes);
+    RunningModel {
+        pipeline: text.clone(),
+        model: text.clone(),
+        version: text.clone(),
+        engine: text.clone(),
+        form: text,
+        median_us: Some(u32::MAX),
+    }
+}
+
 #[test]
 fn readings_names_and_texts_are_bounded() {
     check(READINGS_MAX, &["telemetry: readings", "1 to 1000"], |count| {
@@ -136,6 +148,24 @@ fn reports_are_bounded() {
     check(PIPELINES_MAX, &["birth: pipelines", "at most 64"], |count| {
         Birth::decode(&Birth { pipelines: vec![text(1); count], ..Birth::default() }.encode())
     });
+    check(PIPELINES_MAX, &["birth: models", "at most 64"], |count| {
+        Birth::decode(&Birth { models: vec![model(1); count], ..Birth::default() }.encode())
+    });
+    type SetModel = fn(&mut RunningModel, String);
+    let fields: [(&str, SetModel); 5] = [
+        ("birth: models[1].pipeline", |model, text| model.pipeline = text),
+        ("birth: models[1].model", |model, text| model.model = text),
+        ("birth: models[1].version", |model, text| model.version = text),
+        ("birth: models[1].engine", |model, text| model.engine = text),
+        ("birth: models[1].form", |model, text| model.form = text),
+    ];
+    for (field, set) in fields {
+        check(NAME_BYTES_MAX, &[&format!("{field} "), "at most 128 bytes"], |bytes| {
+            let mut models = vec![model(1); 2];
+            set(&mut models[1], text(bytes));
+            Birth::decode(&Birth { models, ..Birth::default() }.encode())
+        });
+    }
     check(QUEUES_MAX, &["birth: queues", "at most 64"], |count| {
         Birth::decode(&Birth { queues: queues(count), ..Birth::default() }.encode())
     });
@@ -197,6 +227,7 @@ fn the_largest_reports_and_events_fit_their_bytes() {
         pipelines: vec![name.clone(); PIPELINES_MAX],
         queues: queues(QUEUES_MAX),
         drops: drops(DROPS_MAX),
+        models: vec![model(NAME_BYTES_MAX); PIPELINES_MAX],
     };
     Birth::decode(&birth.encode()).unwrap();
     let (queues, drops) = (birth.queues, birth.drops);

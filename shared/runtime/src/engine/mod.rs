@@ -14,9 +14,10 @@ mod tract;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::graph::Refusal;
 use crate::manifest::{InputSpec, OutputSpec};
+#[cfg(any(feature = "tract", feature = "rten"))]
 use crate::prepare::prepare;
+use crate::refusal::Refusal;
 
 /// An inference engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,26 +58,26 @@ pub enum EngineError {
     #[error("this build has no inference engine; expected one with the feature `tract` or `rten`")]
     NoEngine,
     /// The bytes are not ONNX.
-    #[error("model.onnx cannot be decoded: {detail}")]
+    #[error("the file cannot be decoded as ONNX: {detail}")]
     Decode {
         /// The decoder's text.
         detail: String,
     },
     /// A pattern that an engine computes wrongly.
-    #[error("model.onnx is refused: {0}")]
+    #[error("the graph is refused: {0}")]
     Refused(#[from] Refusal),
     /// The graph's inputs and outputs do not fit `model.toml`.
-    #[error("model.toml field `{field}`: expected {expected} as in model.onnx, found {found}")]
+    #[error("model.toml field `{field}`: expected {expected} as in the graph, found {found}")]
     Mismatch {
         /// The field of `model.toml`.
         field: &'static str,
-        /// What model.onnx has.
+        /// What the graph has.
         expected: String,
         /// What model.toml says.
         found: String,
     },
     /// The engine could not build or optimise the graph.
-    #[error("the engine cannot load model.onnx while it {step}: {detail}")]
+    #[error("the engine cannot load the graph while it {step}: {detail}")]
     Build {
         /// What it did.
         step: &'static str,

@@ -3,9 +3,10 @@
 use std::fmt::Display;
 
 use super::ParseError;
+use crate::forms::Quantization;
 use crate::manifest::{
     AnomalyScore, AnomalySpec, ELEMENTS_MAX, ImageLayout, ImageSpec, InputSpec, LABELS_MAX, NAME_BYTES_MAX,
-    OutputSpec, Postprocess, Quantization, SeriesSpec, TEXT_BYTES_MAX, WINDOW_ROWS_MAX,
+    OutputSpec, Postprocess, SeriesSpec, TEXT_BYTES_MAX, WINDOW_ROWS_MAX,
 };
 
 /// Most columns of a series.
