@@ -282,7 +282,7 @@ class Convert(unittest.TestCase):
             (dict(x=x[:, :2], task="classification"), "`x` has the shape [4, 2, 8, 8]; expected [n, 3, 8, 8]"),
             (dict(z=x), "arrays ['z']; expected `x`"),
             (dict(x=x), "task None; expected one of classification, anomaly, detection"),
-            (dict(x=x * np.nan, task="classification"), "not finite"),
+            (dict(x=x * np.nan, task="classification"), "`x` holds values that are not finite"),
             (dict(x=x, y=np.zeros(3, int), task="classification"), "`y` is int64 [3]; expected 4 integers"),
             (dict(x=x, y=np.zeros(4, int), task="anomaly"), "expected 0 (normal) and 1 (anomalous), both"),
         ]

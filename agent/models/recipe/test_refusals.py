@@ -60,6 +60,10 @@ class Refusals(unittest.TestCase):
         self.check(chain(["i8"], ["Relu"], ["u8"]), "from int8 to uint8")
         self.check(chain(["i8"], [], []), "from int8 to uint8")
         self.check(chain([], [], ["i8"]), "from uint8 to int8", kind=TensorProto.UINT8)
+        # An operator with a constant ends what the engine folds.
+        added = chain(["u8"], ["Add"], ["i8"])
+        added[1].input.append("s")
+        self.check(added)
         self.check([helper.make_node("DequantizeLinear", ["weight", "s", "i8"], ["w"]),
                     helper.make_node("QuantizeLinear", ["w", "s", "u8"], ["y"])])
 
@@ -104,9 +108,12 @@ class Refusals(unittest.TestCase):
         self.assertIn("symbolic past the batch", found(shape=(1, "width"))[0])
         self.assertIn("no shape", found(shape=())[0])
         self.assertIn("type INT8; expected FLOAT", found(kind=TensorProto.INT8)[0])
-        pinned = model(nodes, shape=("N", 4))
-        pin(pinned, 1)
-        self.assertEqual(refusals.dimensions(pinned.graph.input[0]), [1, 4])
+        for batch in ("N", None):
+            pinned = model(nodes, shape=(batch, 4))
+            pinned.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (batch, 4)))
+            pin(pinned, 1)
+            self.assertEqual(refusals.dimensions(pinned.graph.input[0]), [1, 4])
+            self.assertEqual(refusals.dimensions(pinned.graph.output[1]), [1 if batch else "?", 4])
         pinned.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, (1, 4)))
         self.assertIn("expected one input", refusals.shape_refusals(pinned)[0])
 
