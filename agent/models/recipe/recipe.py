@@ -12,8 +12,8 @@ import argparse
 import os
 from pathlib import Path
 
-# One thread and one set of kernels: sums in one order, so that the same versions give the same weights on every x86-64
-# processor with AVX2. OpenBLAS elsewhere takes its own.
+# One thread and one set of kernels: sums in one order, so that the same versions give the same weights. OpenBLAS' kernels for
+# AVX-512 sum in another order than those for AVX2, which these are.
 for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ.setdefault("OPENBLAS_CORETYPE", "Haswell")
