@@ -42,13 +42,17 @@ def toml_value(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def write(directory, sections, golden, model_bytes):
-    """Writes model.toml (sections: name -> keys; "" is the top) and model.onnx."""
+def write(directory, sections, golden, model_bytes, alternatives=(), head=""):
+    """Writes model.toml (the head as it is, then sections: name -> keys; "" is the top), model.onnx, and the alternatives
+    (keys, bytes) beside it."""
     directory.mkdir(parents=True, exist_ok=True)
-    lines = []
+    lines = head.rstrip().splitlines()
     for name, keys in sections.items():
         lines += [f"\n[{name}]"] if name else []
         lines += [f"{key} = {toml_value(value)}" for key, value in keys.items()]
+    for keys, alternative_bytes in alternatives:
+        lines += ["\n[[alternative]]"] + [f"{key} = {toml_value(value)}" for key, value in keys.items()]
+        (directory / keys["file"]).write_bytes(alternative_bytes)
     for sample in golden:
         lines += ["\n[[golden]]"] + [f"{key} = {toml_value(value)}" for key, value in sample.items()]
     (directory / "model.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -66,23 +70,28 @@ def floats(values, digits=7):
     return [float(f"{v:.{digits}g}") for v in np.ravel(values)]
 
 
-def report(title, metric, before, after, model_bytes, float_bytes):
-    """Prints accuracy and size before and after quantization; raises when too much is lost."""
-    print(f"{title}: {metric} on the held-back split: float {before:.4f}, int8 weights {after:.4f} "
-          f"({100 * (after - before):+.2f} points); model.onnx {len(float_bytes)} -> {len(model_bytes)} bytes")
-    if before - after > LOSS_MAX:
-        raise SystemExit(f"{title}: quantization lost more than {100 * LOSS_MAX:.0f} point of {metric}")
+def check_quality(directory, metric, measure):
+    """Measures accuracy or AUC of every form again and compares with what model.toml says."""
+    manifest, _ = read(directory)
+    before = manifest["quantization"]["float_accuracy"]
+    for said in [{"file": "model.onnx"} | manifest["quantization"], *manifest.get("alternative", [])]:
+        found = measure((directory / said["file"]).read_bytes())
+        print(f"{directory.name}: {said['file']}: {metric} {found:.4f}, promised {said['accuracy']}, float {before}")
+        if abs(found - said["accuracy"]) > 1e-3 or before - found > LOSS_MAX:
+            raise SystemExit(f"{directory.name}: {said['file']}: the {metric} is not what model.toml says")
 
 
 def check_golden(directory, tensors):
-    """Runs the bundle's golden tensors in ONNX Runtime and compares."""
-    manifest, model_bytes = read(directory)
-    outputs = run(model_bytes, tensors).reshape(len(tensors), -1)
-    for sample, output in zip(manifest["golden"], outputs, strict=True):
-        difference = float(np.abs(output - np.array(sample["expected"], np.float32)).max())
-        if not difference <= sample["tolerance"]:
-            raise SystemExit(f"{directory.name}: golden sample {sample['name']} differs by {difference}")
+    """Runs the bundle's golden tensors in ONNX Runtime, through every form, and compares."""
+    manifest, _ = read(directory)
+    files = [("model.onnx", None), *((a["file"], a["tolerance"]) for a in manifest.get("alternative", []))]
+    for file, tolerance in files:
+        outputs = run((directory / file).read_bytes(), tensors).reshape(len(tensors), -1)
+        for sample, output in zip(manifest["golden"], outputs, strict=True):
+            difference = float(np.abs(output - np.array(sample["expected"], np.float32)).max())
+            if not difference <= (sample["tolerance"] if tolerance is None else tolerance):
+                raise SystemExit(f"{directory.name}: {file}: golden sample {sample['name']} differs by {difference}")
     size = sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
     if size > BUNDLE_BYTES_MAX:
         raise SystemExit(f"{directory.name}: {size} bytes, expected at most {BUNDLE_BYTES_MAX}")
-    print(f"{directory.name}: {len(outputs)} golden samples agree, {size} bytes in the bundle's directory")
+    print(f"{directory.name}: {len(tensors)} golden samples agree in {len(files)} forms, {size} bytes in the bundle's directory")

@@ -12,7 +12,9 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import bundle
-from quantize import finish, quantize_weights
+import forms
+from measure import Answers
+from quantize import finish
 
 SEED = 11
 EPOCHS, BATCH, RATE = 40, 32, 2e-3
@@ -146,10 +148,9 @@ def train(directory):
     """Trains, quantizes, reports and writes the bundle and the demo's pictures."""
     x_train, x_test, y_train, y_test = split()
     model = network(fit(x_train, y_train))
-    float_bytes = model.SerializeToString(deterministic=True)
-    model_bytes = quantize_weights(model).SerializeToString(deterministic=True)
-    before, after = accuracy(float_bytes, x_test, y_test), accuracy(model_bytes, x_test, y_test)
-    bundle.report("meter-digits", "accuracy", before, after, model_bytes, float_bytes)
+    golden_numbers = range(DEMO_PICTURES, DEMO_PICTURES + GOLDEN_PICTURES)
+    before, main, others = forms.demo_forms("meter-digits", model, x_train, Answers(x_test, "classification", y_test),
+                                            x_test[list(golden_numbers)])
     for i in range(DEMO_PICTURES):
         save_picture(directory / "demo" / f"{i:02}-digit-{y_test[i]}.png", x_test[i])
     sections = {
@@ -162,18 +163,18 @@ def train(directory):
         },
         "input": {"name": "x", "shape": [1, 1, 8, 8], "type": "f32"},
         "output": {"name": "probabilities", "shape": [1, 10]},
-        "quantization": {"form": "weight-int8-per-channel", "float_accuracy": round(before, 4), "accuracy": round(after, 4)},
+        "quantization": {"form": "weight-int8-per-channel", "float_accuracy": round(before, 4), "accuracy": round(main.quality, 4)},
         "image": {"width": 8, "height": 8, "channels": "gray", "layout": "nchw", "resize": "bilinear",
                   "scale": 1 / (16 * LEVEL), "mean": [0.0], "std": [1.0]},
         "classification": {"labels": [str(d) for d in range(10)], "scores": "raw", "top": 3},
     }
     golden = []
-    for i in range(DEMO_PICTURES, DEMO_PICTURES + GOLDEN_PICTURES):
+    for i in golden_numbers:
         file = f"golden/digit-{y_test[i]}-{i}.png"
         save_picture(directory / file, x_test[i])
-        output = bundle.run(model_bytes, load_picture(directory / file)[None])
+        output = bundle.run(main.model, load_picture(directory / file)[None])
         golden.append({"name": f"digit {y_test[i]}", "image": file, "expected": bundle.floats(output), "tolerance": 1e-4})
-    bundle.write(directory, sections, golden, model_bytes)
+    bundle.write(directory, sections, golden, main.model, [form.alternative() for form in others])
 
 
 def check(directory):
@@ -181,10 +182,7 @@ def check(directory):
     manifest, model_bytes = bundle.read(directory)
     bundle.check_golden(directory, [load_picture(directory / sample["image"]) for sample in manifest["golden"]])
     _, x_test, _, y_test = split()
-    found, promised = accuracy(model_bytes, x_test, y_test), manifest["quantization"]
-    print(f"meter-digits: accuracy {found:.4f}, promised {promised['accuracy']}, float {promised['float_accuracy']}")
-    if abs(found - promised["accuracy"]) > 1e-3 or promised["float_accuracy"] - found > bundle.LOSS_MAX:
-        raise SystemExit("meter-digits: the accuracy is not what model.toml says")
+    bundle.check_quality(directory, "accuracy", lambda model_bytes: accuracy(model_bytes, x_test, y_test))
     files = sorted((directory / "demo").glob("*.png"))
     right = sum(bundle.run(model_bytes, load_picture(f)[None])[0].argmax() == int(f.stem[-1]) for f in files)
     print(f"meter-digits: {right} of {len(files)} demo pictures read rightly")
