@@ -4,6 +4,7 @@
 #![cfg(any(feature = "tract", feature = "rten"))]
 #![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
 
+use muster_agent::choice::Choices;
 use muster_agent::clock::AgentClock;
 use muster_agent::config;
 use muster_agent::memory::LowMemory;
@@ -41,7 +42,7 @@ fn bench(bundle: &str, feed: Feed, cost_ms: u64, more: &str) -> Bench {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("models").join(bundle);
     let text = format!("name = \"p\"\nsource = \"s\"\nmodel = {model:?}\n{more}");
     let config: config::Pipeline = toml::from_str(&text).unwrap();
-    let scorer = pipeline::load(&config, feed).unwrap();
+    let scorer = pipeline::load(&config, feed, &mut Choices::open(dir.path())).unwrap();
     let metrics = Metrics::new();
     let (now_ms, inferences) = (Arc::new(AtomicU64::new(0)), Arc::clone(&metrics.inferences));
     let clock = Arc::clone(&now_ms);

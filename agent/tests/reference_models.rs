@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
 
+use muster_agent::choice::Choices;
 use muster_agent::clock::{AgentClock, ManualClock};
 use muster_agent::config::{self, SourceConfig};
 use muster_agent::metrics::Metrics;
@@ -67,7 +68,7 @@ fn load(model: &Path, feed: Feed, more: &str) -> Result<Bench, ModelError> {
     let model = model.display().to_string();
     let config: config::Pipeline =
         toml::from_str(&format!("name = \"p\"\nsource = \"s\"\nmodel = {model:?}\n{more}")).unwrap();
-    let scorer = pipeline::load(&config, feed)?;
+    let scorer = pipeline::load(&config, feed, &mut Choices::open(dir.path()))?;
     let (_sender, stop) = stop_pair();
     let pipeline = Pipeline::new(config, scorer, queue.clone(), Metrics::new(), Arc::default(), stop);
     Ok(Bench { _dir: dir, queue, pipeline })

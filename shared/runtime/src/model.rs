@@ -148,9 +148,10 @@ impl Model {
         let onnx = bundle.form_bytes(&form).map_err(|source| LoadError::File { model: model(), source })?;
         let engine = Engine::load(candidate.engine, &onnx, &manifest.input, &manifest.output);
         drop(onnx);
-        let engine =
-            engine.map_err(|source| {
-            LoadError::Engine { model: model(), file: form.file.clone(), source: Box::new(source) }
+        let engine = engine.map_err(|source| LoadError::Engine {
+            model: model(),
+            file: form.file.clone(),
+            source: Box::new(source),
         })?;
         let self_test = self_test(bundle, &engine, form.tolerance)?;
         Ok(Self(Arc::new(Inner { manifest, form, engine, self_test })))
