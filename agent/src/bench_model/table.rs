@@ -72,7 +72,7 @@ mod tests {
             lines[1..],
             [
                 "engine  form                        load  first answer   runs       min    median       P95      RSS    largest  file",
-                "                                      ms        CPU ms              us        us        us      MiB difference",
+                "                                      ms        CPU ms               us        us        us      MiB difference",
             ]
         );
         assert_eq!(

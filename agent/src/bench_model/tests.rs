@@ -20,7 +20,7 @@ fn an_engine_or_form_that_is_not_there_is_told_with_those_that_are() {
     }
     let asked = Ask { form: Some(QuantizationForm::QdqInt8), ..ask() };
     let error = asked_for(&bundle(), &asked).unwrap_err().to_string();
-    assert!(error.contains("(weight-int8-per-channel), found qdq-int8"), "{error}");
+    assert!(error.contains("(weight-int8-per-channel, qoperator-int8), found qdq-int8"), "{error}");
 }
 
 #[test]
@@ -29,7 +29,11 @@ fn only_what_is_asked_for_is_measured() {
     assert_eq!(asked_for(&bundle, &ask()).unwrap(), bundle.manifest().candidates());
     let asked = Ask { engine: Some(EngineKind::ALL[0]), ..ask() };
     let one = asked_for(&bundle, &asked).unwrap();
-    assert_eq!((one.len(), one[0].engine), (1, EngineKind::ALL[0]));
+    assert_eq!(one.len(), 2, "its two forms");
+    assert!(one.iter().all(|candidate| candidate.engine == EngineKind::ALL[0]));
+    let asked = Ask { form: Some(QuantizationForm::QoperatorInt8), ..asked };
+    let one = asked_for(&bundle, &asked).unwrap();
+    assert_eq!((one.len(), one[0].form.quantization), (1, QuantizationForm::QoperatorInt8));
     assert_eq!(bounds(None), RUNS_DEFAULT);
     assert_eq!(bounds(Some(7)).runs_max, 7);
     assert_eq!(bounds(Some(RUNS_MAX + 1)).runs_max, RUNS_MAX as usize);
@@ -69,6 +73,10 @@ fn a_candidate_is_measured_whole() {
     let mut found: Vec<&str> = json.keys().map(String::as_str).collect();
     found.sort_unstable();
     assert_eq!((found, &json["error"]), (expected, &serde_json::Value::Null));
+    // Figures that decimals hold exactly.
+    let (short, long) = (Some(0.5), Some(12.75));
+    let row = Row { load_ms: long, first_inference_cpu_ms: long, min_us: short, median_us: short, ..row };
+    let row = Row { p95_us: long, rss_mib: long, difference_max: short, ..row };
     assert_eq!(serde_json::from_str::<Row>(&row.json()).unwrap().json(), row.json());
 }
 

@@ -19,6 +19,7 @@ impl Rig {
             std::fs::write(dir.path().join(file), &onnx).unwrap();
         }
         let manifest = std::fs::read_to_string(from.join("model.toml")).unwrap();
+        let manifest = alone(&manifest);
         std::fs::write(dir.path().join("model.toml"), format!("{manifest}\n{more}")).unwrap();
         let choices = Choices::open(&dir.path().join("data"));
         Self { dir, choices }
@@ -45,6 +46,12 @@ impl Rig {
         });
         (chosen, timed)
     }
+}
+
+/// A bundle's text without its alternatives, which stand before its golden samples.
+fn alone(manifest: &str) -> String {
+    let (head, rest) = manifest.split_once("[[alternative]]").unwrap();
+    format!("{head}{}", &rest[rest.find("[[golden]]").unwrap()..])
 }
 
 fn alternative(file: &str) -> String {

@@ -300,13 +300,15 @@ fn shape_and_names_must_be_those_of_the_graph() {
     }
 }
 
-/// A copy of the digits' bundle with more in its `model.toml`.
+/// A copy of the digits' bundle with another alternative, of which more is given, than its own.
 fn with_alternative(more: &str) -> (tempfile::TempDir, Bundle) {
     let dir = tempfile::tempdir().unwrap();
     copy_bundle(&committed("meter-digits"), dir.path());
     fs::copy(dir.path().join("model.onnx"), dir.path().join("other.onnx")).unwrap();
     let file = dir.path().join("model.toml");
     let text = fs::read_to_string(&file).unwrap();
+    let (head, rest) = text.split_once("[[alternative]]").unwrap();
+    let text = format!("{head}{}", &rest[rest.find("[[golden]]").unwrap()..]);
     fs::write(&file, format!("{text}\n[[alternative]]\nfile = \"other.onnx\"\nform = \"none\"\n{more}"))
         .unwrap();
     let bundle = Bundle::open(dir.path()).unwrap();

@@ -120,7 +120,11 @@ fn birth() {
         form: "none".into(),
         median_us,
     };
-    check!(Birth { models: vec![model(Some(320)), model(None)], ..birth() }, Birth, "TODO");
+    check!(
+        Birth { models: vec![model(Some(320)), model(None)], ..birth() },
+        Birth,
+        "a80065302e312e3001654c696e757802667838365f3634036162048164646f6f720581a600010119feed0201031818041903e805f50681a500020119feed02030319012c04020782a60064646f6f720166706572736f6e0263312e300365747261637404646e6f6e6505190140a50064646f6f720166706572736f6e0263312e300365747261637404646e6f6e65"
+    );
 }
 
 #[test]
