@@ -10,6 +10,10 @@ use muster_agent::source::{LINES_CHECKED_MAX, PcmShape, check_csv, check_exec, c
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
+use tracing_subscriber::Layer as _;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// Threads for pipelines come on top of these (models loading, a look at the machine, closing the queue).
 const BLOCKING_THREADS: usize = 4;
@@ -96,10 +100,15 @@ fn command(command: Command) -> Result<()> {
     }
 }
 
+/// Levels by target: the regular expressions that `EnvFilter` takes too would cost a device more than they bring.
+fn log_filter(config: &Config) -> Result<Targets> {
+    config.log.filter.parse().with_context(|| format!("log.filter {:?}", config.log.filter))
+}
+
 fn start_log(config: &Config) -> Result<()> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.filter)
-        .with_context(|| format!("log.filter {:?}", config.log.filter))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr);
+    let filter = log_filter(config)?;
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::io::stderr);
+    let log = tracing_subscriber::registry().with(lines.with_filter(filter));
     log.try_init().map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
 }
 
@@ -134,8 +143,7 @@ fn enroll(file: &Path, claim: &str) -> Result<()> {
 
 fn check(file: &Path) -> Result<()> {
     let config = Config::load(file)?;
-    tracing_subscriber::EnvFilter::try_new(&config.log.filter)
-        .with_context(|| format!("log.filter {:?}", config.log.filter))?;
+    log_filter(&config)?;
     for source in &config.sources {
         if let Some(found) = check_source(source).with_context(|| format!("source {:?}", source.name()))? {
             println!("source {}: {found}", source.name());
