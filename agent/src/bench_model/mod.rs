@@ -135,8 +135,20 @@ impl Row {
         Self { engine, form, file: candidate.form.file.clone(), ..Self::default() }
     }
 
+    /// One line, times and memory to the third digit.
     fn json(&self) -> String {
-        serde_json::to_string(self).expect("text and numbers become JSON")
+        let mut row = self.clone();
+        for figure in [
+            &mut row.load_ms,
+            &mut row.first_inference_cpu_ms,
+            &mut row.min_us,
+            &mut row.median_us,
+            &mut row.p95_us,
+            &mut row.rss_mib,
+        ] {
+            *figure = figure.map(|value| (value * 1e3).round() / 1e3);
+        }
+        serde_json::to_string(&row).expect("text and numbers become JSON")
     }
 
     /// The median of a candidate that passes.
