@@ -6,7 +6,7 @@
 mod measure;
 mod table;
 
-use crate::choice::{Fastest, RunBounds, fastest};
+use crate::choice::{Fastest, RunBounds, fastest, in_words};
 use crate::supervisor::chain;
 use muster_runtime::{Bundle, BundleError, Candidate, EngineKind, QuantizationForm};
 use serde::{Deserialize, Serialize};
@@ -186,10 +186,9 @@ pub fn run(ask: &Ask) -> Result<(), BenchError> {
     if ask.json {
         println!("{}", chosen(picked));
     }
-    let Some(Candidate { engine, form }) = picked else { return Err(BenchError::NonePasses) };
+    let Some(picked) = picked else { return Err(BenchError::NonePasses) };
     if !ask.json {
-        let (engine, form, file) = (engine.as_str(), form.quantization.as_str(), &form.file);
-        println!("the agent picks {engine} with {form} ({file}): the shortest median of those that pass");
+        println!("the agent picks {}: the shortest median of those that pass", in_words(picked));
     }
     Ok(())
 }

@@ -193,6 +193,7 @@ mod tests {
         };
         (0..=CHOICES_MAX).for_each(|at| choices.keep(long(at)));
         choices.keep(long(CHOICES_MAX));
+        assert_eq!(choices.kept.len(), CHOICES_MAX);
         choices.save();
         let again = open(dir.path());
         assert_eq!(again.kept.len(), CHOICES_MAX);

@@ -35,23 +35,15 @@ pub struct Choice {
 /// A candidate that is of no use, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PassedOver {
-    /// The engine and form.
-    pub candidate: Candidate,
+    /// The engine, the form and its file, in words.
+    pub candidate: String,
     /// What is wrong.
     pub reason: String,
 }
 
 impl fmt::Display for PassedOver {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Candidate { engine, form } = &self.candidate;
-        write!(
-            out,
-            "{} with {} ({}): {}",
-            engine.as_str(),
-            form.quantization.as_str(),
-            form.file,
-            self.reason
-        )
+        write!(out, "{}: {}", self.candidate, self.reason)
     }
 }
 
@@ -146,11 +138,16 @@ pub fn fastest<M>(
                 }
             }
             Err(reason) => {
-                fastest.passed_over.push(PassedOver { candidate: candidate.clone(), reason });
+                fastest.passed_over.push(PassedOver { candidate: in_words(candidate), reason });
             }
         }
     }
     fastest
+}
+
+/// As logs and `bench-model` name it.
+pub fn in_words(Candidate { engine, form }: &Candidate) -> String {
+    format!("{} with {} ({})", engine.as_str(), form.quantization.as_str(), form.file)
 }
 
 #[cfg(test)]

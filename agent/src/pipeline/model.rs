@@ -127,7 +127,7 @@ pub fn load(
         pipeline: config.name.clone(),
         model: model.manifest().name.clone(),
         version: model.manifest().version.clone(),
-        engine: model.engine().as_str().into(),
+        engine: model.engine_name().into(),
         form: model.form().quantization.as_str().into(),
         median_us: median.map(microseconds),
     };

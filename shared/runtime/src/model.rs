@@ -169,6 +169,12 @@ impl Model {
         self.0.engine.kind()
     }
 
+    /// Its name; in a build without engines nothing has the type of the other.
+    #[must_use]
+    pub fn engine_name(&self) -> &'static str {
+        self.0.engine.name()
+    }
+
     /// The form that was loaded.
     #[must_use]
     pub fn form(&self) -> &Form {

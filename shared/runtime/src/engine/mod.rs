@@ -158,6 +158,8 @@ impl Engine {
         input: &InputSpec,
         output: &OutputSpec,
     ) -> Result<Self, EngineError> {
+        #[cfg(not(any(feature = "tract", feature = "rten")))]
+        let _ = onnx;
         let load = || -> Result<Box<dyn Plan>, EngineError> {
             match kind {
                 #[cfg(feature = "tract")]
@@ -174,6 +176,10 @@ impl Engine {
 
     pub(crate) fn kind(&self) -> EngineKind {
         self.kind
+    }
+
+    pub(crate) fn name(&self) -> &'static str {
+        self.kind.as_str()
     }
 
     /// A new state on the shared plan.
