@@ -62,8 +62,7 @@ const BUILDS: [Build; 3] = [
 /// # Errors
 /// A program cannot be built or run, or the reference models are not there.
 pub(crate) fn run(options: Options) -> Result<Report> {
-    let shared = shared()?;
-    let python = install()?;
+    let beside = Beside::new()?;
     let binaries = cargo::target_dir().join("bench-agents");
     if !options.no_build {
         cargo::build_programs()?;
@@ -71,9 +70,7 @@ pub(crate) fn run(options: Options) -> Result<Report> {
     }
     catch_interrupts();
     let dir = fresh_dir("models")?;
-    let script = cargo::root().join("xtask/src/bench/models/beside.py");
-    let beside = Beside { python, script, shared };
-    beside.run(&["bundles"], &[&dir.display().to_string()])?;
+    beside.write_bundles(&dir)?;
     let mut report = Report::new("models");
     latencies(&mut report, &beside, &binaries, &dir, if options.quick { 1 } else { ROUNDS })?;
     footprint(&mut report, &binaries, &dir)?;
@@ -120,14 +117,25 @@ fn build(binaries: &Path) -> Result<()> {
     Ok(())
 }
 
-/// ONNX Runtime in Python.
-struct Beside {
+/// ONNX Runtime in Python, and the reference models.
+pub(super) struct Beside {
     python: PathBuf,
     script: PathBuf,
     shared: PathBuf,
 }
 
 impl Beside {
+    /// Installs what is missing.
+    pub(super) fn new() -> Result<Self> {
+        let script = cargo::root().join("xtask/src/bench/models/beside.py");
+        Ok(Self { shared: shared()?, python: install()?, script })
+    }
+
+    /// A bundle of each model with all its forms, and pictures as a small camera gives them.
+    pub(super) fn write_bundles(&self, dir: &Path) -> Result<()> {
+        self.run(&["bundles"], &[&dir.display().to_string()]).map(|_| ())
+    }
+
     fn run(&self, what: &[&str], arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.python);
         command.arg("-B").arg(&self.script).args(what).arg(&self.shared).args(arguments);
