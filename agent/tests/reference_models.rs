@@ -9,10 +9,11 @@
 use muster_agent::choice::Choices;
 use muster_agent::clock::{AgentClock, ManualClock};
 use muster_agent::config::{self, SourceConfig};
+use muster_agent::memory::LowMemory;
 use muster_agent::metrics::Metrics;
 use muster_agent::pipeline::{self, Feed, ModelError, Pipeline};
 use muster_agent::queue::{Body, Bounds, Queue, QueueClass};
-use muster_agent::source::{self, SourceContext, sample_channel};
+use muster_agent::source::{self, Content, Sample, SourceContext, sample_channel};
 use muster_agent::supervisor::{Exit, chain, stop_pair};
 use muster_wire::{BoundingBox, Event, EventKind, Telemetry, Value};
 use std::io::Write;
@@ -294,6 +295,36 @@ async fn sound_becomes_scores_and_a_raised_anomaly_at_the_right_times() {
             }
         }
     }
+}
+
+#[test]
+fn sound_whose_inferences_are_shed_leaves_no_gap() {
+    let Some(shared) = shared("sound_whose_inferences_are_shed_leaves_no_gap") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    machine_sound(dir.path(), &shared);
+    let mut bench =
+        load(dir.path(), Feed::Sound { rate_hz: Some(16_000) }, "telemetry = [\"level_dbfs\"]").unwrap();
+    let low_memory = LowMemory::default();
+    bench.pipeline = bench.pipeline.with_low_memory(low_memory.clone());
+    let sound = hum_and_hiss();
+    let (words, _) = sound.as_chunks::<2>();
+    let samples: Vec<f32> =
+        words.iter().map(|word| f32::from(i16::from_le_bytes(*word)) / 32_768.0).collect();
+    // The first half second has one answer; the next is due in the middle of what would else be a first window.
+    for (number, block) in (1..).zip(samples.chunks(8_000)) {
+        low_memory.set(number == 1);
+        let content = Content::Audio { samples: block.into(), rate_hz: 16_000, number };
+        bench.pipeline.take(Sample { measured_at_us: 10_000_000, content }).unwrap();
+    }
+    let events = bench.events();
+    let scores: Vec<f64> = events.iter().map(|(_, event)| event.score).collect();
+    assert_eq!(scores.len(), 5);
+    for (score, expected) in scores.iter().zip(&SCORES[1..]) {
+        assert!((score / expected - 1.0).abs() <= SCORE_TOLERANCE, "{score} for {expected}");
+    }
+    let records = bench.stored(QueueClass::Telemetry, |body| Telemetry::decode(body).unwrap().readings);
+    let levels = records.iter().flat_map(|(_, readings)| readings).filter(|r| r.metric == "level_dbfs");
+    assert_eq!(levels.count(), 4, "telemetry is never shed");
 }
 
 #[test]

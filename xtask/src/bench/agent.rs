@@ -71,13 +71,13 @@ impl Bench {
         Ok(config)
     }
 
-    fn start(&self, device: &str, config: &Path) -> Result<Process> {
+    pub(super) fn start(&self, device: &str, config: &Path) -> Result<Process> {
         let mut command = Command::new(&self.binary);
         command.arg("run").arg("--config").arg(config);
         Process::start(device, &mut command, &config.with_file_name("agent.log"))
     }
 
-    fn device(&self, device: &str, rest: &str) -> Result<Value> {
+    pub(super) fn device(&self, device: &str, rest: &str) -> Result<Value> {
         self.server.api().get(&self.server.path(&format!("devices/{device}/{rest}")))
     }
 
@@ -169,7 +169,7 @@ fn received_at_us(last: &Value) -> Option<i64> {
     items.iter().filter_map(|item| item["received_at_us"].as_i64()).max()
 }
 
-fn rss_mib(pid: u32) -> Result<f64> {
+pub(super) fn rss_mib(pid: u32) -> Result<f64> {
     let status =
         std::fs::read_to_string(format!("/proc/{pid}/status")).context("cannot read the agent's status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
@@ -184,7 +184,7 @@ fn now_us() -> Result<i64> {
 }
 
 /// Waits; ends early with an error when the user interrupts.
-fn sleep(time: Duration) -> Result<()> {
+pub(super) fn sleep(time: Duration) -> Result<()> {
     let began = Instant::now();
     while began.elapsed() < time {
         if interrupted() {

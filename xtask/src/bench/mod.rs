@@ -13,6 +13,7 @@ mod journal;
 mod load;
 mod models;
 mod noisy;
+mod pipelines;
 mod provision;
 mod proxy;
 mod stores;
@@ -45,6 +46,8 @@ enum What {
     Agent(Options),
     /// The agent's engines on the reference models, beside ONNX Runtime.
     Models(Options),
+    /// Four pipelines on one agent for ten minutes: memory, budgets, nothing lost.
+    Pipelines(pipelines::Arguments),
     /// The stores on their engines, beside the engines without our code; queries on a month of readings.
     Stores(Options),
 }
@@ -75,6 +78,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
         What::Journal(options) => (options, journal::run(*options)?),
         What::Agent(options) => (options, agent::run(*options)?),
         What::Models(options) => (options, models::run(*options)?),
+        What::Pipelines(pipelines) => (&pipelines.options, pipelines::run(pipelines)?),
         What::Stores(options) => (options, stores::run(*options)?),
     };
     report.print();

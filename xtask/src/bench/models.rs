@@ -36,9 +36,12 @@ const RATIOS: [(&str, Series, Series, Bar, f64); 7] = [
     ),
     ("vww_f32_over_qop", ("vww", "tract", "f32"), ("vww", "tract", "qop"), Bar::AtLeast, 1.5),
     ("vww_qop_over_onnxruntime", ("vww", "tract", "qop"), ("vww", "onnxruntime", "int8"), Bar::AtMost, 2.0),
-    ("vww_f32_over_opt3", ("vww", "tract", "f32"), ("vww", "opt3", "f32"), Bar::AtMost, 1.4),
+    ("vww_f32_over_opt3", ("vww", "tract", "f32"), ("vww", OPT3, "f32"), Bar::AtMost, 1.4),
 ];
 const PACKAGES: [&str; 3] = ["numpy==2.3.5", "onnxruntime==1.31.1", "pillow==13.0.0"];
+
+/// tract's agent without the shipped profile's small code, to compare with.
+const OPT3: &str = "opt3";
 
 /// Model, engine, form.
 type Series = (&'static str, &'static str, &'static str);
@@ -62,8 +65,7 @@ const BUILDS: [Build; 3] = [
 /// # Errors
 /// A program cannot be built or run, or the reference models are not there.
 pub(crate) fn run(options: Options) -> Result<Report> {
-    let shared = shared()?;
-    let python = install()?;
+    let beside = Beside::new()?;
     let binaries = cargo::target_dir().join("bench-agents");
     if !options.no_build {
         cargo::build_programs()?;
@@ -71,9 +73,7 @@ pub(crate) fn run(options: Options) -> Result<Report> {
     }
     catch_interrupts();
     let dir = fresh_dir("models")?;
-    let script = cargo::root().join("xtask/src/bench/models/beside.py");
-    let beside = Beside { python, script, shared };
-    beside.run(&["bundles"], &[&dir.display().to_string()])?;
+    beside.write_bundles(&dir)?;
     let mut report = Report::new("models");
     latencies(&mut report, &beside, &binaries, &dir, if options.quick { 1 } else { ROUNDS })?;
     footprint(&mut report, &binaries, &dir)?;
@@ -116,18 +116,29 @@ fn build(binaries: &Path) -> Result<()> {
         keep(cargo::agent_binary(), engine)?;
     }
     cargo::build_dist(&["muster-agent"])?;
-    keep(cargo::dist_binaries().join("muster-agent"), "opt3")?;
+    keep(cargo::dist_binaries().join("muster-agent"), OPT3)?;
     Ok(())
 }
 
-/// ONNX Runtime in Python.
-struct Beside {
+/// ONNX Runtime in Python, and the reference models.
+pub(super) struct Beside {
     python: PathBuf,
     script: PathBuf,
     shared: PathBuf,
 }
 
 impl Beside {
+    /// Installs what is missing.
+    pub(super) fn new() -> Result<Self> {
+        let script = cargo::root().join("xtask/src/bench/models/beside.py");
+        Ok(Self { shared: shared()?, python: install()?, script })
+    }
+
+    /// A bundle of each model with all its forms, and pictures as a small camera gives them.
+    pub(super) fn write_bundles(&self, dir: &Path) -> Result<()> {
+        self.run(&["bundles"], &[&dir.display().to_string()]).map(|_| ())
+    }
+
     fn run(&self, what: &[&str], arguments: &[&str]) -> Result<String> {
         let mut command = Command::new(&self.python);
         command.arg("-B").arg(&self.script).args(what).arg(&self.shared).args(arguments);
@@ -146,7 +157,8 @@ fn latencies(report: &mut Report, beside: &Beside, binaries: &Path, dir: &Path, 
     for round in 1..=rounds {
         for (model, runs) in MODELS.into_iter().zip(RUNS) {
             println!("  round {round} of {rounds}: {model}");
-            for engine in ["tract", "rten", "opt3"] {
+            for engine in ["tract", "rten", OPT3].into_iter().filter(|engine| binaries.join(engine).is_file())
+            {
                 let (lines, chosen) = bench_model(&binaries.join(engine), &dir.join(model), runs)?;
                 for line in &lines {
                     let form = form(line["form"].as_str().unwrap_or_default())?;
@@ -183,13 +195,18 @@ fn latencies(report: &mut Report, beside: &Beside, binaries: &Path, dir: &Path, 
             report.figure(format!("{model}_{engine}_{form}_us"), median(values.clone()));
         }
     }
+    let was_run = |(_, engine, _): Series| engine != OPT3 || binaries.join(OPT3).is_file();
     for (name, above, below, bar, limit) in RATIOS {
+        if !was_run(above) || !was_run(below) {
+            println!("  {name} is left out: no build at opt-level 3 is there (run without --no-build)");
+            continue;
+        }
         let series = |(model, engine, form): Series| seen.get(&(model, engine, form.to_owned()));
         let (above, below) =
             series(above).zip(series(below)).with_context(|| format!("nothing to compare for {name}"))?;
         report.barred(name, median(above.iter().zip(below).map(|(a, b)| a / b).collect()), bar, limit);
     }
-    for ((model, engine), values) in first.into_iter().filter(|((_, engine), _)| *engine != "opt3") {
+    for ((model, engine), values) in first.into_iter().filter(|((_, engine), _)| *engine != OPT3) {
         let value = median(values);
         match model {
             "vww" => report.barred(format!("first_inference_{engine}_ms"), value, Bar::AtMost, 30.0),

@@ -152,14 +152,16 @@ pub struct Session {
 
 impl Engine {
     /// Checks, dequantises, pins and optimises. A panic of the engine on a broken graph becomes an error.
+    #[cfg_attr(
+        not(any(feature = "tract", feature = "rten")),
+        allow(unused_variables, reason = "no engine reads it")
+    )]
     pub(crate) fn load(
         kind: EngineKind,
         onnx: &[u8],
         input: &InputSpec,
         output: &OutputSpec,
     ) -> Result<Self, EngineError> {
-        #[cfg(not(any(feature = "tract", feature = "rten")))]
-        let _ = onnx;
         let load = || -> Result<Box<dyn Plan>, EngineError> {
             match kind {
                 #[cfg(feature = "tract")]

@@ -50,7 +50,7 @@ def models(shared):
         "vww": ("classification", image(96, "rgb", "nhwc") + person, 1.0),
         "ad01": ("anomaly", series(SERIES_ROWS, SERIES_COLUMNS) + anomaly("reconstruction"), 20.0),
         "nab_ae": ("anomaly", series(32, 1) + anomaly("output"), 1.0),
-        "fdet": ("detection", image(352, "bgr", "nchw") + detection, 1.0),
+        "fdet": ("detection", image(352, "bgr", "nchw") + detection, 10.0),
     }
 
 
