@@ -9,11 +9,6 @@
 //! Promise: a record that [`queue::Queue`] accepted (its fdatasync returned) is sent until the server
 //! acknowledges it, or is listed as dropped with a reason.
 
-#![cfg_attr(
-    not(any(feature = "tract", feature = "rten")),
-    allow(unreachable_code, unused_variables, reason = "without an engine no model is ever chosen")
-)]
-
 pub mod app;
 pub mod bench_model;
 pub mod choice;

@@ -246,7 +246,7 @@ impl Scorer {
     ///
     /// # Errors
     /// As [`Self::score`].
-    pub fn skip(&mut self, content: &Content) -> Result<u64, (Refusal, String)> {
+    pub(super) fn skip(&mut self, content: &Content) -> Result<u64, Refused> {
         match (&mut self.kind, content) {
             (Kind::Series { pipeline, columns, row }, Content::Row { values, .. }) => {
                 fill_row(row, columns, values)?;
@@ -279,11 +279,7 @@ impl Scorer {
 }
 
 /// The values of `columns`, in their order.
-fn fill_row(
-    row: &mut Vec<f64>,
-    columns: &[String],
-    values: &[(Arc<str>, Value)],
-) -> Result<(), (Refusal, String)> {
+fn fill_row(row: &mut Vec<f64>, columns: &[String], values: &[(Arc<str>, Value)]) -> Result<(), Refused> {
     row.clear();
     for column in columns {
         let value =
@@ -306,11 +302,11 @@ fn boxes(found: Vec<muster_runtime::BoundingBox>) -> Vec<BoundingBox> {
     boxes.collect()
 }
 
-fn another_kind() -> (Refusal, String) {
+fn another_kind() -> Refused {
     (Refusal::BadInput, "the source gives another kind of sample".into())
 }
 
-fn refusal(error: &PipelineError) -> (Refusal, String) {
+fn refusal(error: &PipelineError) -> Refused {
     let reason = match error {
         PipelineError::NotFinite { .. } | PipelineError::SampleNotFinite { .. } => Refusal::NotFinite,
         PipelineError::RowSize { .. } | PipelineError::WrongInput { .. } | PipelineError::Rate { .. } => {
