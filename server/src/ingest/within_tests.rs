@@ -1,19 +1,18 @@
 //! Lists of the store that are cut to a reach, over HTTP, on a store that holds more of others than one read gives.
 
 use super::{Ingest, OnStored, Parts};
-use crate::platform::clock::{Clock as _, SharedClock, SystemClock};
-use crate::platform::event_log::{EventLog, Kind, NewRecord, Origin};
+use crate::platform::clock::{Clock as _, SharedClock};
+use crate::platform::event_log::{Kind, NewRecord, Origin};
 use crate::platform::telemetry::{LIST_MAX, Policy, StoredBatch};
 use crate::tenants::Permission;
 use crate::tenants::service::GrantRequest;
 use crate::testing::{As, TestApp};
 use muster_wire::{Event, EventKind, UpClass};
 use serde_json::json;
-use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-fn append(log: &EventLog, device: &str, seq: u64) {
+fn append(app: &TestApp, device: &str, seq: u64) {
     let event = Event {
         pipeline: "p".into(),
         model: "m".into(),
@@ -32,10 +31,10 @@ fn append(log: &EventLog, device: &str, seq: u64) {
         class: UpClass::Event.number(),
         qos: 1,
         origin: Origin::Queue { queue_id: 5, seq },
-        measured_at_us: SystemClock.now_us(),
+        measured_at_us: app.clock.now_us(),
         body: &event.encode(),
     };
-    log.append(&record).unwrap();
+    app.parts.log.append(&record).unwrap();
 }
 
 #[tokio::test]
@@ -51,13 +50,14 @@ async fn events_and_presence_of_a_scope_are_found_behind_many_of_others() {
     make("devices", json!({ "id": "near", "site": "north" })).await;
     make("devices", json!({ "id": "far" })).await;
     let far = LIST_MAX as u64 + 100;
-    (1..=3).for_each(|seq| append(&app.parts.log, "near", seq));
-    (1..=far).for_each(|seq| append(&app.parts.log, "far", seq));
+    (1..=3).for_each(|seq| append(&app, "near", seq));
+    (1..=far).for_each(|seq| append(&app, "far", seq));
     let (sender, stored) = sync_channel(1_000);
     let hook: OnStored = Box::new(move |batch: &StoredBatch| {
         let _ = sender.try_send(batch.messages);
     });
-    let clock: SharedClock = Arc::new(SystemClock);
+    // The log's own: by a later one, all of this would have expired.
+    let clock: SharedClock = app.clock.clone();
     let (log, store) = (app.parts.log.clone(), app.parts.telemetry.clone());
     let parts = Parts { log, store, clock, on_stored: vec![hook], retention: Box::new(Policy::default) };
     let mut ingest = tokio::task::spawn_blocking(move || Ingest::start(parts).unwrap()).await.unwrap();
