@@ -11,6 +11,7 @@ mod demo;
 mod generate;
 mod http;
 mod process;
+mod recipe;
 mod server;
 mod test;
 mod tidy;

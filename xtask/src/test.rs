@@ -3,7 +3,7 @@
 //! Promise: the real binaries are built before the first test; a test that could not run here is listed at the
 //! end, never hidden; the last lines are the runner's own summary, also kept in `target/test-summary.txt`.
 
-use crate::{api, bench, cargo};
+use crate::{api, bench, cargo, recipe};
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
@@ -61,13 +61,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<bool> {
             summary.extend(summary_again);
         }
     }
+    let recipe_held = !is_whole || check_recipe()?;
     let simulated = !is_whole || simulate()?;
     let conforms = !is_whole || conform()?;
     let skips_held = report_skips(&skips_file, arguments.ci)?;
     let summary = runner.closing_lines(&summary);
     std::fs::write(target.join("test-summary.txt"), &summary).context("cannot write the summary")?;
     print!("\n{summary}");
-    Ok(passed && simulated && conforms && skips_held)
+    Ok(passed && recipe_held && simulated && conforms && skips_held)
+}
+
+/// The models' recipe: its own tests, and the committed bundles against what they say of themselves.
+fn check_recipe() -> Result<bool> {
+    println!("\ntesting the models' recipe");
+    let held = recipe::test()?;
+    if !held {
+        eprintln!("the models' recipe failed: see above");
+    }
+    Ok(held)
 }
 
 /// A minute of 2,000 devices on the dev build: what must hold after a run is asserted, its times are printed.

@@ -19,7 +19,7 @@ QUANTIZED_MIXING = ("node `{node}`: {operator} between DequantizeLinear and Quan
 MIXED_REQUANTIZATION = ("node `{node}`: requantization from {from} to {to} is not supported by the engine; "
                         "use one 8-bit type for both")
 REVERSE = "node `{node}`: {operator} with direction {direction} is computed wrongly by the engine; expected forward"
-EXTERNAL = "tensor `{tensor}`: weights in an external file; expected all weights inside model.onnx"
+EXTERNAL = "tensor `{tensor}`: weights in an external file; expected all weights inside the model's own"
 TOO_DEEP = "subgraphs are nested deeper than {DEPTH_MAX}"
 NO_GRAPH = "the file holds no graph; expected an ONNX model"
 FLOAT_FIRST = "hand the float model to `recipe.py convert`"

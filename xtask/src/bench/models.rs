@@ -8,9 +8,9 @@
 
 use super::agent::{Bench, csv_pipeline};
 use super::{Bar, Options, Report, fresh_dir, median};
-use crate::cargo;
 use crate::process::catch_interrupts;
 use crate::server::Server;
+use crate::{cargo, recipe};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -38,7 +38,6 @@ const RATIOS: [(&str, Series, Series, Bar, f64); 7] = [
     ("vww_qop_over_onnxruntime", ("vww", "tract", "qop"), ("vww", "onnxruntime", "int8"), Bar::AtMost, 2.0),
     ("vww_f32_over_opt3", ("vww", "tract", "f32"), ("vww", OPT3, "f32"), Bar::AtMost, 1.4),
 ];
-const PACKAGES: [&str; 3] = ["numpy==2.3.5", "onnxruntime==1.31.1", "pillow==13.0.0"];
 
 /// tract's agent without the shipped profile's small code, to compare with.
 const OPT3: &str = "opt3";
@@ -90,21 +89,6 @@ fn shared() -> Result<PathBuf> {
     found.context("no reference models: set MUSTER_SHARED to the folder that holds `models` and `data`")
 }
 
-/// Python with ONNX Runtime, installed below `target/` where it is missing.
-fn install() -> Result<PathBuf> {
-    let home = cargo::target_dir().join("models-venv");
-    let (python, note) = (home.join("bin/python"), home.join(PACKAGES.join("-")));
-    if !note.is_file() {
-        println!("installing {}", PACKAGES.join(", "));
-        cargo::run(Command::new("python3").args(["-m", "venv"]).arg(&home))
-            .context("Python 3.11 with venv is needed")?;
-        let mut pip = Command::new(home.join("bin/pip"));
-        cargo::run(pip.args(["install", "-q", "--disable-pip-version-check"]).args(PACKAGES))?;
-        std::fs::write(note, "").context("cannot note what is installed")?;
-    }
-    Ok(python)
-}
-
 /// Each engine's agent as it is shipped, and tract's at opt-level 3.
 fn build(binaries: &Path) -> Result<()> {
     std::fs::create_dir_all(binaries).with_context(|| format!("cannot make {}", binaries.display()))?;
@@ -131,7 +115,7 @@ impl Beside {
     /// Installs what is missing.
     pub(super) fn new() -> Result<Self> {
         let script = cargo::root().join("xtask/src/bench/models/beside.py");
-        Ok(Self { shared: shared()?, python: install()?, script })
+        Ok(Self { shared: shared()?, python: recipe::python()?, script })
     }
 
     /// A bundle of each model with all its forms, and pictures as a small camera gives them.
