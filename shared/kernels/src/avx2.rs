@@ -1,8 +1,8 @@
 //! AVX2: `vpmaddwd` sums two products of int16 into each of eight int32, exactly.
 
-use crate::Requantize;
 use crate::depthwise::{Depthwise, PADDING, Run};
 use crate::gemm::{BLOCK, Block, PAIR, Target};
+use crate::{Dense, Requantize};
 use std::arch::x86_64::*;
 
 /// Rows that are multiplied at once: as many sums as stay in registers while one block's weights pass.
@@ -16,6 +16,18 @@ struct Rounding {
     zero: __m256i,
     low: __m256,
     high: __m256,
+}
+
+/// A row by a matrix of f32.
+pub(crate) fn dense(layer: &Dense, input: &[f32], output: &mut [f32]) {
+    #[target_feature(enable = "avx2,fma")]
+    fn inner(layer: &Dense, input: &[f32], output: &mut [f32]) {
+        layer.run_by::<true>(input, output);
+    }
+    #[allow(unsafe_code, reason = "instructions that `Isa::available` found on this processor")]
+    unsafe {
+        inner(layer, input, output);
+    }
 }
 
 /// Rows by one block's filters.

@@ -6,7 +6,7 @@ pub enum Isa {
     /// AVX-512 with VNNI and VBMI: four int8 products summed in one step (Ice Lake, Zen 4 and later).
     #[cfg(target_arch = "x86_64")]
     Vnni,
-    /// AVX2: int16 products summed by pairs (every x86-64 processor since 2015 or so).
+    /// AVX2 with FMA: int16 products summed by pairs (every x86-64 processor since 2015 or so).
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// NEON with the dot product: as VNNI, of signed bytes (Cortex-A55, A75 and later; not A53, A72).
@@ -29,13 +29,15 @@ impl Isa {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         {
-            let avx512 = is_x86_feature_detected!("avx512f")
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512vl");
             if avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi") {
                 found.push(Self::Vnni);
             }
-            if is_x86_feature_detected!("avx2") {
+            if avx2 {
                 found.push(Self::Avx2);
             }
         }

@@ -1,10 +1,10 @@
 //! Quantized two-dimensional convolution in integer arithmetic, as ONNX defines QLinearConv: int8 in, int8 out, sums in
-//! int32, one rounding at the end.
+//! int32, one rounding at the end. And fully connected layers in f32 at batch 1 ([`Dense`]).
 //!
-//! Cast: the runtime's tract engine makes a [`Convolution`] of each QLinearConv at load and runs it in its own operator.
-//! Nothing is called from here but the processor.
+//! Cast: the runtime's tract engine makes a [`Convolution`] of each QLinearConv, and a [`Dense`] of each product of one row
+//! with constant weights, at load, and runs them in operators of its own. Nothing is called from here but the processor.
 //!
-//! Tensors are NHWC (channels innermost) without a batch: a pixel's channels lie side by side, which is what the kernels
+//! Tensors of a convolution are NHWC (channels innermost) without a batch: a pixel's channels lie side by side, which is what the kernels
 //! read. Three ways through (`Plan`): pointwise (1 x 1, a matrix product as it lies), depthwise (one filter a channel), and
 //! the rest by gathering each output pixel's window into a row, then the matrix product.
 //!
@@ -17,6 +17,7 @@
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 mod convolution;
+mod dense;
 mod depthwise;
 mod gemm;
 mod isa;
@@ -29,6 +30,7 @@ mod requantize;
 mod vnni;
 
 pub use convolution::{Convolution, Invalid, Scratch, Shape, WINDOW_MAX, Weights};
+pub use dense::Dense;
 pub use isa::Isa;
 pub use layout::{channels_first, channels_last};
 pub use reference::reference;

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-use muster_kernels::{Convolution, Isa, Requantize, Scratch, Shape, WINDOW_MAX, Weights, reference};
+use muster_kernels::{Convolution, Dense, Isa, Requantize, Scratch, Shape, WINDOW_MAX, Weights, reference};
 use proptest::prelude::*;
 
 /// How groups divide the channels.
@@ -183,4 +183,39 @@ fn shapes_that_do_not_fit_are_refused_with_the_field() {
     let weights = Weights { values: &values, ..weights };
     let requantize = Requantize { multipliers: vec![1.0; 8], zero: 0, min: 5, max: 4 };
     assert_eq!(Convolution::new(good, &weights, requantize).unwrap_err().field, "min");
+}
+
+/// Numbers of -1 to 1 in steps of 1/128: sums of a few hundred products are exact in f32.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    bytes(count, seed).into_iter().map(|byte| f32::from(byte) / 128.0).collect()
+}
+
+proptest! {
+    #[test]
+    fn a_row_by_a_matrix_is_the_sum_of_its_products(
+        inputs in 1..200_usize, outputs in 1..200_usize, seed in any::<u64>(), bias in any::<bool>(),
+        bounds in prop_oneof![Just(None), Just(Some((0.0, 6.0))), Just(Some((0.0, f32::INFINITY)))],
+    ) {
+        let (row, weights) = (numbers(inputs, seed), numbers(inputs * outputs, !seed));
+        let added = if bias { numbers(outputs, seed ^ 1) } else { vec![0.0; outputs] };
+        let (low, high) = bounds.unwrap_or((f32::NEG_INFINITY, f32::INFINITY));
+        for isa in Isa::available() {
+            let mut layer = Dense::new(isa, outputs, inputs, |output, input| weights[output * inputs + input]);
+            if bias {
+                layer = layer.with_bias(added.clone());
+            }
+            if bounds.is_some() {
+                layer = layer.with_bounds(low, high);
+            }
+            prop_assert_eq!(layer.size(), (inputs, outputs));
+            let mut found = vec![f32::NAN; outputs];
+            layer.run(&row, &mut found);
+            for (output, found) in found.into_iter().enumerate() {
+                let products = row.iter().zip(&weights[output * inputs..]);
+                let sum: f32 = products.map(|(a, b)| a * b).sum();
+                let expected = (sum + added[output]).clamp(low, high);
+                prop_assert_eq!(found, expected, "{:?}, output {}", isa, output);
+            }
+        }
+    }
 }

@@ -1,8 +1,13 @@
-//! tract: optimised plans, weights packed at load, quantized convolutions by our own kernels.
+//! tract: optimised plans, weights packed at load, quantized convolutions and fully connected layers by our own kernels.
 
+mod dense;
+#[cfg(test)]
+mod dense_tests;
 mod quantized;
 #[cfg(test)]
 mod quantized_tests;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
@@ -30,30 +35,38 @@ pub(super) fn load(
     input: &InputSpec,
     output: &OutputSpec,
 ) -> Result<Box<dyn Plan>, EngineError> {
-    let mut framework = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
-    quantized::teach(&mut framework.op_register);
-    let failed = |step: &'static str| {
-        move |error: TractError| EngineError::Build { step, detail: format!("{error:#}") }
-    };
-    let mut model = framework
-        .model_for_read(&mut &*onnx)
-        .map_err(failed("reads the graph"))?
-        .with_input_fact(0, f32::fact(&input.shape).into())
-        .map_err(failed("pins the input's shape"))?
-        .into_typed()
-        .map_err(failed("infers shapes and types"))?
-        .into_decluttered()
-        .map_err(failed("tidies the graph"))?;
-    quantized::join(&mut model).map_err(failed("joins quantized layers"))?;
+    let mut model = tidied(onnx, &input.shape)?;
+    quantized::join(&mut model).map_err(step_failed("joins quantized layers"))?;
+    dense::join(&mut model).map_err(step_failed("joins fully connected layers"))?;
     let plan = model
         .into_optimized()
-        .map_err(failed("optimises the graph"))?
+        .map_err(step_failed("optimises the graph"))?
         .into_runnable()
-        .map_err(failed("plans the graph"))?;
-    let fact = plan.model().output_fact(0).map_err(failed("reads the output"))?;
+        .map_err(step_failed("plans the graph"))?;
+    let fact = plan.model().output_fact(0).map_err(step_failed("reads the output"))?;
     let fits = fact.shape.as_concrete().is_some_and(|shape| shape == output.shape);
     mismatch_unless(fits, "output.shape", || (format!("{:?}", fact.shape), format!("{:?}", output.shape)))?;
     Ok(Box::new(Tract { plan, shape: input.shape.clone() }))
+}
+
+/// The graph with the input's shape pinned, before ours is put into it.
+fn tidied(onnx: &[u8], shape: &[usize]) -> Result<TypedModel, EngineError> {
+    let mut framework = tract_onnx::onnx().with_ignore_output_shapes(true).with_ignore_value_info(true);
+    quantized::teach(&mut framework.op_register);
+    framework
+        .model_for_read(&mut &*onnx)
+        .map_err(step_failed("reads the graph"))?
+        .with_input_fact(0, f32::fact(shape).into())
+        .map_err(step_failed("pins the input's shape"))?
+        .into_typed()
+        .map_err(step_failed("infers shapes and types"))?
+        .into_decluttered()
+        .map_err(step_failed("tidies the graph"))
+}
+
+/// What of building the plan failed.
+fn step_failed(step: &'static str) -> impl Fn(TractError) -> EngineError {
+    move |error| EngineError::Build { step, detail: format!("{error:#}") }
 }
 
 impl Plan for Tract {

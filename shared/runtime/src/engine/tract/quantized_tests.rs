@@ -3,14 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use muster_kernels::{Requantize, Shape, Weights, channels_first, reference};
-use prost::Message as _;
 
+use super::testing::{encoded, node, number, sizes, tensor};
 use crate::engine::{Engine, EngineKind};
 use crate::manifest::{ElementType, InputSpec, OutputSpec};
-use crate::onnx::{
-    AttributeProto, DataType, Dimension, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, Size,
-    TensorProto, TensorShapeProto, TensorType, TypeProto, ValueInfoProto,
-};
+use crate::onnx::{DataType, GraphProto};
 
 const INPUT: [usize; 4] = [1, 3, 6, 5];
 const SCALE: f32 = 0.05;
@@ -21,31 +18,6 @@ const LAYERS: [(usize, usize, usize, usize); 3] = [(4, 3, 1, 1), (4, 3, 2, 4), (
 
 /// `[height, width, channels]`, and channels, height, width.
 type Answer = (Vec<i8>, [usize; 3]);
-
-fn tensor(name: &str, kind: DataType, dims: &[usize], raw_data: Vec<u8>) -> TensorProto {
-    let dims = dims.iter().map(|dim| *dim as i64).collect();
-    TensorProto { name: name.into(), data_type: kind as i32, dims, raw_data, ..TensorProto::default() }
-}
-
-fn node(operator: &str, inputs: &[&str], output: &str, attribute: Vec<AttributeProto>) -> NodeProto {
-    let input = inputs.iter().map(|name| (*name).to_owned()).collect();
-    NodeProto {
-        op_type: operator.into(),
-        input,
-        output: vec![output.into()],
-        attribute,
-        ..NodeProto::default()
-    }
-}
-
-fn sizes(name: &str, ints: &[usize]) -> AttributeProto {
-    let ints = ints.iter().map(|size| *size as i64).collect();
-    AttributeProto { name: name.into(), r#type: 7, ints, ..AttributeProto::default() }
-}
-
-fn number(name: &str, i: usize) -> AttributeProto {
-    AttributeProto { name: name.into(), r#type: 2, i: i as i64, ..AttributeProto::default() }
-}
 
 fn bytes(count: usize, salt: usize) -> Vec<i8> {
     (0..count).map(|at| ((at + salt) * 89 % 251) as u8 as i8).collect()
@@ -145,19 +117,10 @@ fn check(read: &[usize]) {
     }
     let names: Vec<&str> = flat.iter().map(String::as_str).collect();
     graph.node.push(node("Concat", &names, "y", vec![number("axis", 1)]));
-    let value = |name: &str, shape: &[usize]| {
-        let dim = shape.iter().map(|size| Dimension { size: Some(Size::Value(*size as i64)) }).collect();
-        let tensor_type =
-            TensorType { elem_type: DataType::Float as i32, shape: Some(TensorShapeProto { dim }) };
-        ValueInfoProto { name: name.into(), r#type: Some(TypeProto { tensor_type: Some(tensor_type) }) }
-    };
-    graph.input = vec![value("x", &INPUT)];
-    graph.output = vec![value("y", &[1, expected.len()])];
-    let opset_import = vec![OperatorSetIdProto { domain: String::new(), version: 13 }];
-    let model = ModelProto { ir_version: 8, opset_import, graph: Some(graph), functions: Vec::new() };
+    let onnx = encoded(graph, &INPUT, &[1, expected.len()]);
     let input = InputSpec { name: "x".into(), shape: INPUT.to_vec(), element: ElementType::F32 };
     let output = OutputSpec { name: "y".into(), shape: vec![1, expected.len()] };
-    let engine = Engine::load(EngineKind::Tract, &model.encode_to_vec(), &input, &output).unwrap();
+    let engine = Engine::load(EngineKind::Tract, &onnx, &input, &output).unwrap();
     let floats: Vec<f32> =
         first.iter().map(|value| f32::from(i16::from(*value) - i16::from(ZERO)) * SCALE).collect();
     let found = engine.session().unwrap().run(&floats).unwrap();
