@@ -1,8 +1,9 @@
 //! AVX2: `vpmaddwd` sums two products of int16 into each of eight int32, exactly.
 
+use crate::Requantize;
+use crate::dense::{Group, LANES};
 use crate::depthwise::{Depthwise, PADDING, Run};
 use crate::gemm::{BLOCK, Block, PAIR, Target};
-use crate::{Dense, Requantize};
 use std::arch::x86_64::*;
 
 /// Rows that are multiplied at once: as many sums as stay in registers while one block's weights pass.
@@ -18,15 +19,41 @@ struct Rounding {
     high: __m256,
 }
 
-/// A row by a matrix of f32.
-pub(crate) fn dense(layer: &Dense, input: &[f32], output: &mut [f32]) {
-    #[target_feature(enable = "avx2,fma")]
-    fn inner(layer: &Dense, input: &[f32], output: &mut [f32]) {
-        layer.run_by::<true>(input, output);
-    }
+/// A row by a block of f32.
+pub(crate) fn dense<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> Group<COUNT> {
     #[allow(unsafe_code, reason = "instructions that `Isa::available` found on this processor")]
     unsafe {
-        inner(layer, input, output);
+        dense_inner(input, weights)
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn dense_inner<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> Group<COUNT> {
+    let mut sums = [[_mm256_setzero_ps(); 2]; COUNT];
+    for (element, weights) in input.iter().zip(weights) {
+        let element = _mm256_set1_ps(*element);
+        for ([low, high], weights) in sums.iter_mut().zip(weights) {
+            let [a, b] = load_floats(weights);
+            (*low, *high) = (_mm256_fmadd_ps(element, a, *low), _mm256_fmadd_ps(element, b, *high));
+        }
+    }
+    sums.map(|[low, high]| {
+        let mut group = [0.0; LANES];
+        #[allow(unsafe_code, reason = "writes the two halves of an array of sixteen f32")]
+        unsafe {
+            _mm256_storeu_ps(group.as_mut_ptr(), low);
+            _mm256_storeu_ps(group.as_mut_ptr().add(LANES / 2), high);
+        }
+        group
+    })
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn load_floats(group: &[f32; LANES]) -> [__m256; 2] {
+    #[allow(unsafe_code, reason = "reads the two halves of an array of sixteen f32")]
+    unsafe {
+        [_mm256_loadu_ps(group.as_ptr()), _mm256_loadu_ps(group.as_ptr().add(LANES / 2))]
     }
 }
 

@@ -5,10 +5,14 @@
 
 use crate::Isa;
 
-/// Outputs of a block: as many sums as AVX2 keeps in registers.
-const WIDE: usize = 64;
-/// Outputs of a block of the rest.
-const NARROW: usize = 16;
+/// Outputs whose weights lie side by side.
+pub(crate) const LANES: usize = 16;
+/// Groups of [`LANES`] outputs in a block: as many sums as AVX2 keeps in half of its registers, so that additions need not
+/// wait for each other.
+const WIDE: usize = 4;
+
+/// An input's weights of a block, or a block's sums.
+pub(crate) type Group<const COUNT: usize> = [[f32; LANES]; COUNT];
 
 /// `output = clamp(weights x input + bias)`, with packed weights. Immutable: threads share it.
 #[derive(Clone, Debug)]
@@ -16,7 +20,7 @@ pub struct Dense {
     isa: Isa,
     inputs: usize,
     outputs: usize,
-    /// `[block][input][output of the block]`: blocks of [`WIDE`], then of [`NARROW`] outputs, zero beyond the last.
+    /// `[block][input][output of the block]`: blocks of [`WIDE`] groups, then of one, zero beyond the last output.
     weights: Vec<f32>,
     /// By output, or empty.
     bias: Vec<f32>,
@@ -27,11 +31,10 @@ impl Dense {
     /// Packs weights f32 of `[outputs, inputs]`, which `weight` gives by output and input. There is at least one of each.
     #[must_use]
     pub fn new(isa: Isa, outputs: usize, inputs: usize, weight: impl Fn(usize, usize) -> f32) -> Self {
-        let wide = outputs - outputs % WIDE;
-        let padded = wide + (outputs - wide).next_multiple_of(NARROW);
+        let (wide, padded) = (of_wide_blocks(outputs), outputs.next_multiple_of(LANES));
         let mut weights = Vec::with_capacity(padded * inputs);
-        let blocks = (0..wide).step_by(WIDE).map(|first| (first, WIDE));
-        for (first, lanes) in blocks.chain((wide..padded).step_by(NARROW).map(|first| (first, NARROW))) {
+        let blocks = (0..wide).step_by(WIDE * LANES).map(|first| (first, WIDE * LANES));
+        for (first, lanes) in blocks.chain((wide..padded).step_by(LANES).map(|first| (first, LANES))) {
             for input in 0..inputs {
                 let of = |output| if output < outputs { weight(output, input) } else { 0.0 };
                 weights.extend((first..first + lanes).map(of));
@@ -71,22 +74,10 @@ impl Dense {
     /// input: f32 `[inputs]`, output: f32 `[outputs]`.
     pub fn run(&self, input: &[f32], output: &mut [f32]) {
         debug_assert_eq!((input.len(), output.len()), self.size());
-        match self.isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Vnni | Isa::Avx2 => crate::avx2::dense(self, input, output),
-            #[cfg(target_arch = "aarch64")]
-            Isa::Dotprod => self.run_by::<true>(input, output),
-            Isa::Portable => self.run_by::<{ cfg!(target_arch = "aarch64") }>(input, output),
-        }
-    }
-
-    /// Compiled for each instruction set by being inlined there. `FUSED`: products and sums are rounded once.
-    #[inline(always)]
-    pub(crate) fn run_by<const FUSED: bool>(&self, input: &[f32], output: &mut [f32]) {
-        let (wide, narrow) = output.split_at_mut(self.outputs - self.outputs % WIDE);
+        let (wide, narrow) = output.split_at_mut(of_wide_blocks(self.outputs));
         let (wide_weights, narrow_weights) = self.weights.split_at(wide.len() * self.inputs);
-        blocks::<WIDE, FUSED>(input, wide_weights, wide);
-        blocks::<NARROW, FUSED>(input, narrow_weights, narrow);
+        blocks::<WIDE>(self.isa, input, wide_weights, wide);
+        blocks::<1>(self.isa, input, narrow_weights, narrow);
         for (sum, bias) in output.iter_mut().zip(&self.bias) {
             *sum += bias;
         }
@@ -97,16 +88,31 @@ impl Dense {
     }
 }
 
-#[inline(always)]
-fn blocks<const LANES: usize, const FUSED: bool>(input: &[f32], weights: &[f32], output: &mut [f32]) {
-    let blocks = weights.chunks_exact(LANES * input.len());
-    for (output, weights) in output.chunks_mut(LANES).zip(blocks) {
-        let mut sums = [0.0f32; LANES];
-        for (element, weights) in input.iter().zip(weights.as_chunks::<LANES>().0) {
-            for (sum, weight) in sums.iter_mut().zip(weights) {
-                *sum = if FUSED { element.mul_add(*weight, *sum) } else { element * weight + *sum };
-            }
-        }
-        output.copy_from_slice(&sums[..output.len()]);
+fn of_wide_blocks(outputs: usize) -> usize {
+    outputs - outputs % (WIDE * LANES)
+}
+
+/// Blocks of `COUNT` groups of outputs.
+fn blocks<const COUNT: usize>(isa: Isa, input: &[f32], weights: &[f32], output: &mut [f32]) {
+    let groups = weights.as_chunks::<LANES>().0.as_chunks::<COUNT>().0;
+    for (output, weights) in output.chunks_mut(COUNT * LANES).zip(groups.chunks_exact(input.len())) {
+        let sums = match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Vnni | Isa::Avx2 => crate::avx2::dense(input, weights),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Dotprod => crate::neon::dense(input, weights),
+            Isa::Portable => portable(input, weights),
+        };
+        output.copy_from_slice(&sums.as_flattened()[..output.len()]);
     }
+}
+
+fn portable<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> Group<COUNT> {
+    let mut sums = [[0.0; LANES]; COUNT];
+    for (element, weights) in input.iter().zip(weights) {
+        for (sum, weight) in sums.as_flattened_mut().iter_mut().zip(weights.as_flattened()) {
+            *sum += element * weight;
+        }
+    }
+    sums
 }

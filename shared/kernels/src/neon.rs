@@ -4,6 +4,7 @@
 //! portable code, which the compiler makes NEON of.
 
 use crate::Requantize;
+use crate::dense::{Group, LANES};
 use crate::depthwise::{Depthwise, PADDING, Run, TAPS};
 use crate::gemm::{BLOCK, Block, STEP, Target};
 use std::arch::aarch64::*;
@@ -24,6 +25,38 @@ struct Rounding {
     zero: int32x4_t,
     low: float32x4_t,
     high: float32x4_t,
+}
+
+/// A row by a block of f32.
+pub(crate) fn dense<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> Group<COUNT> {
+    #[allow(unsafe_code, reason = "every processor of this target has these instructions")]
+    unsafe {
+        dense_inner(input, weights)
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn dense_inner<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> Group<COUNT> {
+    let mut sums = [[vdupq_n_f32(0.0); QUARTERS]; COUNT];
+    for (element, weights) in input.iter().zip(weights) {
+        for (sums, weights) in sums.iter_mut().zip(weights) {
+            for (sum, quarter) in sums.iter_mut().zip(weights.as_chunks::<{ LANES / QUARTERS }>().0) {
+                #[allow(unsafe_code, reason = "reads an array of four f32")]
+                let quarter = unsafe { vld1q_f32(quarter.as_ptr()) };
+                *sum = vfmaq_n_f32(*sum, quarter, *element);
+            }
+        }
+    }
+    sums.map(|sums| {
+        let mut group = [0.0; LANES];
+        for (quarter, sum) in group.as_chunks_mut::<{ LANES / QUARTERS }>().0.iter_mut().zip(sums) {
+            #[allow(unsafe_code, reason = "writes an array of four f32")]
+            unsafe {
+                vst1q_f32(quarter.as_mut_ptr(), sum);
+            }
+        }
+        group
+    })
 }
 
 /// Rows by one block's filters.

@@ -18,6 +18,8 @@
 
 pub mod audio;
 mod bundle;
+#[cfg(any(feature = "tract", feature = "rten"))]
+mod decode;
 mod engine;
 mod forms;
 #[cfg(any(feature = "tract", feature = "rten"))]
