@@ -1,6 +1,6 @@
 //! From bytes to the structs, with errors that a person can act on.
 
-use super::{CONFIG_BYTES_MAX, Config};
+use super::{CONFIG_BYTES_MAX, Config, SourceConfig};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -63,11 +63,27 @@ pub(super) fn read(file: &Path) -> Result<String, ConfigError> {
 
 pub(super) fn parse(text: &str, file: &Path) -> Result<Config, ConfigError> {
     toml::from_str(text).map_err(|error| {
-        let at = error.span().map_or(0, |span| span.start.min(text.len()));
+        let (at, error) = in_source(text, start_of(&error, text)).unwrap_or((start_of(&error, text), error));
         let (line, field) = locate(text, at);
         let problem = error.message().replace('\n', ", ");
         ConfigError::Syntax { file: file.to_owned(), line, field, problem }
     })
+}
+
+fn start_of(error: &toml::de::Error, text: &str) -> usize {
+    error.span().map_or(0, |span| span.start.min(text.len()))
+}
+
+/// A source is told apart by its kind, and an error in it stands at its header: reads the section that begins there again,
+/// as the kind that it is, for the place of the error.
+fn in_source(text: &str, at: usize) -> Option<(usize, toml::de::Error)> {
+    let at = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
+    let section = text.get(at..).filter(|section| section.trim_start().starts_with("[[source]]"))?;
+    let mut lines = section.split_inclusive('\n').skip(1);
+    let first = at + section.find('\n')? + 1;
+    let body: String = lines.by_ref().take_while(|line| !line.trim_start().starts_with('[')).collect();
+    let error = SourceConfig::error_in(&body)?;
+    Some((first + start_of(&error, &body), error))
 }
 
 /// The line of a byte offset, and the key on it behind its section's name.
