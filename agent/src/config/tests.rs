@@ -26,7 +26,10 @@ fn errors_name_file_field_and_expectation() {
     refused("[metrics]\nlisten = \"0.0.0.0:1\"", &["metrics.listen", "loopback"]);
     refused("[[source]]\nkind = \"host\"\nname = \"a b\"", &["source.name", "found \"a b\""]);
     refused("[[source]]\nkind = \"tape\"\nname = \"a\"", &["unknown variant `tape`", "`csv`"]);
-    refused("[[source]]\nkind = \"host\"\nname = \"a\"\nbeat = 1", &["agent.toml:6: source.beat", "unknown field `beat`"]);
+    refused(
+        "[[source]]\nkind = \"host\"\nname = \"a\"\nbeat = 1",
+        &["agent.toml:6: source.beat", "unknown field `beat`"],
+    );
     refused(
         "[[source]]\nname = \"a\"\nkind = \"images\"\n# comment\nwrap = true\n[metrics]\nlisten = \"x\"",
         &["agent.toml:7: source.wrap", "wanted string or table"],

@@ -4,6 +4,7 @@ use crate::Requantize;
 use crate::dense::{Group, LANES};
 use crate::depthwise::{Depthwise, PADDING, Run};
 use crate::gemm::{BLOCK, Block, PAIR, Target};
+use crate::planes::{COLUMNS, Plane, put, tiles};
 use std::arch::x86_64::*;
 
 /// Rows that are multiplied at once: as many sums as stay in registers while one block's weights pass.
@@ -55,6 +56,55 @@ fn load_floats(group: &[f32; LANES]) -> [__m256; 2] {
     unsafe {
         [_mm256_loadu_ps(group.as_ptr()), _mm256_loadu_ps(group.as_ptr().add(LANES / 2))]
     }
+}
+
+/// One channel's plane by its filter, in f32.
+pub(crate) fn plane(plane: &Plane, padded: &[f32], weights: &[f32], bias: f32, output: &mut [f32]) {
+    #[allow(unsafe_code, reason = "instructions that `Isa::available` found on this processor")]
+    unsafe {
+        plane_inner(plane, padded, weights, bias, output);
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn plane_inner(plane: &Plane, padded: &[f32], weights: &[f32], bias: f32, output: &mut [f32]) {
+    for (rows, first, column) in tiles(plane.output) {
+        let (inputs, to) = (&padded[first * plane.step + column..], (first, column));
+        match rows {
+            4 => put(&tile::<4>(plane, inputs, weights, bias), to, plane.output[1], output),
+            3 => put(&tile::<3>(plane, inputs, weights, bias), to, plane.output[1], output),
+            2 => put(&tile::<2>(plane, inputs, weights, bias), to, plane.output[1], output),
+            _ => put(&tile::<1>(plane, inputs, weights, bias), to, plane.output[1], output),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn tile<const COUNT: usize>(
+    plane: &Plane,
+    inputs: &[f32],
+    weights: &[f32],
+    bias: f32,
+) -> [[f32; COLUMNS]; COUNT] {
+    let mut sums = [_mm256_set1_ps(bias); COUNT];
+    for (tap, weight) in plane.taps.iter().zip(weights) {
+        let (weight, inputs) = (_mm256_set1_ps(*weight), &inputs[*tap..]);
+        for (row, sum) in sums.iter_mut().enumerate() {
+            let inputs = &inputs[row * plane.step..][..COLUMNS];
+            #[allow(unsafe_code, reason = "reads a slice of eight f32")]
+            let inputs = unsafe { _mm256_loadu_ps(inputs.as_ptr()) };
+            *sum = _mm256_fmadd_ps(weight, inputs, *sum);
+        }
+    }
+    sums.map(|sum| {
+        let mut row = [0.0; COLUMNS];
+        #[allow(unsafe_code, reason = "writes an array of eight f32")]
+        unsafe {
+            _mm256_storeu_ps(row.as_mut_ptr(), sum);
+        }
+        row
+    })
 }
 
 /// Rows by one block's filters.

@@ -61,7 +61,7 @@ pub struct Invalid {
 }
 
 impl Invalid {
-    fn of(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
+    pub(crate) fn of(field: &'static str, found: impl ToString, expected: impl Into<String>) -> Self {
         Self { field, found: found.to_string(), expected: expected.into() }
     }
 }

@@ -1,8 +1,9 @@
 //! Quantized two-dimensional convolution in integer arithmetic, as ONNX defines QLinearConv: int8 in, int8 out, sums in
-//! int32, one rounding at the end. And fully connected layers in f32 at batch 1 ([`Dense`]).
+//! int32, one rounding at the end. And two layers in f32 that tract is slow at: the fully connected one at batch 1
+//! ([`Dense`]), and the depthwise convolution ([`Depthwise`]).
 //!
-//! Cast: the runtime's tract engine makes a [`Convolution`] of each QLinearConv, and a [`Dense`] of each product of one row
-//! with constant weights, at load, and runs them in operators of its own. Nothing is called from here but the processor.
+//! Cast: the runtime's tract engine makes these of what it finds in a graph, at load, and runs them in operators of its own.
+//! Nothing is called from here but the processor.
 //!
 //! Tensors of a convolution are NHWC (channels innermost) without a batch: a pixel's channels lie side by side, which is what the kernels
 //! read. Three ways through (`Plan`): pointwise (1 x 1, a matrix product as it lies), depthwise (one filter a channel), and
@@ -24,6 +25,7 @@ mod isa;
 mod layout;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod planes;
 mod reference;
 mod requantize;
 #[cfg(target_arch = "x86_64")]
@@ -33,5 +35,6 @@ pub use convolution::{Convolution, Invalid, Scratch, Shape, WINDOW_MAX, Weights}
 pub use dense::Dense;
 pub use isa::Isa;
 pub use layout::{channels_first, channels_last};
+pub use planes::{Depthwise, Order};
 pub use reference::reference;
 pub use requantize::Requantize;

@@ -7,6 +7,7 @@ use crate::Requantize;
 use crate::dense::{Group, LANES};
 use crate::depthwise::{Depthwise, PADDING, Run, TAPS};
 use crate::gemm::{BLOCK, Block, STEP, Target};
+use crate::planes::{COLUMNS, Plane, put, tiles};
 use std::arch::aarch64::*;
 use std::arch::asm;
 
@@ -56,6 +57,56 @@ fn dense_inner<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> G
             }
         }
         group
+    })
+}
+
+/// One channel's plane by its filter, in f32.
+pub(crate) fn plane(plane: &Plane, padded: &[f32], weights: &[f32], bias: f32, output: &mut [f32]) {
+    #[allow(unsafe_code, reason = "every processor of this target has these instructions")]
+    unsafe {
+        plane_inner(plane, padded, weights, bias, output);
+    }
+}
+
+#[target_feature(enable = "neon")]
+fn plane_inner(plane: &Plane, padded: &[f32], weights: &[f32], bias: f32, output: &mut [f32]) {
+    for (rows, first, column) in tiles(plane.output) {
+        let (inputs, to) = (&padded[first * plane.step + column..], (first, column));
+        match rows {
+            4 => put(&tile::<4>(plane, inputs, weights, bias), to, plane.output[1], output),
+            3 => put(&tile::<3>(plane, inputs, weights, bias), to, plane.output[1], output),
+            2 => put(&tile::<2>(plane, inputs, weights, bias), to, plane.output[1], output),
+            _ => put(&tile::<1>(plane, inputs, weights, bias), to, plane.output[1], output),
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "neon")]
+fn tile<const COUNT: usize>(
+    plane: &Plane,
+    inputs: &[f32],
+    weights: &[f32],
+    bias: f32,
+) -> [[f32; COLUMNS]; COUNT] {
+    let mut sums = [[vdupq_n_f32(bias); 2]; COUNT];
+    for (tap, weight) in plane.taps.iter().zip(weights) {
+        let inputs = &inputs[*tap..];
+        for (row, [low, high]) in sums.iter_mut().enumerate() {
+            let inputs = &inputs[row * plane.step..][..COLUMNS];
+            #[allow(unsafe_code, reason = "reads a slice of eight f32")]
+            let [a, b] = unsafe { [vld1q_f32(inputs.as_ptr()), vld1q_f32(inputs.as_ptr().add(COLUMNS / 2))] };
+            (*low, *high) = (vfmaq_n_f32(*low, a, *weight), vfmaq_n_f32(*high, b, *weight));
+        }
+    }
+    sums.map(|[low, high]| {
+        let mut row = [0.0; COLUMNS];
+        #[allow(unsafe_code, reason = "writes an array of eight f32")]
+        unsafe {
+            vst1q_f32(row.as_mut_ptr(), low);
+            vst1q_f32(row.as_mut_ptr().add(COLUMNS / 2), high);
+        }
+        row
     })
 }
 

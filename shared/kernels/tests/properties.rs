@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-use muster_kernels::{Convolution, Dense, Isa, Requantize, Scratch, Shape, WINDOW_MAX, Weights, reference};
+use muster_kernels::{
+    Convolution, Dense, Depthwise, Isa, Order, Requantize, Scratch, Shape, WINDOW_MAX, Weights, reference,
+};
 use proptest::prelude::*;
 
 /// How groups divide the channels.
@@ -218,4 +220,111 @@ proptest! {
             }
         }
     }
+}
+
+/// A depthwise convolution by its definition, `[channels, height, width]`.
+fn depthwise(shape: &Shape, input: &[f32], weights: &[f32], bias: &[f32]) -> Vec<f32> {
+    let ([height, width], [down, across]) = (shape.output(), shape.kernel);
+    let at = |channel: usize, y: isize, x: isize| {
+        let inside = |at: isize, axis: usize| usize::try_from(at).ok().filter(|at| *at < shape.input[axis]);
+        let (Some(y), Some(x)) = (inside(y, 0), inside(x, 1)) else { return 0.0 };
+        input[(channel * shape.input[0] + y) * shape.input[1] + x]
+    };
+    let place = |axis: usize, out: usize, tap: usize| {
+        (out * shape.stride[axis] + tap * shape.dilation[axis]) as isize - shape.pad_begin[axis] as isize
+    };
+    let mut output = Vec::new();
+    for channel in 0..shape.channels_in {
+        for (y, x) in (0..height).flat_map(|y| (0..width).map(move |x| (y, x))) {
+            let taps = (0..down).flat_map(|i| (0..across).map(move |j| (i, j)));
+            let sum: f32 = taps
+                .map(|(i, j)| {
+                    weights[(channel * down + i) * across + j] * at(channel, place(0, y, i), place(1, x, j))
+                })
+                .sum();
+            output.push(sum + bias[channel]);
+        }
+    }
+    output
+}
+
+/// From `[channels, pixels]` to `[pixels, channels]`.
+fn turned(values: &[f32], channels: usize) -> Vec<f32> {
+    let pixels = values.len() / channels;
+    (0..values.len()).map(|at| values[at % channels * pixels + at / channels]).collect()
+}
+
+proptest! {
+    #[test]
+    fn planes_by_filters_are_the_definitions(
+        y in axis(), x in axis(), channels in 1..12_usize, more in 0..40_usize, seed in any::<u64>(), bounded in any::<bool>(),
+    ) {
+        let at = |index: usize| [y[index], x[index]];
+        let shape = Shape {
+            input: [y[0], x[0] + more],
+            channels_in: channels,
+            channels_out: channels,
+            kernel: at(1),
+            stride: at(2),
+            dilation: at(3),
+            pad_begin: at(4),
+            pad_end: at(5),
+            groups: channels,
+        };
+        let input = numbers(shape.input_elements(), seed);
+        let (weights, bias) =
+            (numbers(channels * shape.kernel[0] * shape.kernel[1], !seed), numbers(channels, seed ^ 1));
+        let mut expected = depthwise(&shape, &input, &weights, &bias);
+        if bounded {
+            expected.iter_mut().for_each(|sum| *sum = sum.clamp(0.0, 0.5));
+        }
+        let mut scratch = Vec::new();
+        for isa in Isa::available() {
+            for order in [Order::ChannelsFirst, Order::ChannelsLast] {
+                let mut layer = Depthwise::new(isa, shape.clone(), order, weights.clone(), bias.clone()).unwrap();
+                if bounded {
+                    layer = layer.with_bounds(0.0, 0.5);
+                }
+                let mut found = vec![f32::NAN; shape.output_elements()];
+                if order == Order::ChannelsFirst {
+                    layer.run(&input, &mut found, &mut scratch);
+                    prop_assert_eq!(&found, &expected, "{:?}", isa);
+                } else {
+                    layer.run(&turned(&input, channels), &mut found, &mut scratch);
+                    prop_assert_eq!(&found, &turned(&expected, channels), "{:?}", isa);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn planes_that_do_not_fit_are_refused_with_the_field() {
+    let shape = Shape {
+        input: [4, 4],
+        channels_in: 2,
+        channels_out: 2,
+        kernel: [3, 3],
+        stride: [1, 1],
+        dilation: [1, 1],
+        pad_begin: [1, 1],
+        pad_end: [1, 1],
+        groups: 2,
+    };
+    let refused = |shape: &Shape, weights: usize, bias: usize| {
+        let made = Depthwise::new(
+            Isa::Portable,
+            shape.clone(),
+            Order::ChannelsFirst,
+            vec![0.0; weights],
+            vec![0.0; bias],
+        );
+        made.unwrap_err().to_string()
+    };
+    assert!(refused(&shape, 17, 2).contains("weights"), "{}", refused(&shape, 17, 2));
+    assert!(refused(&shape, 18, 3).contains("bias"));
+    assert!(refused(&Shape { groups: 1, ..shape.clone() }, 18, 2).contains("groups"));
+    assert!(refused(&Shape { stride: [0, 1], ..shape.clone() }, 18, 2).contains("stride"));
+    let wide = Shape { pad_begin: [30_000; 2], stride: [30_000; 2], ..shape };
+    assert!(refused(&wide, 18, 2).contains("padded planes"), "{}", refused(&wide, 18, 2));
 }

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use muster_kernels::{Dense, Isa};
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::internal::*;
-use tract_onnx::tract_core::ops::binary::TypedBinOp;
 use tract_onnx::tract_core::ops::einsum::EinSum;
+
+use super::place::{self, Does};
 
 /// One layer in a plan.
 #[derive(Clone, Debug)]
-struct Layer {
+pub(super) struct Layer {
     dense: Arc<Dense>,
     /// Of the output: one row, whatever its rank.
     shape: TVec<usize>,
@@ -60,26 +61,19 @@ pub(super) fn join(model: &mut TypedModel) -> TractResult<()> {
     for node in 0..model.nodes.len() {
         let Some((product, mut dense)) = Product::of(model, node)? else { continue };
         let mut last = node;
-        while let Some((next, joined)) = behind(model, last, &dense)? {
-            (last, dense) = (next, joined);
+        while let Some(reader) = place::reader(model, last)? {
+            dense = match reader.does {
+                Does::Add(bias) if bias.len() == dense.size().1 && !dense.has_bias_or_bounds() => {
+                    dense.with_bias(bias)
+                }
+                Does::Add(_) => break,
+                Does::Bound(low, high) => dense.with_bounds(low, high),
+            };
+            last = reader.node;
         }
-        let mut patch = TypedModelPatch::new("fully connected layer");
-        let input = patch.tap_model(model, product.input)?;
-        let name = model.nodes[last].name.clone();
-        let layer = Layer { dense: Arc::new(dense), shape: product.shape };
-        let output = patch.wire_node(name, layer, &[input])?[0];
-        patch.shunt_outside(model, last.into(), output)?;
-        patch.apply(model)?;
+        place::put(model, product.input, last, Layer { dense: Arc::new(dense), shape: product.shape })?;
     }
     Ok(())
-}
-
-/// How many products a graph has, ours and tract's.
-#[cfg(test)]
-pub(super) fn count(model: &TypedModel) -> [usize; 2] {
-    let order = model.eval_order().expect("an order");
-    let of = |is: fn(&TypedNode) -> bool| order.iter().filter(|node| is(&model.nodes[**node])).count();
-    [of(|node| node.op_is::<Layer>()), of(|node| node.op_is::<EinSum>())]
 }
 
 /// What of a product is not in its kernel.
@@ -99,7 +93,7 @@ impl Product {
         }
         for (slot, input, constant) in [(0, a, b), (1, b, a)] {
             if let Some(dense) = dense(model, einsum, slot, input, constant)?
-                && let Some(shape) = concrete(model, node.id.into())?
+                && let Some(shape) = place::concrete(model, node.id.into())?
                 && shape.iter().product::<usize>() == dense.size().1
             {
                 return Ok(Some((Self { input, shape }, dense)));
@@ -107,19 +101,6 @@ impl Product {
         }
         Ok(None)
     }
-}
-
-fn concrete(model: &TypedModel, outlet: OutletId) -> TractResult<Option<TVec<usize>>> {
-    let fact = model.outlet_fact(outlet)?;
-    let is_float = fact.datum_type == f32::datum_type();
-    Ok(fact.shape.as_concrete().filter(|_| is_float).map(Into::into))
-}
-
-/// Values of a constant f32 outlet.
-fn constant(model: &TypedModel, outlet: OutletId) -> TractResult<Option<Arc<Tensor>>> {
-    let fact = model.outlet_fact(outlet)?;
-    let is_plain = fact.datum_type == f32::datum_type();
-    Ok(fact.konst.clone().filter(|tensor| is_plain && tensor.try_as_plain_ram().is_ok()))
 }
 
 /// The kernel of a product whose row comes in at `slot`; none where more than one axis is summed, or kept of the weights, or
@@ -131,7 +112,8 @@ fn dense(
     input: OutletId,
     weights: OutletId,
 ) -> TractResult<Option<Dense>> {
-    let (Some(row), Some(weights)) = (concrete(model, input)?, constant(model, weights)?) else {
+    let (Some(row), Some(weights)) = (place::concrete(model, input)?, place::constant(model, weights)?)
+    else {
         return Ok(None);
     };
     let (mut summed, mut kept) = (None, None);
@@ -160,32 +142,4 @@ fn dense(
     let values = plain.as_slice::<f32>()?;
     let weight = |output, input| values[output * to_output + input * to_input];
     Ok(Some(Dense::new(Isa::detect(), outputs, inputs, weight)))
-}
-
-/// The layer with what its only reader does to it, where that is a bias or a bound.
-fn behind(model: &TypedModel, node: usize, dense: &Dense) -> TractResult<Option<(usize, Dense)>> {
-    if model.outputs.iter().any(|output| output.node == node) {
-        return Ok(None);
-    }
-    let Some(reader) = model.single_succ(node)? else { return Ok(None) };
-    let (Some(TypedBinOp(operation, None)), [a, b]) = (reader.op_as::<TypedBinOp>(), &reader.inputs[..])
-    else {
-        return Ok(None);
-    };
-    let other = if a.node == node { *b } else { *a };
-    let Some(tensor) = constant(model, other)? else { return Ok(None) };
-    if concrete(model, reader.id.into())? != concrete(model, node.into())? {
-        return Ok(None);
-    }
-    let plain = tensor.try_as_plain_ram()?;
-    let values = plain.as_slice::<f32>()?;
-    let joined = match (&*operation.name(), values) {
-        ("Add", values) if values.len() == dense.size().1 && !dense.has_bias_or_bounds() => {
-            dense.clone().with_bias(values.to_vec())
-        }
-        ("Max", [low]) => dense.clone().with_bounds(*low, f32::INFINITY),
-        ("Min", [high]) => dense.clone().with_bounds(f32::NEG_INFINITY, *high),
-        _ => return Ok(None),
-    };
-    Ok(Some((reader.id, joined)))
 }

@@ -3,8 +3,10 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::ops::einsum::EinSum;
 
-use super::dense::{count, join};
+use super::dense::{Layer, join};
+use super::place::count;
 use super::testing::{encoded, node, number, tensor};
 use crate::onnx::{AttributeProto, DataType, GraphProto, NodeProto};
 
@@ -58,7 +60,10 @@ fn check(nodes: Vec<NodeProto>, input: &[usize], is_ours: bool, expected: &[f32]
     let onnx = encoded(graph(nodes), input, &output);
     let mut model = super::tidied(&onnx, input).unwrap();
     join(&mut model).unwrap();
-    assert_eq!(count(&model), [usize::from(is_ours), usize::from(!is_ours)]);
+    assert_eq!(
+        [count::<Layer>(&model), count::<EinSum>(&model)],
+        [usize::from(is_ours), usize::from(!is_ours)]
+    );
     let plan = model.into_optimized().unwrap().into_runnable().unwrap();
     let rows = input.iter().product::<usize>() / INPUTS;
     let given = Tensor::from_shape(input, &row().repeat(rows)).unwrap();

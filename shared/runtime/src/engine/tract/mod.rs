@@ -1,8 +1,13 @@
-//! tract: optimised plans, weights packed at load, quantized convolutions and fully connected layers by our own kernels.
+//! tract: optimised plans, weights packed at load, and our own kernels where they are faster: quantized and depthwise convolutions,
+//! fully connected layers.
 
 mod dense;
 #[cfg(test)]
 mod dense_tests;
+mod depthwise;
+#[cfg(test)]
+mod depthwise_tests;
+mod place;
 mod quantized;
 #[cfg(test)]
 mod quantized_tests;
@@ -38,6 +43,7 @@ pub(super) fn load(
     let mut model = tidied(onnx, &input.shape)?;
     quantized::join(&mut model).map_err(step_failed("joins quantized layers"))?;
     dense::join(&mut model).map_err(step_failed("joins fully connected layers"))?;
+    depthwise::join(&mut model).map_err(step_failed("joins depthwise convolutions"))?;
     let plan = model
         .into_optimized()
         .map_err(step_failed("optimises the graph"))?
