@@ -87,18 +87,20 @@ pub(crate) fn agent_binary() -> PathBuf {
 ///
 /// # Errors
 /// As [`build_for_tests`].
-pub(crate) fn build_agent() -> Result<()> {
+pub(crate) fn build_agent() -> Result<PathBuf> {
     build_agent_with("tract")
 }
 
-/// The same with the engines that `features` names, none of them where it is empty.
+/// The same with the engines that `features` names, none of them where it is empty; says where it is.
 ///
 /// # Errors
 /// As [`build_for_tests`].
-pub(crate) fn build_agent_with(features: &str) -> Result<()> {
+pub(crate) fn build_agent_with(features: &str) -> Result<PathBuf> {
     println!("building muster-agent [{features}] for small size (takes some minutes the first time)");
-    let build = ["build", "--locked", "--profile", "agent", "--bins", "--package", "muster-agent"];
-    run(cargo().args(build).args(["--no-default-features", "--features", features]))
+    let profile = if features.is_empty() { "agent-lean" } else { "agent" };
+    let build = ["build", "--locked", "--profile", profile, "--bins", "--package", "muster-agent"];
+    run(cargo().args(build).args(["--no-default-features", "--features", features]))?;
+    Ok(target_dir().join(profile).join("muster-agent"))
 }
 
 /// Runs a command to its end.

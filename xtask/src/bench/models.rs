@@ -96,8 +96,7 @@ fn build(binaries: &Path) -> Result<()> {
         std::fs::copy(&built, binaries.join(name)).with_context(|| format!("cannot copy {}", built.display()))
     };
     for Build { engine, features, .. } in &BUILDS {
-        cargo::build_agent_with(features)?;
-        keep(cargo::agent_binary(), engine)?;
+        keep(cargo::build_agent_with(features)?, engine)?;
     }
     cargo::build_dist(&["muster-agent"])?;
     keep(cargo::dist_binaries().join("muster-agent"), OPT3)?;

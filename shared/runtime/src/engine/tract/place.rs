@@ -52,7 +52,7 @@ pub(super) fn reader(model: &TypedModel, node: usize) -> TractResult<Option<Read
     if concrete(model, reader.id.into())? != concrete(model, node.into())? {
         return Ok(None);
     }
-    let does = match (&*operation.name(), values(&tensor)?) {
+    let does = match (operation.name(), values(&tensor)?) {
         ("Add", values) => Does::Add(values),
         ("Max", values) if values.len() == 1 => Does::Bound(values[0], f32::INFINITY),
         ("Min", values) if values.len() == 1 => Does::Bound(f32::NEG_INFINITY, values[0]),
