@@ -91,13 +91,18 @@ pub(crate) fn build_agent() -> Result<PathBuf> {
     build_agent_with("tract")
 }
 
+/// The profile with which the agent with these engines is shipped.
+pub(crate) fn agent_profile(features: &str) -> &'static str {
+    if features.is_empty() { "agent-lean" } else { "agent" }
+}
+
 /// The same with the engines that `features` names, none of them where it is empty; says where it is.
 ///
 /// # Errors
 /// As [`build_for_tests`].
 pub(crate) fn build_agent_with(features: &str) -> Result<PathBuf> {
     println!("building muster-agent [{features}] for small size (takes some minutes the first time)");
-    let profile = if features.is_empty() { "agent-lean" } else { "agent" };
+    let profile = agent_profile(features);
     let build = ["build", "--locked", "--profile", profile, "--bins", "--package", "muster-agent"];
     run(cargo().args(build).args(["--no-default-features", "--features", features]))?;
     Ok(target_dir().join(profile).join("muster-agent"))

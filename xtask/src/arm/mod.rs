@@ -48,11 +48,11 @@ pub(crate) enum Engine {
 }
 
 impl Engine {
-    fn features(self) -> &'static [&'static str] {
+    fn features(self) -> &'static str {
         match self {
-            Self::Tract => &["--no-default-features", "--features", "tract"],
-            Self::Rten => &["--no-default-features", "--features", "rten"],
-            Self::None => &["--no-default-features"],
+            Self::Tract => "tract",
+            Self::Rten => "rten",
+            Self::None => "",
         }
     }
 

@@ -74,7 +74,7 @@ pub(super) struct Toolchain {
 pub(super) struct Built {
     pub(super) file: PathBuf,
     /// Profile and links, in words.
-    pub(super) how: &'static str,
+    pub(super) how: String,
 }
 
 impl Toolchain {
@@ -147,25 +147,25 @@ impl Toolchain {
         cargo::run(command.env("MUSTER_KERNELS_ISA", expected))
     }
 
-    /// Builds the agent with the profile `agent`; without LTO unless it is as shipped.
+    /// Builds the agent with the profile that it is shipped with; without LTO unless it is as shipped.
     ///
     /// # Errors
     /// The build fails.
     pub(super) fn build_agent(&self, engine: Engine, shipped: bool) -> Result<Built> {
         let mut command = self.cargo("build", self.target.processor);
-        command.args(["--profile", "agent", "--package", "muster-agent", "--bin", "muster-agent"]);
-        command.args(engine.features());
+        let profile = cargo::agent_profile(engine.features());
+        command.args(["--profile", profile, "--package", "muster-agent", "--bin", "muster-agent"]);
+        command.args(["--no-default-features", "--features", engine.features()]);
         if !shipped {
-            command.args(["--config", "profile.agent.lto=false"]);
-            command.args(["--config", "profile.agent.codegen-units=16"]);
+            command.args(["--config", &format!("profile.{profile}.lto=false")]);
+            command.args(["--config", &format!("profile.{profile}.codegen-units=16")]);
         }
         cargo::run(&mut command)?;
-        let file = self.dir.join("build").join(self.target.triple).join("agent/muster-agent");
-        let how = if shipped {
-            "profile agent, as shipped"
-        } else {
-            "profile agent, but without LTO (--shipped has it)"
-        };
+        let file = self.dir.join("build").join(self.target.triple).join(profile).join("muster-agent");
+        let how = format!(
+            "profile {profile}, {}",
+            if shipped { "as shipped" } else { "but without LTO (--shipped has it)" }
+        );
         Ok(Built { file, how })
     }
 
