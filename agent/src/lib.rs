@@ -14,6 +14,7 @@ pub mod bench_model;
 pub mod choice;
 pub mod clock;
 pub mod config;
+mod files;
 pub mod identity;
 pub mod memory;
 pub mod metrics;

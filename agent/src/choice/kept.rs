@@ -5,12 +5,11 @@
 
 use super::fingerprint;
 use crate::config::PIPELINES_MAX;
-use crate::supervisor::chain;
+use crate::files;
 use muster_runtime::Candidate;
 use serde::{Deserialize, Serialize};
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,7 +60,7 @@ impl KeptChoice {
 /// The choices of this device.
 #[derive(Debug)]
 pub struct Choices {
-    path: PathBuf,
+    data_dir: PathBuf,
     device: String,
     kept: Vec<KeptChoice>,
     is_changed: bool,
@@ -88,7 +87,7 @@ impl Choices {
                 Vec::new()
             }
         };
-        let mut choices = Self { path, device, kept, is_changed: false };
+        let mut choices = Self { data_dir: data_dir.to_owned(), device, kept, is_changed: false };
         choices.kept.truncate(CHOICES_MAX);
         choices
     }
@@ -112,23 +111,15 @@ impl Choices {
         match self.write() {
             Ok(()) => self.is_changed = false,
             Err(error) => {
-                let (file, error) = (self.path.display(), chain(&error));
-                tracing::warn!(%file, error, "the choice of engine and form cannot be kept, the next start measures again");
+                let (dir, error) = (self.data_dir.display(), format!("{error:#}"));
+                tracing::warn!(%dir, error, "the choice of engine and form cannot be kept, the next start measures again");
             }
         }
     }
 
-    /// Replaces the file whole: a new one, fsync, rename, fsync of the folder.
-    fn write(&self) -> std::io::Result<()> {
+    fn write(&self) -> anyhow::Result<()> {
         let kept = Kept { format: FORMAT, device: self.device.clone(), choices: self.kept.clone() };
-        let bytes = serde_json::to_vec_pretty(&kept)?;
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let fresh = self.path.with_extension("new");
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-        file.write_all(&bytes).and_then(|()| file.sync_all())?;
-        std::fs::rename(&fresh, &self.path)?;
-        File::open(dir)?.sync_all()
+        Ok(files::replace(&self.data_dir, FILE_NAME, &serde_json::to_vec_pretty(&kept)?)?)
     }
 }
 

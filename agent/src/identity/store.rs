@@ -2,12 +2,11 @@
 //! two files; `identity.json` says which counts, so one rename changes key and certificate together.
 
 use super::keys::{self, KeyError};
+use crate::files::{self, ReplaceError};
 use muster_wire::{DeviceId, TenantId};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 pub(super) const KEY_FILE: &str = "device.key";
@@ -178,16 +177,9 @@ fn save(dir: &Path, identity: &Identity) -> Result<(), StoreError> {
     write_secret(dir, IDENTITY_FILE, &bytes)
 }
 
-/// Replaces a file whole: a new one with mode 0600, fsync, rename, fsync of the folder (mode 0700).
 fn write_secret(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io("create", dir))?;
-    let (path, fresh) = (dir.join(name), dir.join(format!("{name}.new")));
-    let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let mut file = options.open(&fresh).map_err(io("create", &fresh))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io("write", &fresh))?;
-    std::fs::rename(&fresh, &path).map_err(io("rename", &path))?;
-    File::open(dir).and_then(|dir| dir.sync_all()).map_err(io("sync", dir))
+    let failed = |ReplaceError { step, path, source }| StoreError::Io { step, path, source };
+    files::replace(dir, name, bytes).map_err(failed)
 }
 
 #[cfg(test)]
