@@ -3,7 +3,7 @@
 //! Each weight is read once, so memory sets the pace: weights are packed in the order in which they are read, and every sum
 //! of a block stays in a register until the row is through. An output is summed in the order of the inputs.
 
-use crate::Isa;
+use crate::{Bounds, Isa};
 
 /// Outputs whose weights lie side by side.
 pub(crate) const LANES: usize = 16;
@@ -24,7 +24,7 @@ pub struct Dense {
     weights: Vec<f32>,
     /// By output, or empty.
     bias: Vec<f32>,
-    bounds: [f32; 2],
+    bounds: Bounds,
 }
 
 impl Dense {
@@ -40,8 +40,7 @@ impl Dense {
                 weights.extend((first..first + lanes).map(of));
             }
         }
-        let bounds = [f32::NEG_INFINITY, f32::INFINITY];
-        Self { isa, inputs, outputs, weights, bias: Vec::new(), bounds }
+        Self { isa, inputs, outputs, weights, bias: Vec::new(), bounds: Bounds::NONE }
     }
 
     /// Inputs and outputs.
@@ -61,13 +60,19 @@ impl Dense {
     /// Whether something is done to the product already: a bias is added before bounds hold, and once.
     #[must_use]
     pub fn has_bias_or_bounds(&self) -> bool {
-        !self.bias.is_empty() || self.bounds != [f32::NEG_INFINITY, f32::INFINITY]
+        !self.bias.is_empty() || self.bounds != Bounds::NONE
     }
 
-    /// Keeps each output within bounds, which are those of an activation: 0 and infinity for ReLU, 0 and 6 for ReLU6.
+    /// What its outputs are kept within.
     #[must_use]
-    pub fn with_bounds(mut self, low: f32, high: f32) -> Self {
-        self.bounds = [self.bounds[0].max(low), self.bounds[1].min(high)];
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Keeps each output within these.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
         self
     }
 
@@ -81,10 +86,7 @@ impl Dense {
         for (sum, bias) in output.iter_mut().zip(&self.bias) {
             *sum += bias;
         }
-        let [low, high] = self.bounds;
-        if low > f32::NEG_INFINITY || high < f32::INFINITY {
-            output.iter_mut().for_each(|sum| *sum = sum.clamp(low, high));
-        }
+        self.bounds.keep(output);
     }
 }
 

@@ -17,6 +17,7 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bounds;
 mod convolution;
 mod dense;
 mod depthwise;
@@ -31,6 +32,7 @@ mod requantize;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
+pub use bounds::Bounds;
 pub use convolution::{Convolution, Invalid, Scratch, Shape, WINDOW_MAX, Weights};
 pub use dense::Dense;
 pub use isa::Isa;

@@ -5,7 +5,7 @@
 //! and no edge needs care. Outputs are made in tiles of up to [`ROWS`] x [`COLUMNS`], whose sums stay in registers.
 
 use crate::convolution::Invalid;
-use crate::{Isa, Shape};
+use crate::{Bounds, Isa, Shape};
 
 /// Columns of a tile.
 pub(crate) const COLUMNS: usize = 8;
@@ -33,7 +33,7 @@ pub struct Depthwise {
     weights: Vec<f32>,
     bias: Vec<f32>,
     plane: Plane,
-    bounds: [f32; 2],
+    bounds: Bounds,
 }
 
 /// How a padded plane lies in memory: `[row][remainder of the column][column]`.
@@ -107,8 +107,7 @@ impl Depthwise {
                 format!("padded planes of at most {PLANE_MAX}"),
             ));
         }
-        let bounds = [f32::NEG_INFINITY, f32::INFINITY];
-        Ok(Self { isa, shape, order, weights, bias, plane, bounds })
+        Ok(Self { isa, shape, order, weights, bias, plane, bounds: Bounds::NONE })
     }
 
     /// Its sizes.
@@ -117,10 +116,16 @@ impl Depthwise {
         &self.shape
     }
 
-    /// Keeps each output within bounds, which are those of an activation: 0 and infinity for ReLU, 0 and 6 for ReLU6.
+    /// What its outputs are kept within.
     #[must_use]
-    pub fn with_bounds(mut self, low: f32, high: f32) -> Self {
-        self.bounds = [self.bounds[0].max(low), self.bounds[1].min(high)];
+    pub fn bounds(&self) -> Bounds {
+        self.bounds
+    }
+
+    /// Keeps each output within these.
+    #[must_use]
+    pub fn with_bounds(mut self, bounds: Bounds) -> Self {
+        self.bounds = bounds;
         self
     }
 
@@ -181,10 +186,7 @@ impl Depthwise {
             Isa::Dotprod => crate::neon::plane(&self.plane, padded, weights, bias, output),
             Isa::Portable => portable(&self.plane, padded, weights, bias, output),
         }
-        let [low, high] = self.bounds;
-        if low > f32::NEG_INFINITY || high < f32::INFINITY {
-            output.iter_mut().for_each(|sum| *sum = sum.clamp(low, high));
-        }
+        self.bounds.keep(output);
     }
 }
 

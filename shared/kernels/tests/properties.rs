@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
 use muster_kernels::{
-    Convolution, Dense, Depthwise, Isa, Order, Requantize, Scratch, Shape, WINDOW_MAX, Weights, reference,
+    Bounds, Convolution, Dense, Depthwise, Isa, Order, Requantize, Scratch, Shape, WINDOW_MAX, Weights,
+    reference,
 };
 use proptest::prelude::*;
 
@@ -207,7 +208,7 @@ proptest! {
                 layer = layer.with_bias(added.clone());
             }
             if bounds.is_some() {
-                layer = layer.with_bounds(low, high);
+                layer = layer.with_bounds(Bounds::new(low, high).unwrap());
             }
             prop_assert_eq!(layer.size(), (inputs, outputs));
             let mut found = vec![f32::NAN; outputs];
@@ -283,7 +284,7 @@ proptest! {
             for order in [Order::ChannelsFirst, Order::ChannelsLast] {
                 let mut layer = Depthwise::new(isa, shape.clone(), order, weights.clone(), bias.clone()).unwrap();
                 if bounded {
-                    layer = layer.with_bounds(0.0, 0.5);
+                    layer = layer.with_bounds(Bounds::new(0.0, 0.5).unwrap());
                 }
                 let mut found = vec![f32::NAN; shape.output_elements()];
                 if order == Order::ChannelsFirst {
@@ -327,4 +328,14 @@ fn planes_that_do_not_fit_are_refused_with_the_field() {
     assert!(refused(&Shape { stride: [0, 1], ..shape.clone() }, 18, 2).contains("stride"));
     let wide = Shape { pad_begin: [30_000; 2], stride: [30_000; 2], ..shape };
     assert!(refused(&wide, 18, 2).contains("padded planes"), "{}", refused(&wide, 18, 2));
+}
+
+#[test]
+fn bounds_that_leave_nothing_are_none() {
+    let bounds = |low, high| Bounds::new(low, high);
+    let relu = bounds(0.0, f32::INFINITY).unwrap();
+    assert_eq!(relu.and(bounds(f32::NEG_INFINITY, 6.0).unwrap()), bounds(0.0, 6.0));
+    assert_eq!(relu.and(bounds(f32::NEG_INFINITY, -1.0).unwrap()), None);
+    assert_eq!((bounds(1.0, 0.0), bounds(f32::NAN, 0.0)), (None, None));
+    assert_eq!(relu.and(Bounds::NONE), Some(relu));
 }

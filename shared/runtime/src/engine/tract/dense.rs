@@ -66,8 +66,8 @@ pub(super) fn join(model: &mut TypedModel) -> TractResult<()> {
                 Does::Add(bias) if bias.len() == dense.size().1 && !dense.has_bias_or_bounds() => {
                     dense.with_bias(bias)
                 }
-                Does::Add(_) => break,
-                Does::Bound(low, high) => dense.with_bounds(low, high),
+                Does::Bound(bounds) if let Some(both) = dense.bounds().and(bounds) => dense.with_bounds(both),
+                Does::Add(_) | Does::Bound(_) => break,
             };
             last = reader.node;
         }

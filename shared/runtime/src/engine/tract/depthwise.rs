@@ -69,8 +69,10 @@ pub(super) fn join(model: &mut TypedModel) -> TractResult<()> {
     for node in 0..model.nodes.len() {
         let Some((mut depthwise, shape)) = depthwise(model, node)? else { continue };
         let (input, mut last) = (model.nodes[node].inputs[0], node);
-        while let Some(place::Reader { node, does: Does::Bound(low, high) }) = place::reader(model, last)? {
-            (last, depthwise) = (node, depthwise.with_bounds(low, high));
+        while let Some(place::Reader { node, does: Does::Bound(bounds) }) = place::reader(model, last)?
+            && let Some(both) = depthwise.bounds().and(bounds)
+        {
+            (last, depthwise) = (node, depthwise.with_bounds(both));
         }
         place::put(model, input, last, Layer { depthwise: Arc::new(depthwise), shape })?;
     }

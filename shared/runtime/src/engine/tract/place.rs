@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use muster_kernels::Bounds;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
 
@@ -34,7 +35,7 @@ pub(super) enum Does {
     /// Adds these to the elements, or to the channels.
     Add(Vec<f32>),
     /// Keeps each element within these.
-    Bound(f32, f32),
+    Bound(Bounds),
 }
 
 /// None where others read the node too, or the reader does something else, or gives another shape.
@@ -53,12 +54,12 @@ pub(super) fn reader(model: &TypedModel, node: usize) -> TractResult<Option<Read
         return Ok(None);
     }
     let does = match (operation.name(), values(&tensor)?) {
-        ("Add", values) => Does::Add(values),
-        ("Max", values) if values.len() == 1 => Does::Bound(values[0], f32::INFINITY),
-        ("Min", values) if values.len() == 1 => Does::Bound(f32::NEG_INFINITY, values[0]),
-        _ => return Ok(None),
+        ("Add", values) => Some(Does::Add(values)),
+        ("Max", values) if values.len() == 1 => Bounds::new(values[0], f32::INFINITY).map(Does::Bound),
+        ("Min", values) if values.len() == 1 => Bounds::new(f32::NEG_INFINITY, values[0]).map(Does::Bound),
+        _ => None,
     };
-    Ok(Some(Reader { node: reader.id, does }))
+    Ok(does.map(|does| Reader { node: reader.id, does }))
 }
 
 /// Puts a layer that reads `input` in the place of all up to the node `last`.
