@@ -42,7 +42,7 @@ pub(crate) fn run(options: Options) -> Result<Report> {
     let mut report = Report::new("agent");
     let binary = cargo::agent_binary();
     let size = std::fs::metadata(&binary).context("the agent was not built")?.len();
-    report.barred("binary_mb", size as f64 / 1e6, Bar::AtMost, 22.0);
+    report.barred("binary_mb", size as f64 / 1e6, Bar::AtMost, 18.0);
 
     let http = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let server = Server::start(&cargo::dev_binaries().join("muster-server"), &dir.join("server"), http, &[])?;
