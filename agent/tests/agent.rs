@@ -30,6 +30,25 @@ fn write_config(dir: &Path, port: u16) {
     std::fs::write(dir.join("agent.toml"), config).unwrap();
 }
 
+/// Runs the agent where nothing but `data_dir` can be written, and that only where it says so; ends with 99 where the
+/// system does not let us mount.
+const SHUT_IN: &str = r#"
+set -e
+{ mount --make-rprivate / && mount --bind "$1" "$1" && mount -t tmpfs -o size=16m none "$1/data"; } || exit 99
+mount -o remount,bind,ro "$1"
+mount -o remount,bind,ro /
+if touch "$1/here" 2>/dev/null; then exit 98; fi
+if [ "$2" = ro ]; then mount -o remount,ro "$1/data"; fi
+exec "$3" run --config "$1/agent.toml"
+"#;
+
+fn shut_in(dir: &Path, data: &str) -> Command {
+    std::fs::create_dir(dir.join("data")).unwrap();
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", SHUT_IN, "sh"]).arg(dir).args([data, BIN]);
+    command
+}
+
 struct Agent(Child);
 
 impl Agent {
@@ -160,4 +179,33 @@ fn a_config_with_an_error_is_refused_with_file_and_field() {
         assert!(!output.status.success());
         assert!(text.contains("agent.toml:4: uplink.port") && text.contains("expected u16"), "{text}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn it_writes_below_data_dir_only_and_says_where_it_cannot() {
+    const NAME: &str = "it_writes_below_data_dir_only_and_says_where_it_cannot";
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = Broker::start().await;
+    write_config(dir.path(), broker.port);
+    let config = dir.path().join("agent.toml");
+    let text = std::fs::read_to_string(&config).unwrap().replace("metrics.sock", "data/metrics.sock");
+    std::fs::write(&config, text).unwrap();
+    let refused = shut_in(dir.path(), "ro").output();
+    let refused = match refused {
+        Ok(output) if output.status.code() != Some(99) => output,
+        other => return support::skip(NAME, &format!("a file system cannot be mounted here ({other:?})")),
+    };
+    let why = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("Read-only file system") && why.contains("/data/queue"), "{why}");
+
+    std::fs::remove_dir(dir.path().join("data")).unwrap();
+    let agent = Agent(shut_in(dir.path(), "rw").stderr(Stdio::null()).spawn().unwrap());
+    let mut stored = Stored::new();
+    take(&mut broker, &mut stored, 60).await;
+    assert!(agent.terminate());
+    assert!(
+        std::fs::read_dir(dir.path().join("data")).unwrap().next().is_none(),
+        "it ran in its own file system"
+    );
 }

@@ -6,6 +6,8 @@
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests stand outside test functions")]
 
+mod support;
+
 use muster_agent::choice::Choices;
 use muster_agent::clock::{AgentClock, ManualClock};
 use muster_agent::config::{self, SourceConfig};
@@ -16,7 +18,6 @@ use muster_agent::queue::{Body, Bounds, Queue, QueueClass};
 use muster_agent::source::{self, Content, Sample, SourceContext, sample_channel};
 use muster_agent::supervisor::{Exit, chain, stop_pair};
 use muster_wire::{BoundingBox, Event, EventKind, Telemetry, Value};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -31,15 +32,7 @@ fn shared(test: &str) -> Option<PathBuf> {
         .map(|dir| dir.join("shared"))
         .find(|dir| dir.join("models/fdet_wq8.onnx").is_file());
     if found.is_none() {
-        let line =
-            format!("{test}: no reference models; set MUSTER_SHARED to the folder that holds `models`\n");
-        match std::env::var_os("MUSTER_SKIPS_FILE") {
-            None => eprint!("skipped {line}"),
-            Some(path) => {
-                let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
-                file.write_all(line.as_bytes()).unwrap();
-            }
-        }
+        support::skip(test, "no reference models; set MUSTER_SHARED to the folder that holds `models`");
     }
     found
 }

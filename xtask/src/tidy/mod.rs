@@ -1,8 +1,8 @@
 //! `xtask tidy`: what the compiler does not check. CI runs it.
 //!
 //! Checks the rank table and the fences of docs/ARCHITECTURE.md, lengths of files and functions, module docs,
-//! banned words, the list of `Scope::System` reasons, dependencies listed once, texts of one machine and big
-//! files. Exceptions stand in `xtask/tidy.toml`; one that is no longer needed is a problem too, so the list shrinks.
+//! banned words, the list of `Scope::System` reasons, dependencies listed once, texts of one machine, big files and
+//! stray ones. Exceptions stand in `xtask/tidy.toml`; one that is no longer needed is a problem too, so the list shrinks.
 
 mod layers;
 mod scan;
@@ -22,6 +22,8 @@ const FILE_LINES_MAX: usize = 500;
 const FUNCTION_LINES_MAX: usize = 70;
 /// The largest file in the repository, in bytes.
 const FILE_BYTES_MAX: u64 = 1_000_000;
+/// Kinds of files that may be no text.
+const BINARY_KINDS: [&str; 2] = [".onnx", ".png"];
 /// Directories that are no part of the repository.
 const SKIPPED_DIRS: [&str; 7] =
     ["target", ".git", ".venv", ".data", "node_modules", "__pycache__", ".issues"];
@@ -120,7 +122,13 @@ fn check(files: &[File], exceptions: &Exceptions) -> (Vec<Problem>, Measured) {
         if file.bytes > FILE_BYTES_MAX {
             add(vec![(0, format!("{} bytes: no file is larger than {FILE_BYTES_MAX}", file.bytes))]);
         }
-        let Some(text) = &file.text else { continue };
+        let Some(text) = &file.text else {
+            if !BINARY_KINDS.iter().any(|kind| file.path.ends_with(kind)) {
+                let kinds = BINARY_KINDS.join(", ");
+                add(vec![(0, format!("no text, and none of {kinds}: did it get here by accident?"))]);
+            }
+            continue;
+        };
         add(words::check_foreign(&file.path, text));
         if file.path.ends_with("Cargo.toml") && file.path != "Cargo.toml" {
             add(check_dependencies(text));

@@ -174,3 +174,12 @@ fn big_files_and_missing_docs_are_refused() {
     assert_eq!(check(&[big], &Exceptions::default()).0.len(), 1);
     assert!(problems("agent/src/a.rs", "fn f() {}")[0].contains("no module doc"));
 }
+
+#[test]
+fn a_file_that_is_no_text_is_a_picture_or_a_model() {
+    let of = |path: &str| {
+        let file = File { path: path.to_owned(), bytes: 9, text: None };
+        check(&[file], &Exceptions::default()).0.len()
+    };
+    assert_eq!((of("agent/models/a/model.onnx"), of("docs/a.png"), of("a.npy"), of("core")), (0, 0, 1, 1));
+}

@@ -12,6 +12,10 @@ use tract_onnx::tract_core::ops::einsum::EinSum;
 
 use super::place::{self, Does};
 
+/// Weights are padded to sixteen outputs: with fewer outputs than this, more inputs than that are left to tract.
+const OUTPUTS_MIN: usize = 4;
+const INPUTS_PADDED_MAX: usize = 4_096;
+
 /// One layer in a plan.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
@@ -133,7 +137,8 @@ fn dense(
     let (Some(summed), Some(kept)) = (summed, kept) else { return Ok(None) };
     let (shape, strides) = (weights.shape(), weights.strides());
     let (inputs, outputs) = (shape[summed], shape[kept]);
-    if inputs == 0 || outputs == 0 || weights.len() != inputs * outputs {
+    let is_mostly_padding = outputs < OUTPUTS_MIN && inputs > INPUTS_PADDED_MAX;
+    if inputs == 0 || outputs == 0 || weights.len() != inputs * outputs || is_mostly_padding {
         return Ok(None);
     }
     let step = |axis: usize| usize::try_from(strides[axis]).unwrap_or(0);

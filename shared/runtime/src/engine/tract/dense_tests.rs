@@ -125,3 +125,18 @@ fn several_rows_are_tracts() {
     let gemm = node("Gemm", &["x", "by_output", "bias"], "y", transposed());
     check(vec![gemm], &[2, INPUTS], false, &expected);
 }
+
+#[test]
+fn few_outputs_of_many_inputs_are_tracts() {
+    for (inputs, outputs, is_ours) in [(4_096, 3, true), (4_097, 3, false), (4_097, 4, true)] {
+        let weights = vec![0.5; inputs * outputs];
+        let graph = GraphProto {
+            node: vec![node("MatMul", &["x", "w"], "y", vec![])],
+            initializer: vec![floats("w", &[inputs, outputs], &weights)],
+            ..GraphProto::default()
+        };
+        let mut model = super::tidied(&encoded(graph, &[1, inputs], &[1, outputs]), &[1, inputs]).unwrap();
+        join(&mut model).unwrap();
+        assert_eq!(count::<Layer>(&model), usize::from(is_ours), "{inputs} x {outputs}");
+    }
+}
