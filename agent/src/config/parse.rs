@@ -79,10 +79,12 @@ fn start_of(error: &toml::de::Error, text: &str) -> usize {
 fn in_source(text: &str, at: usize) -> Option<(usize, toml::de::Error)> {
     let at = text.get(..at)?.rfind('\n').map_or(0, |end| end + 1);
     let section = text.get(at..).filter(|section| section.trim_start().starts_with("[[source]]"))?;
-    let mut lines = section.split_inclusive('\n').skip(1);
+    let lines = section.split_inclusive('\n').skip(1);
     let first = at + section.find('\n')? + 1;
-    let body: String = lines.by_ref().take_while(|line| !line.trim_start().starts_with('[')).collect();
-    let error = SourceConfig::error_in(&body)?;
+    let body: String = lines.take_while(|line| !line.trim_start().starts_with('[')).collect();
+    // What is missing stands on no line.
+    let error =
+        SourceConfig::error_in(&body).filter(|error| !error.message().starts_with("missing field"))?;
     Some((first + start_of(&error, &body), error))
 }
 

@@ -23,13 +23,17 @@ impl SourceConfig {
     /// Why the keys of a source are refused, with the place; none where they are not, or the kind is unknown.
     pub(super) fn error_in(keys: &str) -> Option<toml::de::Error> {
         let kind = toml::from_str::<toml::Table>(keys).ok()?.get("kind")?.as_str()?.to_owned();
-        let is_kind = |line: &str| line.split('=').next().is_some_and(|key| key.trim() == "kind");
+        let is_kind = |line: &str| {
+            line.split('=').next().is_some_and(|key| key.trim().trim_matches(['"', '\'']) == "kind")
+        };
         // As many bytes, so that places stay.
         let blank = |line: &str| " ".repeat(line.trim_end_matches('\n').len()) + "\n";
         let keys: String = keys
             .split_inclusive('\n')
             .map(|line| if is_kind(line) { blank(line) } else { line.to_owned() })
             .collect();
+        // A value over several lines is still in there.
+        toml::from_str::<toml::Table>(&keys).ok()?;
         match kind.as_str() {
             "host" => toml::from_str::<HostSource>(&keys).err(),
             "csv" => toml::from_str::<CsvSource>(&keys).err(),

@@ -34,6 +34,15 @@ fn errors_name_file_field_and_expectation() {
         "[[source]]\nname = \"a\"\nkind = \"images\"\n# comment\nwrap = true\n[metrics]\nlisten = \"x\"",
         &["agent.toml:7: source.wrap", "wanted string or table"],
     );
+    for kind in ["host", "csv", "images", "exec", "pcm"] {
+        let beside = "path = \"x\"\nfolder = \"x\"\ncommand = [\"x\"]\n";
+        let more = format!("[[source]]\n\"kind\" = \"{kind}\"\nname = \"a\"\nbeat = 1\n{beside}");
+        refused(&more, &["agent.toml:6: source.beat", "unknown field `beat`"]);
+    }
+    refused(
+        "[[source]]\n# rows\nkind = \"csv\"\nname = \"a\"",
+        &["agent.toml:3: source: missing field `path`"],
+    );
     refused("[[source]]\nkind = \"csv\"\nname = \"a\"\npath = \"x\"", &["source \"a\".rate_hz"]);
     refused(
         "[[source]]\nkind = \"csv\"\nname = \"a\"\npath = \"x\"\nrate_hz = -1.0",

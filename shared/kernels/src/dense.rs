@@ -77,8 +77,11 @@ impl Dense {
     }
 
     /// input: f32 `[inputs]`, output: f32 `[outputs]`.
+    ///
+    /// # Panics
+    /// When they have other lengths.
     pub fn run(&self, input: &[f32], output: &mut [f32]) {
-        debug_assert_eq!((input.len(), output.len()), self.size());
+        assert_eq!((input.len(), output.len()), self.size(), "inputs and outputs of the layer");
         let (wide, narrow) = output.split_at_mut(of_wide_blocks(self.outputs));
         let (wide_weights, narrow_weights) = self.weights.split_at(wide.len() * self.inputs);
         blocks::<WIDE>(self.isa, input, wide_weights, wide);
@@ -102,13 +105,15 @@ fn blocks<const COUNT: usize>(isa: Isa, input: &[f32], weights: &[f32], output: 
             #[cfg(target_arch = "x86_64")]
             Isa::Vnni | Isa::Avx2 => crate::avx2::dense(input, weights),
             #[cfg(target_arch = "aarch64")]
-            Isa::Dotprod => crate::neon::dense(input, weights),
+            Isa::Dotprod | Isa::Portable => crate::neon::dense(input, weights),
+            #[cfg(not(target_arch = "aarch64"))]
             Isa::Portable => portable(input, weights),
         };
         output.copy_from_slice(&sums.as_flattened()[..output.len()]);
     }
 }
 
+#[cfg(not(target_arch = "aarch64"))]
 fn portable<const COUNT: usize>(input: &[f32], weights: &[Group<COUNT>]) -> Group<COUNT> {
     let mut sums = [[0.0; LANES]; COUNT];
     for (element, weights) in input.iter().zip(weights) {

@@ -9,7 +9,8 @@ pub enum Isa {
     /// AVX2 with FMA: int16 products summed by pairs (every x86-64 processor since 2015 or so).
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// NEON with the dot product: as VNNI, of signed bytes (Cortex-A55, A75 and later; not A53, A72).
+    /// NEON with the dot product: as VNNI, of signed bytes (Cortex-A55, A75 and later; not A53, A72, whose f32 layers run by
+    /// NEON all the same).
     #[cfg(target_arch = "aarch64")]
     Dotprod,
     /// What every processor of the target has.
@@ -51,6 +52,12 @@ impl Isa {
 }
 
 impl Isa {
+    /// Whether f32 layers have kernels that name their instructions.
+    #[must_use]
+    pub fn has_f32(self) -> bool {
+        self != Self::Portable || cfg!(target_arch = "aarch64")
+    }
+
     /// Whether its kernels take int16.
     pub(crate) fn is_wide(self) -> bool {
         #[cfg(target_arch = "x86_64")]

@@ -1,7 +1,7 @@
 //! NEON with the dot product (`sdot`): four products of int8 summed into each of four int32, exactly.
 //!
 //! The instruction is written as assembler: its intrinsic (`vdotq_s32`) is not stable. Processors without it take the
-//! portable code, which the compiler makes NEON of.
+//! portable code for int8, which the compiler makes NEON of; the f32 kernels here are every processor's.
 
 use crate::Requantize;
 use crate::dense::{Group, LANES};

@@ -11,8 +11,10 @@ use crate::{Bounds, Isa, Shape};
 pub(crate) const COLUMNS: usize = 8;
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 4;
-/// Most elements of a padded plane.
-const PLANE_MAX: usize = 1 << 26;
+/// Most elements of a plane in scratch memory.
+const PLANE_MAX: usize = 1 << 22;
+/// So many of them may be neither input nor padding, beside three times those: a wide stride leaves gaps.
+const GAPS_MAX: usize = 1 << 14;
 
 /// Where the channels of a tensor lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +45,8 @@ pub(crate) struct Plane {
     pitch: usize,
     /// From a row to the next.
     row: usize,
-    rows: usize,
+    /// Of the plane.
+    elements: usize,
     /// Where each tap's input is, from that of the first.
     pub(crate) taps: Vec<usize>,
     /// From an output row's inputs to the next one's.
@@ -53,7 +56,8 @@ pub(crate) struct Plane {
 }
 
 impl Plane {
-    fn of(shape: &Shape) -> Self {
+    /// For a shape that was checked.
+    fn of(shape: &Shape) -> Result<Self, Invalid> {
         let ([stride_y, stride_x], [dilation_y, dilation_x]) = (shape.stride, shape.dilation);
         let output = shape.output();
         let padded = |axis: usize| shape.pad_begin[axis] + shape.input[axis] + shape.pad_end[axis];
@@ -61,16 +65,22 @@ impl Plane {
         let reached = (shape.kernel[1] - 1) * dilation_x / stride_x + output[1].next_multiple_of(COLUMNS);
         let pitch = padded(1).div_ceil(stride_x).max(reached);
         let row = pitch.saturating_mul(stride_x);
+        let elements = row.saturating_mul(padded(0));
+        let most =
+            padded(0).saturating_mul(padded(1)).saturating_mul(4).saturating_add(GAPS_MAX).min(PLANE_MAX);
+        if elements > most {
+            return Err(Invalid::of(
+                "input",
+                elements,
+                format!("planes in scratch memory of at most {most} elements"),
+            ));
+        }
         let tap = |y: usize, x: usize| {
             let column = x * dilation_x;
-            y.saturating_mul(dilation_y).saturating_mul(row) + column % stride_x * pitch + column / stride_x
+            y * dilation_y * row + column % stride_x * pitch + column / stride_x
         };
         let taps = (0..shape.kernel[0]).flat_map(|y| (0..shape.kernel[1]).map(move |x| tap(y, x))).collect();
-        Self { pitch, row, rows: padded(0), taps, step: row.saturating_mul(stride_y), output }
-    }
-
-    fn elements(&self) -> usize {
-        self.row.saturating_mul(self.rows)
+        Ok(Self { pitch, row, elements, taps, step: row.saturating_mul(stride_y), output })
     }
 }
 
@@ -99,14 +109,7 @@ impl Depthwise {
                 return Err(Invalid::of(field, found, format!("{expected} values")));
             }
         }
-        let plane = Plane::of(&shape);
-        if plane.elements() > PLANE_MAX {
-            return Err(Invalid::of(
-                "input",
-                plane.elements(),
-                format!("padded planes of at most {PLANE_MAX}"),
-            ));
-        }
+        let plane = Plane::of(&shape)?;
         Ok(Self { isa, shape, order, weights, bias, plane, bounds: Bounds::NONE })
     }
 
@@ -133,7 +136,7 @@ impl Depthwise {
     pub fn run(&self, input: &[f32], output: &mut [f32], scratch: &mut Vec<f32>) {
         let [height, width] = self.plane.output;
         let is_first = self.order == Order::ChannelsFirst;
-        let (padded, made) = (self.plane.elements(), if is_first { 0 } else { height * width });
+        let (padded, made) = (self.plane.elements, if is_first { 0 } else { height * width });
         scratch.clear();
         scratch.resize(padded + made, 0.0);
         let (padded, made) = scratch.split_at_mut(padded);
@@ -169,7 +172,7 @@ impl Depthwise {
                 if step == 1 && stride == 1 {
                     to[..width].copy_from_slice(input);
                 } else {
-                    let from = input[first * step..].iter().step_by(stride * step);
+                    let from = input[first * step..].iter().step_by(stride.saturating_mul(step));
                     to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
                 }
             }
@@ -183,7 +186,8 @@ impl Depthwise {
             #[cfg(target_arch = "x86_64")]
             Isa::Vnni | Isa::Avx2 => crate::avx2::plane(&self.plane, padded, weights, bias, output),
             #[cfg(target_arch = "aarch64")]
-            Isa::Dotprod => crate::neon::plane(&self.plane, padded, weights, bias, output),
+            Isa::Dotprod | Isa::Portable => crate::neon::plane(&self.plane, padded, weights, bias, output),
+            #[cfg(not(target_arch = "aarch64"))]
             Isa::Portable => portable(&self.plane, padded, weights, bias, output),
         }
         self.bounds.keep(output);
@@ -213,6 +217,7 @@ pub(crate) fn put(
     }
 }
 
+#[cfg(not(target_arch = "aarch64"))]
 fn portable(plane: &Plane, padded: &[f32], weights: &[f32], bias: f32, output: &mut [f32]) {
     for (rows, first, column) in tiles(plane.output) {
         for row in first..first + rows {

@@ -327,7 +327,16 @@ fn planes_that_do_not_fit_are_refused_with_the_field() {
     assert!(refused(&Shape { groups: 1, ..shape.clone() }, 18, 2).contains("groups"));
     assert!(refused(&Shape { stride: [0, 1], ..shape.clone() }, 18, 2).contains("stride"));
     let wide = Shape { pad_begin: [30_000; 2], stride: [30_000; 2], ..shape };
-    assert!(refused(&wide, 18, 2).contains("padded planes"), "{}", refused(&wide, 18, 2));
+    assert!(refused(&wide, 18, 2).contains("scratch memory"), "{}", refused(&wide, 18, 2));
+    let gaps = Shape {
+        input: [2_048, 2],
+        kernel: [1, 2],
+        stride: [1, 4_096],
+        pad_begin: [0; 2],
+        pad_end: [0; 2],
+        ..shape
+    };
+    assert!(refused(&gaps, 4, 2).contains("at most 32768 elements"), "{}", refused(&gaps, 4, 2));
 }
 
 #[test]

@@ -138,7 +138,8 @@ fn dense(
     let (shape, strides) = (weights.shape(), weights.strides());
     let (inputs, outputs) = (shape[summed], shape[kept]);
     let is_mostly_padding = outputs < OUTPUTS_MIN && inputs > INPUTS_PADDED_MAX;
-    if inputs == 0 || outputs == 0 || weights.len() != inputs * outputs || is_mostly_padding {
+    let is_full = weights.len() == inputs * outputs && row.iter().product::<usize>() == inputs;
+    if inputs == 0 || outputs == 0 || !is_full || is_mostly_padding {
         return Ok(None);
     }
     let step = |axis: usize| usize::try_from(strides[axis]).unwrap_or(0);

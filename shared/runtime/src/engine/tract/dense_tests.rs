@@ -6,7 +6,7 @@ use tract_onnx::prelude::*;
 use tract_onnx::tract_core::ops::einsum::EinSum;
 
 use super::dense::{Layer, join};
-use super::place::count;
+use super::place::{check_sums, count};
 use super::testing::{encoded, node, number, tensor};
 use crate::onnx::{AttributeProto, DataType, GraphProto, NodeProto};
 
@@ -139,4 +139,20 @@ fn few_outputs_of_many_inputs_are_tracts() {
         join(&mut model).unwrap();
         assert_eq!(count::<Layer>(&model), usize::from(is_ours), "{inputs} x {outputs}");
     }
+}
+
+#[test]
+fn a_row_that_is_one_element_repeated_is_refused() {
+    let repeat: Vec<u8> = [1_i64, INPUTS as i64].iter().flat_map(|size| size.to_le_bytes()).collect();
+    let mut graph = graph(vec![
+        node("Expand", &["x", "repeat"], "row", vec![]),
+        node("MatMul", &["row", "by_input"], "y", vec![]),
+    ]);
+    graph.initializer.push(tensor("repeat", DataType::Int64, &[2], repeat));
+    let onnx = encoded(graph, &[1, 1], &[1, OUTPUTS]);
+    let mut model = super::tidied(&onnx, &[1, 1]).unwrap();
+    join(&mut model).unwrap();
+    assert_eq!(count::<Layer>(&model), 0);
+    let error = check_sums(&model).unwrap_err().to_string();
+    assert!(error.contains("without a broadcast before the product"), "{error}");
 }

@@ -40,6 +40,7 @@ fn check(nodes: Vec<NodeProto>, input: &[usize], output: &[usize], [ours, tracts
         initializer: vec![
             floats("w", &[CHANNELS, 1, 3, 3]),
             floats("w1", &[2, CHANNELS, 3, 3]),
+            floats("w2", &[2 * CHANNELS, 1, 3, 3]),
             floats("b", &[CHANNELS]),
             tensor("zero", DataType::Float, &[], 0.0_f32.to_le_bytes().to_vec()),
             tensor("six", DataType::Float, &[], 6.0_f32.to_le_bytes().to_vec()),
@@ -74,6 +75,26 @@ fn strides_and_pads_are_the_graphs() {
 }
 
 #[test]
+fn dilations_and_pads_of_its_own_are_the_graphs() {
+    let input = [1, CHANNELS, SIDES[0], SIDES[1]];
+    let conv = |more: Vec<AttributeProto>| {
+        let attributes = [sizes("kernel_shape", &[3, 3]), number("group", CHANNELS)].into_iter().chain(more);
+        vec![node("Conv", &["x", "w", "b"], "y", attributes.collect())]
+    };
+    let same = |name: &str| AttributeProto {
+        name: "auto_pad".into(),
+        r#type: 3,
+        s: name.as_bytes().to_vec(),
+        ..AttributeProto::default()
+    };
+    check(conv(vec![sizes("dilations", &[2, 2])]), &input, &[1, CHANNELS, 5, 3], [1, 0]);
+    check(conv(vec![sizes("pads", &[2, 1, 0, 0])]), &input, &[1, CHANNELS, 9, 6], [1, 0]);
+    let two = || sizes("strides", &[2, 2]);
+    check(conv(vec![two(), same("SAME_UPPER")]), &input, &[1, CHANNELS, 5, 4], [1, 0]);
+    check(conv(vec![two(), same("SAME_LOWER")]), &input, &[1, CHANNELS, 5, 4], [1, 0]);
+}
+
+#[test]
 fn an_activation_belongs_to_the_layer_and_others_read_what_they_read() {
     let conv = || node("Conv", &["x", "w", "b"], "a", attributes(1, [1; 4], CHANNELS));
     let input = [1, CHANNELS, SIDES[0], SIDES[1]];
@@ -103,4 +124,7 @@ fn batches_and_filters_over_several_channels_are_tracts() {
     check(vec![conv], &input, &input, [0, 1]);
     let conv = node("Conv", &["x", "w1"], "y", attributes(1, [1; 4], 1));
     check(vec![conv], &[1, CHANNELS, SIDES[0], SIDES[1]], &[1, 2, SIDES[0], SIDES[1]], [0, 1]);
+    let conv = node("Conv", &["x", "w2"], "y", attributes(1, [1; 4], CHANNELS));
+    let output = [1, 2 * CHANNELS, SIDES[0], SIDES[1]];
+    check(vec![conv], &[1, CHANNELS, SIDES[0], SIDES[1]], &output, [0, 1]);
 }

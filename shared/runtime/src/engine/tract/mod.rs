@@ -16,6 +16,7 @@ mod testing;
 
 use std::sync::Arc;
 
+use muster_kernels::Isa;
 use tract_onnx::prelude::*;
 use tract_onnx::tract_core::plan::SimpleState;
 
@@ -41,9 +42,12 @@ pub(super) fn load(
     output: &OutputSpec,
 ) -> Result<Box<dyn Plan>, EngineError> {
     let mut model = tidied(onnx, &input.shape)?;
+    place::check_sums(&model).map_err(step_failed("tidies the graph"))?;
     quantized::join(&mut model).map_err(step_failed("joins quantized layers"))?;
-    dense::join(&mut model).map_err(step_failed("joins fully connected layers"))?;
-    depthwise::join(&mut model).map_err(step_failed("joins depthwise convolutions"))?;
+    if Isa::detect().has_f32() {
+        dense::join(&mut model).map_err(step_failed("joins fully connected layers"))?;
+        depthwise::join(&mut model).map_err(step_failed("joins depthwise convolutions"))?;
+    }
     let plan = model
         .into_optimized()
         .map_err(step_failed("optimises the graph"))?

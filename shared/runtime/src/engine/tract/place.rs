@@ -4,7 +4,30 @@ use std::sync::Arc;
 
 use muster_kernels::Bounds;
 use tract_onnx::prelude::*;
+use tract_onnx::tract_core::internal::*;
 use tract_onnx::tract_core::ops::binary::TypedBinOp;
+use tract_onnx::tract_core::ops::einsum::EinSum;
+
+/// Refuses a product that sums over an axis of which its inputs have different sizes: tract takes a broadcast before it out, and
+/// then sums over what is not there.
+pub(super) fn check_sums(model: &TypedModel) -> TractResult<()> {
+    for node in &model.nodes {
+        let Some(einsum) = node.op_as::<EinSum>() else { continue };
+        for axis in einsum.axes.iter_all_axes().filter(|axis| axis.outputs[0].is_empty()) {
+            let mut sizes = TVec::new();
+            for (input, places) in node.inputs.iter().zip(&axis.inputs) {
+                let fact = model.outlet_fact(*input)?;
+                sizes.extend(places.iter().filter_map(|place| fact.shape.get(*place).cloned()));
+            }
+            ensure!(
+                sizes.windows(2).all(|pair| pair[0] == pair[1]),
+                "node {}: a sum over {sizes:?} elements at once; expected inputs of one size, without a broadcast before the product",
+                node.name
+            );
+        }
+    }
+    Ok(())
+}
 
 /// A known f32 shape.
 pub(super) fn concrete(model: &TypedModel, outlet: OutletId) -> TractResult<Option<TVec<usize>>> {
