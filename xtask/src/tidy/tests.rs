@@ -170,7 +170,7 @@ fn members_take_dependencies_from_the_workspace() {
 
 #[test]
 fn big_files_and_missing_docs_are_refused() {
-    let big = File { path: "a.bin".to_owned(), bytes: FILE_BYTES_MAX + 1, text: None };
+    let big = File { path: "a.png".to_owned(), bytes: FILE_BYTES_MAX + 1, text: None };
     assert_eq!(check(&[big], &Exceptions::default()).0.len(), 1);
     assert!(problems("agent/src/a.rs", "fn f() {}")[0].contains("no module doc"));
 }
