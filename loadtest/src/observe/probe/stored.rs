@@ -1,7 +1,7 @@
 //! The stored probe: asks for a reading until it is there.
 //!
 //! One thread, one connection. First look [`FIRST_LOOK`] after the intended time, then each [`LOOK_INTERVAL`] up to
-//! [`CLOSE_LOOKS`] after it, then less and less often, up to [`LOOK_INTERVAL_MAX`].
+//! [`CLOSE_LOOKS`] after it, then less and less often, up to [`LOOK_INTERVAL_MAX`], and once more when the run ends.
 
 use super::{Board, GIVE_UP_AFTER, Observed, ProbeResult, WATCHED_MAX, Worker};
 use crate::observe::handle::{Access, ServerHandle};
@@ -20,6 +20,8 @@ const CLOSE_LOOKS: Duration = Duration::from_millis(100);
 const LOOK_INTERVAL_MAX: Duration = Duration::from_millis(250);
 /// The longest wait for one answer: a frozen server is asked again.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(2);
+/// For the last looks at all that are late when it ends.
+const LAST_LOOKS_MAX: Duration = Duration::from_secs(5);
 /// Between two looks at whether to stop.
 const IDLE: Duration = Duration::from_millis(50);
 
@@ -79,6 +81,13 @@ struct Late {
     interval: Duration,
 }
 
+impl Late {
+    fn of(watch: StoredWatch) -> Self {
+        let next = watch.intended + FIRST_LOOK;
+        Self { watch, next, interval: LOOK_INTERVAL }
+    }
+}
+
 struct Looker {
     access: Access,
     client: Client,
@@ -98,7 +107,20 @@ impl Looker {
                 }
             }
         }
-        board.lock().result.waiting = (self.late.len() + incoming.try_iter().count()) as u64;
+        self.late.extend(incoming.try_iter().map(Late::of));
+        self.look_once_more(board);
+        board.lock().result.waiting = self.late.len() as u64;
+    }
+
+    /// What was stored since the last look at it is seen, though the next one was not due.
+    fn look_once_more(&mut self, board: &Board) {
+        let (now, mut at) = (Instant::now(), 0);
+        while at < self.late.len() && now.elapsed() < LAST_LOOKS_MAX {
+            let is_sent = self.late[at].watch.intended <= now;
+            if !is_sent || !self.look(board, at) {
+                at += 1;
+            }
+        }
     }
 
     /// Takes what came, and waits until something is due.
@@ -116,10 +138,7 @@ impl Looker {
             };
             match got {
                 Ok(_) if self.late.len() >= WATCHED_MAX => board.lock().result.not_watched += 1,
-                Ok(watch) => {
-                    let next = watch.intended + FIRST_LOOK;
-                    self.late.push(Late { watch, next, interval: LOOK_INTERVAL });
-                }
+                Ok(watch) => self.late.push(Late::of(watch)),
                 Err(RecvTimeoutError::Timeout) => return,
                 Err(RecvTimeoutError::Disconnected) => return std::thread::sleep(wait),
             }

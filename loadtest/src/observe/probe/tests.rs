@@ -99,6 +99,28 @@ fn a_message_that_never_comes_is_given_up_and_too_many_are_not_watched() {
 }
 
 #[test]
+fn what_is_there_at_the_end_is_seen_though_no_look_was_due() {
+    let there = Arc::new(AtomicBool::new(false));
+    let seen = there.clone();
+    let fake = Fake::start(move |_| {
+        let points = if seen.load(Ordering::Relaxed) { vec![json!({ "value": 5.0 })] } else { Vec::new() };
+        Ok((200, json!({ "points": points, "truncated": false }).to_string()))
+    });
+    let probe = StoredProbe::start(&fake.handle, &fake.access("acme")).unwrap();
+    let began = Instant::now();
+    let Some(intended) = began.checked_sub(Duration::from_secs(1)) else { return };
+    probe.watch(stored(5.0, intended));
+    // By then a quarter of a second lies between two looks.
+    while fake.requests.lock().unwrap().len() < 9 {
+        assert!(began.elapsed() < LONG, "it does not look");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    there.store(true, Ordering::Relaxed);
+    let result = probe.finish();
+    assert_eq!((result.histogram.len(), result.given_up, result.waiting), (1, 0, 0));
+}
+
+#[test]
 fn observations_that_nobody_takes_are_bounded() {
     let (board, now) = (Board::new(), Instant::now());
     for number in 0..OBSERVED_MAX as u64 + 5 {
