@@ -1,4 +1,4 @@
-//! AVX2: `vpmaddwd` sums two products of int16 into each of eight int32, exactly.
+//! AVX2: `vpmaddwd` sums two products of int16 into each of eight int32, exactly. With FMA: products and sums of eight f32.
 
 use crate::Requantize;
 use crate::dense::{Group, LANES};

@@ -5,9 +5,10 @@
 //! Cast: the runtime's tract engine makes these of what it finds in a graph, at load, and runs them in operators of its own.
 //! Nothing is called from here but the processor.
 //!
-//! Tensors of a convolution are NHWC (channels innermost) without a batch: a pixel's channels lie side by side, which is what the kernels
-//! read. Three ways through (`Plan`): pointwise (1 x 1, a matrix product as it lies), depthwise (one filter a channel), and
-//! the rest by gathering each output pixel's window into a row, then the matrix product.
+//! Tensors of a [`Convolution`] are NHWC (channels innermost) without a batch: a pixel's channels lie side by side, which is
+//! what its kernels read. Three ways through (`Plan`): pointwise (1 x 1, a matrix product as it lies), depthwise (one filter a
+//! channel; module `depthwise`, in int8, where `planes` is the one in f32), and the rest by gathering each output pixel's window
+//! into a row, then the matrix product.
 //!
 //! The sum of a window is exact, whatever the kernel: int8 products of at most 2^14 in an int32, so windows hold at most
 //! [`WINDOW_MAX`] elements. It is scaled in f32, rounded to the nearest, ties to even, as ONNX Runtime does it
